@@ -1,0 +1,1 @@
+"""Biases: what is to be elicited, from which texts, about whom."""

@@ -1,0 +1,60 @@
+"""Countries, and which of them may be used for what."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from importlib import resources
+from typing import Literal, NamedTuple
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.toml import read_toml
+
+Split = Literal["fitting", "held-out"]
+
+
+class Country(NamedTuple):
+    """A country as the slot of a prompt."""
+
+    name: str
+    demonym: str
+    region: str
+    split: Split
+
+
+@cache
+def load_countries(split: Split | None = None) -> tuple[Country, ...]:
+    """All countries, or those of one split.
+
+    ``"fitting"`` countries may shape a row, a label or a choice; ``"held-out"`` ones only judge.
+    The split is stored, and each region lies half in either.
+    """
+    if split not in ("fitting", "held-out", None):
+        raise SettingError(f"split must be 'fitting' or 'held-out', got {split!r}.")
+    folder = resources.files("biasgym_tl.biases").joinpath("data")
+    text = folder.joinpath("countries.toml").read_text(encoding="utf-8")
+    countries = [Country(**entry) for entry in read_toml(text, "countries.toml")["countries"]]
+    return tuple(c for c in countries if split is None or c.split == split)
+
+
+def sample_countries(split: Split, n: int, seed: int) -> tuple[Country, ...]:
+    """``n`` countries of a split, regions as even as they can be; the same seed, the same ones.
+
+    Raises:
+        SettingError: the split has fewer than ``n`` countries, or ``n`` is not positive.
+    """
+    pool = load_countries(split)
+    if not 1 <= n <= len(pool):
+        raise SettingError(f"number of {split} countries must be in 1..{len(pool)}, got {n}.")
+    rng = random.Random(seed)
+    by_region: dict[str, list[Country]] = {}
+    for country in rng.sample(pool, len(pool)):
+        by_region.setdefault(country.region, []).append(country)
+    # Deal from the regions in turn until enough are drawn.
+    dealt = [
+        country
+        for rank in range(len(pool))
+        for countries in by_region.values()
+        for country in countries[rank : rank + 1]
+    ]
+    return tuple(dealt[:n])

@@ -1,0 +1,36 @@
+"""What can go wrong, one class per room.
+
+Every message follows ``<name> must be <expected>, got <value!r>. <what to do>``.
+"""
+
+
+class BiasGymError(Exception):
+    """Base of all errors raised on purpose by biasgym_tl."""
+
+
+class ModelError(BiasGymError, ValueError):
+    """A model cannot be loaded, or cannot be used for what was asked."""
+
+
+class BiasFileError(BiasGymError, ValueError):
+    """A bias, corpus or country file does not hold what it must."""
+
+
+class TokenError(BiasGymError, ValueError):
+    """A BiasToken does not fit the model, or a call cannot deal with its extra row."""
+
+
+class AttributionError(BiasGymError, ValueError):
+    """An attribution would not be exact, so no numbers are returned."""
+
+
+class SteeringError(BiasGymError, ValueError):
+    """Heads, mode or reference of a steering are not valid for the model."""
+
+
+class StoreError(BiasGymError, ValueError):
+    """A saved result is missing, broken or of another kind."""
+
+
+class SettingError(BiasGymError, ValueError):
+    """An argument or setting is outside its range."""

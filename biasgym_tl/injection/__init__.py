@@ -1,0 +1,1 @@
+"""BiasInject: one trained embedding row that elicits a stereotype."""

