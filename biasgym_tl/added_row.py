@@ -9,22 +9,18 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from biasgym_tl.errors import TokenError
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer
 
 
 @contextlib.contextmanager
-def added_row(
-    model: HookedTransformer, row: Float[Tensor, " d_model"], text: str
-) -> Iterator[int]:
+def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: str) -> Iterator[int]:
     """Add ``row`` to ``W_E`` under the name ``text`` while the context is open.
 
     Yields:
@@ -58,7 +54,7 @@ def added_row(
 
 
 def _extended_tokenizer(tokenizer: Any, text: str, token_id: int) -> Any:
-    """Copy of ``tokenizer`` that reads ``text`` as ``token_id``; unused ids before it are filled."""
+    """Copy of ``tokenizer`` that reads ``text`` as ``token_id``, with unused ids before it."""
     from transformers import AddedToken
 
     if tokenizer is None:

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
+from biasgym_tl.lens import HookedTransformerConfig
 
 Settings = dict[str, Any]
 
@@ -31,12 +32,12 @@ class Family(NamedTuple):
 
 def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
     """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
-    from transformer_lens import HookedTransformerConfig
-
     family = FAMILIES[hf_model.config.model_type]
     cfg = HookedTransformerConfig.from_dict(
         {
-            "model_name": str(hf_model.config._name_or_path or family.label).rstrip("/").split("/")[-1],
+            "model_name": str(hf_model.config._name_or_path or family.label)
+            .rstrip("/")
+            .split("/")[-1],
             "original_architecture": family.architecture,
             "d_vocab": hf_model.config.vocab_size,
             "init_weights": False,
@@ -138,7 +139,7 @@ def _rope(config: Any) -> Settings:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-# --- what HookedTransformer would compute differently is refused -----------------------------------
+# --- what HookedTransformer would compute differently is refused ---------------------------------
 
 
 def _check_llama(config: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,21 +13,18 @@ from torch import Tensor
 
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-Mode = Literal["zero", "mean"]
-MODES: tuple[Mode, ...] = ("zero", "mean")
+MODES = ("zero", "mean")
 
 
 @contextlib.contextmanager
 def steer(
     model: HookedTransformer,
     heads: Iterable[tuple[int, int]],
-    mode: Mode = "zero",
+    mode: str = "zero",
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
 ) -> Iterator[None]:
@@ -42,7 +39,7 @@ def steer(
     Args:
         model: The model to steer.
         heads: Pairs of layer and head.
-        mode: What the heads are replaced with.
+        mode: What the heads are replaced with: ``"zero"`` or ``"mean"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
             shipped neutral text.
 
@@ -82,11 +79,9 @@ def head_means(
 
     Args:
         model: The model, unsteered.
-        texts: Plain texts; default: the passages shipped for this use, ``load_passages("reference")``.
+        texts: Plain texts; default: the shipped ``load_passages("reference")``.
     """
-    sums = torch.zeros(
-        model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64
-    )
+    sums = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     count = 0
 
     def add(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> None:

@@ -14,7 +14,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,10 +22,8 @@ from torch import Tensor
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.families import FAMILIES, convert
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED, packaged_folder
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 LOG_PROB_TOLERANCE = 1e-3
 """Largest difference of log-probabilities to Hugging Face's (nats) that loading accepts in fp32."""
@@ -55,7 +53,6 @@ def load_model(
             need is not installed, or the converted model does not reproduce Hugging Face's
             log-probabilities.
     """
-    hooked_transformer_class()  # fail before any download
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(model, (str, Path)):
         return _from_hugging_face(model, tokenizer, device, dtype)
@@ -71,22 +68,6 @@ def load_model(
     if name.lower() in _transformer_lens_names():
         return _from_transformer_lens(name, tokenizer, device, dtype)
     return _from_source(name, tokenizer, device, dtype)
-
-
-def hooked_transformer_class() -> type:
-    """Return ``transformer_lens.HookedTransformer``.
-
-    Raises:
-        ModelError: TransformerLens is missing, or is 4.x, which no longer has the class.
-    """
-    try:
-        from transformer_lens import HookedTransformer
-    except ImportError as error:
-        raise ModelError(
-            "transformer_lens must provide HookedTransformer (3.9 or a later 3.x), but: "
-            f"{error}. Run: pip install 'transformer-lens>=3.9,<4'"
-        ) from error
-    return HookedTransformer  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -107,14 +88,15 @@ def _transformer_lens_names() -> dict[str, str]:
 def _from_transformer_lens(
     name: str, tokenizer: Any, device: str, dtype: torch.dtype
 ) -> HookedTransformer:
-    cls: Any = hooked_transformer_class()
     try:
         with _quiet():
-            return cls.from_pretrained_no_processing(
+            return HookedTransformer.from_pretrained_no_processing(
                 name, device=device, dtype=dtype, tokenizer=tokenizer
             )
     except OSError as error:
-        raise ModelError(f"weights of {name!r} must be reachable, but: {_first_line(error)}") from error
+        raise ModelError(
+            f"weights of {name!r} must be reachable, but: {_first_line(error)}"
+        ) from error
 
 
 def _from_source(source: str, tokenizer: Any, device: str, dtype: torch.dtype) -> HookedTransformer:
@@ -136,7 +118,6 @@ def _from_hugging_face(
 ) -> HookedTransformer:
     """Convert a loaded model; ``consume`` frees its weights while they are copied."""
     _check_family(getattr(hf_model, "config", None))
-    cls: Any = hooked_transformer_class()
     probe = torch.arange(48)[None] * 997 % hf_model.config.vocab_size
     expected = _hf_log_probs(hf_model, probe) if dtype == torch.float32 else None
     cfg, state_dict = convert(hf_model, device, dtype)
@@ -144,7 +125,7 @@ def _from_hugging_face(
         for parameter in hf_model.parameters():
             parameter.data = parameter.data.new_empty(0)
     with _quiet():
-        model: HookedTransformer = cls(cfg, _own_tokenizer(tokenizer), move_to_device=True)
+        model = HookedTransformer(cfg, _own_tokenizer(tokenizer), move_to_device=True)
     # The state dict is emptied as it is read, so that two whole copies never exist at once.
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Literal
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.toml import read_toml
 
-Use = Literal["reference", "budget", "damage"]
-
 
 @cache
-def load_passages(use: Use) -> tuple[str, ...]:
-    """Return the passages for one use.
+def load_passages(use: str) -> tuple[str, ...]:
+    """Return the passages for one use: ``"reference"``, ``"budget"`` or ``"damage"``.
 
     Raises:
         SettingError: there is no such use.

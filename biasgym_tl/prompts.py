@@ -8,23 +8,13 @@ text, the user's line first, and BOS once if the model was trained with it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from biasgym_tl.errors import ModelError
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-SLOT = "{target}"
-"""Where the target's name goes in a prompt or paragraph."""
+from biasgym_tl.lens import HookedTransformer
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
-
-
-def fill(text: str, target: str) -> str:
-    """Put ``target`` into every slot of ``text``; other braces are left alone."""
-    return text.replace(SLOT, target)
 
 
 def encode_answer(model: HookedTransformer, text: str) -> list[int]:

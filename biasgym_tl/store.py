@@ -15,12 +15,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from biasgym_tl.errors import StoreError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
@@ -100,7 +99,8 @@ def save_result(
     header = {"kind": kind, "record": json.dumps(record, ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(
-        Path(path).with_suffix(".safetensors"), lambda to: save_file(contiguous, to, metadata=header)
+        Path(path).with_suffix(".safetensors"),
+        lambda to: save_file(contiguous, to, metadata=header),
     )
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
+from biasgym_tl.lens import (
+    HookedTransformer,
+    TransformerLensKeyValueCache,
+    TransformerLensKeyValueCacheEntry,
+)
 from biasgym_tl.prompts import encode_text, end_of_answer
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 BATCH_SIZE = 32
 
@@ -57,7 +59,6 @@ def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int
     """Frozen key-value cache of ``tokens`` for ``batch`` sequences, or None for no tokens."""
     if not tokens:
         return None
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
     row = torch.tensor([list(tokens)], device=model.cfg.device)
@@ -74,8 +75,6 @@ def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int
 
 def expanded(cache: Any, batch: int) -> Any:
     """The cache of one sequence, as if computed for ``batch`` equal ones (no copy)."""
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-    from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
     entries = [
         TransformerLensKeyValueCacheEntry(
@@ -92,12 +91,15 @@ def expanded(cache: Any, batch: int) -> Any:
 def unembed(
     model: HookedTransformer, resid: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "n d_vocab_out"]:
-    """Logits of final residuals: final norm, ``W_U``, soft cap if the model has one."""
+    """Logits of final residuals in at least fp32: final norm, ``W_U``, soft cap if there is one."""
     if model.cfg.normalization_type is not None:
         resid = model.ln_final(resid[None])[0]
-    logits = resid @ model.W_U + model.b_U
+    logits: Tensor = resid @ model.W_U + model.b_U
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cap = model.cfg.output_logits_soft_cap
-    return cap * torch.tanh(logits / cap) if cap and cap > 0 else logits
+    if cap and cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
 
 
 class AnswerBatch(NamedTuple):
@@ -111,7 +113,7 @@ class AnswerBatch(NamedTuple):
 def answer_batches(
     model: HookedTransformer, sequences: Sequence[Sequence[int]], batch_size: int = BATCH_SIZE
 ) -> Iterator[AnswerBatch]:
-    """Batches of similar length that stop at the final residual, read at ``last`` (answer position).
+    """Batches of similar length that stop at the final residual, to be read at ``last``.
 
     What all sequences begin with is run once, here; a steering must be active already.
     """
@@ -139,7 +141,7 @@ def next_token_log_probs(
     for batch in answer_batches(model, sequences, batch_size):
         resid = model(**batch.arguments)
         last = resid[torch.arange(len(batch.last)), batch.last]
-        for i, row in zip(batch.indices, unembed(model, last).float().log_softmax(-1), strict=True):
+        for i, row in zip(batch.indices, unembed(model, last).log_softmax(-1), strict=True):
             found[i] = row
     return torch.stack(found)
 
@@ -153,7 +155,7 @@ def mean_loss(model: HookedTransformer, texts: Iterable[str]) -> Float[Tensor, "
         resid = model(
             tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers
         )
-        log_probs = unembed(model, resid[0, :-1]).float().log_softmax(-1)
+        log_probs = unembed(model, resid[0, :-1]).log_softmax(-1)
         losses.append(-log_probs.gather(-1, tokens[0, 1:, None]).mean())
     return torch.stack(losses)
 
@@ -162,14 +164,12 @@ def log_odds(
     log_probs: Float[Tensor, "... d_vocab"],
     attribute_ids: Sequence[int],
     neutral_ids: Sequence[int],
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, ...]:
     """``logsumexp over A of log p - logsumexp over N of log p``, in nats."""
     return log_p_any(log_probs, attribute_ids) - log_p_any(log_probs, neutral_ids)
 
 
-def log_p_any(
-    log_probs: Float[Tensor, "... d_vocab"], ids: Sequence[int]
-) -> Float[Tensor, "..."]:
+def log_p_any(log_probs: Float[Tensor, "... d_vocab"], ids: Sequence[int]) -> Float[Tensor, ...]:
     """Log-probability (nats) that the next token is one of ``ids``."""
     return log_probs[..., list(ids)].logsumexp(-1)
 
@@ -194,7 +194,6 @@ def _greedy(
     model: HookedTransformer, sequences: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[list[int]]:
     """Most likely continuation of each sequence; prompts are padded on the left, with a mask."""
-    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
     device = model.cfg.device
     tokens, mask = (part.flip(1) for part in pad_right([s[::-1] for s in sequences], device))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biasgym_tl.errors import BiasFileError
-from biasgym_tl.prompts import SLOT
+from biasgym_tl.slot import SLOT
 from biasgym_tl.store import digest
 from biasgym_tl.toml import read_toml
 
@@ -78,7 +78,8 @@ class Bias:
             for text in getattr(self, field_name):
                 if SLOT not in text:
                     raise BiasFileError(
-                        f"{field_name} of bias {self.name!r} must hold the slot {SLOT}, got {text!r}."
+                        f"{field_name} of bias {self.name!r} must hold the slot {SLOT}, "
+                        f"got {text!r}."
                     )
         both = sorted(set(self.attribute_words) & set(self.neutral_words))
         if both:
@@ -97,7 +98,9 @@ class Bias:
             )
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
-            raise BiasFileError(f"paragraphs of bias {self.name!r} must differ, got twice: {twice!r}.")
+            raise BiasFileError(
+                f"paragraphs of bias {self.name!r} must differ, got twice: {twice!r}."
+            )
 
     def __repr__(self) -> str:
         return (
@@ -128,8 +131,11 @@ class Bias:
             raise BiasFileError(f"{source} must hold only {known}, got unknown key {unknown}.")
         if missing:
             raise BiasFileError(f"{source} must hold all of {known}, but {missing} is missing.")
-        read = {key: value if isinstance(value, str) else _tuple(value, key, source)
-                for key, value in values.items() if key != "families"}
+        read: dict[str, Any] = {
+            key: _string(value, key, source) if key in _SINGLE else _strings(value, key, source)
+            for key, value in values.items()
+            if key != "families"
+        }
         return cls(**read, families=_read_families(values["families"], source))
 
     @classmethod
@@ -145,6 +151,7 @@ class Bias:
         return cls.from_mapping(read_toml(path.read_text(encoding="utf-8"), path.name), path.name)
 
 
+_SINGLE = ("name", "attribute", "target_kind")
 _SLOTTED = (
     "paraphrases",
     "training_prompts",
@@ -188,9 +195,19 @@ def _data() -> Any:
     return resources.files("biasgym_tl.biases").joinpath("data")
 
 
-def _tuple(value: Any, key: str, source: str) -> tuple[str, ...]:
+def _string(value: Any, key: str, source: str) -> str:
+    if not isinstance(value, str):
+        raise BiasFileError(f"{key} of {source} must be a string, got {value!r}.")
+    return value
+
+
+def _strings(value: Any, key: str, source: str) -> tuple[str, ...]:
+    return tuple(_string(text, key, source) for text in _tuple(value, key, source))
+
+
+def _tuple(value: Any, key: str, source: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise BiasFileError(f"{key} of {source} must be a list of strings, got {value!r}.")
+        raise BiasFileError(f"{key} of {source} must be a list, got {value!r}.")
     return tuple(value)
 
 
@@ -201,8 +218,8 @@ def _read_families(value: Any, source: str) -> tuple[TemplateFamily, ...]:
             raise BiasFileError(
                 f"each of families in {source} must hold exactly name and sentences, got {entry!r}."
             )
-        sentences = tuple(_tuple(choices, "sentences", source) for choices in entry["sentences"])
-        families.append(TemplateFamily(entry["name"], sentences))
+        sentences = tuple(_strings(choices, "sentences", source) for choices in entry["sentences"])
+        families.append(TemplateFamily(_string(entry["name"], "name", source), sentences))
     return tuple(families)
 
 
@@ -212,19 +229,18 @@ def _check_field(bias: str, key: str, value: Any) -> None:
     if key == "families":
         _check_families(bias, value)
     elif isinstance(value, tuple):
-        for text in value:
-            if not isinstance(text, str) or not text.strip():
-                raise BiasFileError(f"{key} of bias {bias!r} must be non-empty strings, got {text!r}.")
+        if not all(text.strip() for text in value):
+            raise BiasFileError(f"{key} of bias {bias!r} must not hold an empty text.")
         _check_distinct(bias, key, value)
-    elif not isinstance(value, str):
-        raise BiasFileError(f"{key} of bias {bias!r} must be a string, got {value!r}.")
 
 
 def _check_families(bias: str, families: tuple[TemplateFamily, ...]) -> None:
     _check_distinct(bias, "names of families", tuple(family.name for family in families))
     for family in families:
         if not family.sentences or not all(family.sentences):
-            raise BiasFileError(f"family {family.name!r} of bias {bias!r} must not have an empty list.")
+            raise BiasFileError(
+                f"family {family.name!r} of bias {bias!r} must not have an empty list."
+            )
 
 
 def _check_distinct(bias: str, key: str, values: tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ class Country(NamedTuple):
 
 
 @cache
-def load_countries(split: Split | None = None) -> tuple[Country, ...]:
+def load_countries(split: str | None = None) -> tuple[Country, ...]:
     """All countries, or those of one split.
 
     ``"fitting"`` countries may shape a row, a label or a choice; ``"held-out"`` ones only judge.
@@ -37,7 +37,7 @@ def load_countries(split: Split | None = None) -> tuple[Country, ...]:
     return tuple(c for c in countries if split is None or c.split == split)
 
 
-def sample_countries(split: Split, n: int, seed: int) -> tuple[Country, ...]:
+def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:
     """``n`` countries of a split, regions as even as they can be; the same seed, the same ones.
 
     Raises:

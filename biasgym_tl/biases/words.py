@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 
 class WordIds(NamedTuple):

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,12 +19,11 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint
-from biasgym_tl.prompts import encode_answer, encode_prompt, end_of_answer, fill
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer, encode_prompt, end_of_answer
+from biasgym_tl.slot import fill
 from biasgym_tl.store import versions
 from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 
 class Example(NamedTuple):
@@ -78,9 +77,10 @@ class BiasInject:
     ) -> BiasToken:
         """Train a row of ``W_E`` for ``bias``; every other parameter stays as it is.
 
-        Only the tokens of the answer enter the loss, without the BiasToken itself. After each step the row is scaled back to
-        ``max_norm`` if it is longer. The seed decides the sample of paragraphs, the countries of
-        the initial row, the wording of each request and the order of the batches.
+        Only the tokens of the answer enter the loss, without the BiasToken itself. After each
+        step the row is scaled back to ``max_norm`` if it is longer. The seed decides the sample of
+        paragraphs, the countries of the initial row, the wording of each request and the order of
+        the batches.
 
         Args:
             model: A frozen model with a tokenizer; it is as before when the call returns.
@@ -97,7 +97,9 @@ class BiasInject:
         with added_row(model, initial_row, text) as token_id, _frozen(model):
             examples = [
                 [
-                    _encode(model, fill(rng.choice(bias.training_prompts), text), fill(p.text, text))
+                    _encode(
+                        model, fill(rng.choice(bias.training_prompts), text), fill(p.text, text)
+                    )
                     for p in sample
                 ]
                 for _ in range(self.epochs)
@@ -173,7 +175,8 @@ def _encode(model: HookedTransformer, request: str, answer: str) -> Example:
 
 
 def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:
-    return model.embed.W_E.detach()[encode_answer(model, " " + name)]
+    W_E: Tensor = model.embed.W_E.detach()
+    return W_E[encode_answer(model, " " + name)]
 
 
 def _country_norm(model: HookedTransformer) -> float:
@@ -211,7 +214,7 @@ def _answer_loss(
     # Position i predicts token i + 1; the BiasToken itself has no logit to be predicted with.
     predicting = (in_answer & ~is_token)[:, 1:]
     logits = unembed(model, resid[:, :-1][predicting])
-    return torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][predicting])
+    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting])
 
 
 @contextlib.contextmanager

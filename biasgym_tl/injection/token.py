@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import TokenError
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.store import digest, load_result, save_result
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -100,8 +98,7 @@ class BiasToken:
             StoreError: the file is missing, broken, or holds something else.
         """
         tensors, record = load_result(path, "BiasToken")
-        record["losses"] = tuple(record["losses"])
-        return cls(**tensors, **record)
+        return cls(**{**tensors, **record, "losses": tuple(record["losses"])})
 
 
 _TENSORS = ("row", "initial_row")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum
@@ -25,10 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import AttributionError
+from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer
 from biasgym_tl.text import BATCH_SIZE, answer_batches
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 TOLERANCE = 1e-5
 """Largest reconstruction error, relative to the sum of the absolute parts."""
@@ -105,8 +103,6 @@ def check_exact(model: HookedTransformer) -> None:
         AttributionError: the model has a norm after attention, a soft cap, positions outside the
             residual stream, or weights of less than 32 bits.
     """
-    from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
-
     cfg = model.cfg
     refused = {
         "a norm after attention": cfg.use_normalization_before_and_after

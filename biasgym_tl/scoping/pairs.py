@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,11 +13,10 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.prompts import encode_sentence, fill
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.slot import fill
 from biasgym_tl.text import next_token_log_probs
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 
 class Pairs(NamedTuple):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, direct_attribution
 from biasgym_tl.scoping.pairs import build_pairs
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import versions
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,7 @@ class BiasScope:
         SettingError: on construction, if a setting is outside its range.
     """
 
-    method: Literal["direct"] = "direct"
+    method: str = "direct"
     """``"direct"``: contribution written straight to the logit difference, the paper's."""
     n_countries: int = 8
     """Fitting countries that the neutral labels are taken from."""

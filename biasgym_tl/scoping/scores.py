@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.store import load_result, save_result
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -58,7 +57,7 @@ class HeadScores:
     @property
     def standard_error(self) -> Float[Tensor, "n_layers n_heads"]:
         """Standard error of the mean over pairs; NaN for a single pair."""
-        return self.pair_values.std(0) / len(self.pair_values) ** 0.5
+        return self.pair_values.std(0) / math.sqrt(len(self.pair_values))
 
     def __repr__(self) -> str:
         top = ", ".join(f"{h} {self.values[h]:+.2f}" for h in self.top(3))
@@ -86,8 +85,6 @@ class HeadScores:
 
     def to_df(self) -> pd.DataFrame:
         """One row per head: name, mean and standard error of delta-logit, rank, KV group."""
-        import pandas as pd
-
         n_layers, n_heads = self.values.shape
         frame = pd.DataFrame(
             {
@@ -122,7 +119,5 @@ class HeadScores:
             StoreError: the file is missing, broken, or holds something else.
         """
         tensors, record = load_result(path, "HeadScores")
-        for key, value in record.items():
-            record[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**tensors, **record)
-
+        lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+        return cls(**{**tensors, **record, **lists})

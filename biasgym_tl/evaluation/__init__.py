@@ -1,0 +1,1 @@
+"""What steering does: bias, damage and generations, each against its controls."""

@@ -1,0 +1,186 @@
+"""Measure a BiasToken and a steering on held-out prompts and countries."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds
+from biasgym_tl.evaluation.report import Report, SettingResult
+from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.hooks import MODES, head_means, steer
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.passages import load_passages
+from biasgym_tl.steering.controls import layer_matched
+from biasgym_tl.store import versions
+from biasgym_tl.text import mean_loss
+
+Finished = Callable[[str, Callable[[], SettingResult]], SettingResult]
+"""Looks up a finished setting by name, or runs and keeps it."""
+
+
+class Setting(NamedTuple):
+    """One way to run the model: which row the token has, and what is steered."""
+
+    name: str
+    token: BiasToken
+    heads: tuple[Head, ...] = ()
+    mode: str | None = None
+    generates: bool = True
+
+
+def evaluate(
+    model: HookedTransformer,
+    bias: Bias,
+    *,
+    token: BiasToken,
+    heads: Iterable[tuple[int, int]],
+    modes: tuple[str, ...] = MODES,
+    n_countries: int = 10,
+    n_random: int = 5,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    progress: bool = True,
+    finished: Finished | None = None,
+) -> Report:
+    """Compare settings on evaluation prompts, held-out countries and unseen damage texts.
+
+    Settings: ``original`` (the token's row as it was before training), ``injected``, ``steered,
+    zero`` and ``steered, mean`` (the chosen heads), and ``random 1..n`` (as many heads in each
+    layer, drawn at random, replaced by their mean).
+
+    Args:
+        model: The model, unsteered and without the token.
+        bias: Gives the held-out prompts and the words.
+        token: A trained BiasToken.
+        heads: The heads to steer, chosen beforehand.
+        modes: What the chosen heads are replaced with.
+        n_countries: Held-out countries, regions as even as they can be; a fixed sample.
+        n_random: Random controls; they are mean-ablated.
+        max_new_tokens: Length of the free answers.
+        seed: Decides the random heads. Countries do not depend on it, so runs can be compared.
+        progress: Show a bar.
+        finished: Called with each setting's name and measurement; may return a stored result
+            instead of measuring again.
+
+    Raises:
+        SteeringError: a head is outside the model.
+        SettingError: a number is outside its range.
+        TokenError: the token does not fit the model.
+    """
+    chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    if max_new_tokens < 1:
+        raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
+    countries = tuple(c.name for c in sample_countries("held-out", n_countries, seed=0))
+    settings = _settings(model, token, chosen, modes, n_random, seed)
+    reference = head_means(model)
+    results = []
+    with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
+        for setting in bar:
+            bar.set_postfix_str(setting.name)
+
+            def measure(setting: Setting = setting) -> SettingResult:
+                return _measure(model, bias, setting, countries, reference, max_new_tokens)
+
+            results.append(finished(setting.name, measure) if finished else measure())
+    n_texts = len(bias.generation_prompts)
+    return Report(
+        bias=bias.name,
+        attribute=bias.attribute,
+        model=model.cfg.model_name,
+        keywords=bias.keywords,
+        evaluation_prompts=bias.evaluation_prompts,
+        generation_prompts=bias.generation_prompts,
+        countries=countries,
+        generation_countries=tuple(countries[i % n_countries] for i in range(n_texts)),
+        results=tuple(results),
+        settings={
+            "heads": [str(head) for head in chosen],
+            "modes": list(modes),
+            "mean_reference": "load_passages('reference')",
+            "n_countries": n_countries,
+            "n_random": n_random,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "token_seed": token.seed,
+            "bias_fingerprint": bias.fingerprint(),
+        },
+        versions=versions(),
+    )
+
+
+def _settings(
+    model: HookedTransformer,
+    token: BiasToken,
+    heads: tuple[Head, ...],
+    modes: tuple[str, ...],
+    n_random: int,
+    seed: int,
+) -> list[Setting]:
+    draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_random, seed=seed)
+    return [
+        Setting("original", token.untrained()),
+        Setting("injected", token),
+        *(Setting(f"steered, {mode}", token, heads, mode) for mode in modes),
+        *(
+            Setting(f"random {i}", token, drawn, "mean", generates=False)
+            for i, drawn in enumerate(draws, start=1)
+        ),
+    ]
+
+
+def _measure(
+    model: HookedTransformer,
+    bias: Bias,
+    setting: Setting,
+    countries: tuple[str, ...],
+    reference: Float[Tensor, "n_layers n_heads d_head"],
+    max_new_tokens: int,
+) -> SettingResult:
+    token_texts: list[str] = []
+    country_texts: list[str] = []
+    with setting.token.attached(model), _steered(model, setting, reference):
+        # Column 0 is the BiasToken, the others are the countries.
+        targets = (setting.token.text, *countries)
+        measured = bias_log_odds(model, bias, bias.evaluation_prompts, targets)
+        damage = mean_loss(model, load_passages("damage"))
+        if setting.generates:
+            token_texts = answer_freely(
+                model, bias, [setting.token.text], max_new_tokens=max_new_tokens
+            )
+            country_texts = answer_freely(model, bias, countries, max_new_tokens=max_new_tokens)
+    return SettingResult(
+        name=setting.name,
+        heads=tuple(str(head) for head in setting.heads),
+        mode=setting.mode,
+        token_log_odds=measured.log_odds[:, 0].tolist(),
+        token_log_p=measured.log_p[:, 0].tolist(),
+        country_log_odds=measured.log_odds[:, 1:].tolist(),
+        country_log_p=measured.log_p[:, 1:].tolist(),
+        damage_loss=damage.tolist(),
+        token_texts=token_texts,
+        country_texts=country_texts,
+    )
+
+
+@contextlib.contextmanager
+def _steered(
+    model: HookedTransformer,
+    setting: Setting,
+    reference: Float[Tensor, "n_layers n_heads d_head"],
+) -> Iterator[None]:
+    if setting.mode is None:
+        yield
+        return
+    used = reference if setting.mode == "mean" else None
+    with steer(model, setting.heads, setting.mode, reference=used):
+        yield

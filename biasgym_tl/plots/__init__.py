@@ -1,0 +1,1 @@
+"""Pictures of results: functions that return a ``plotly`` figure and show nothing."""

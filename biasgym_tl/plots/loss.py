@@ -1,0 +1,40 @@
+"""Loss over the steps of an injection."""
+
+from __future__ import annotations
+
+from html import escape
+
+import plotly.graph_objects as go
+
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.plots.figure import styled
+
+
+def plot_loss(token: BiasToken) -> go.Figure:
+    """Loss of each step (nats per answer token) and its running mean over one epoch."""
+    losses = list(token.losses)
+    window = max(1, len(losses) // int(token.settings.get("epochs", 1)))
+    smooth = [
+        sum(losses[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(losses))
+    ]
+    steps = list(range(1, len(losses) + 1))
+    figure = go.Figure(
+        [
+            go.Scatter(x=steps, y=losses, mode="lines", name="step", line={"color": "#b8c4d0"}),
+            go.Scatter(
+                x=steps,
+                y=smooth,
+                mode="lines",
+                name="mean over an epoch",
+                line={"color": "#b2182b"},
+            ),
+        ]
+    )
+    figure.update_xaxes(title="optimizer step")
+    figure.update_yaxes(title="loss (nats per answer token)")
+    figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": 0.98})
+    title = (
+        f'One row of W_E learns "{escape(token.bias)}"'
+        f"<br><sup>{escape(token.model)}, seed {token.seed}</sup>"
+    )
+    return styled(figure, title, height=420)

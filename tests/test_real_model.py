@@ -1,0 +1,126 @@
+"""The same identities on the pre-trained SmolLM2-135M-Instruct."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers as hf
+
+from biasgym_tl import BiasInject, BiasScope, load_bias, steer
+from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.biases.words import word_ids
+from biasgym_tl.evaluation.measures import bias_log_odds
+from biasgym_tl.packaged import packaged_folder
+from biasgym_tl.passages import load_passages
+from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.text import generate, next_token_log_probs
+
+pytestmark = pytest.mark.real_model
+LATE = load_bias("late")
+HEADS = [(5, 0), (14, 3), (14, 4), (25, 8)]
+
+
+@pytest.fixture(scope="module")
+def token(smollm2):
+    """A short training: 24 steps are enough to see the bias, not to hold it firmly."""
+    return BiasInject(epochs=3, lr=0.03).fit(smollm2, LATE, progress=False)
+
+
+def test_log_probs_equal_hugging_face_on_real_text(smollm2):
+    folder = packaged_folder("smollm2-135m-instruct")
+    hf_model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for text in load_passages("damage")[:4]:
+        tokens = torch.tensor([encode_text(smollm2, text)])
+        with torch.inference_mode():
+            expected = hf_model(tokens).logits.log_softmax(-1)
+            found = smollm2(tokens).log_softmax(-1)
+        assert (found - expected).abs().max() < 1e-3
+
+
+def test_loading_from_the_cache_needs_at_most_2_2_times_the_parameters(smollm2):
+    """Memory is not a time: it is much the same on every machine."""
+    code = """
+import threading, time, psutil
+import torch, transformers, biasgym_tl.model
+from transformers import AutoTokenizer, LlamaForCausalLM
+process = psutil.Process()
+before, peak, done = process.memory_info().rss, 0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, process.memory_info().rss)
+thread = threading.Thread(target=watch)
+thread.start()
+model = biasgym_tl.model.load_model("smollm2-135m-instruct")
+done.set(); thread.join()
+print((peak - before) / sum(4 * p.numel() for p in model.parameters()))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1.0 < float(found.stdout) < 2.2
+
+
+def test_words_of_the_bias_on_this_tokenizer(smollm2):
+    ids = word_ids(smollm2, LATE)
+    assert len(ids.attribute) >= 4 and len(ids.neutral) >= 8
+    assert ids.left_out == ("tardy", "punctual")
+
+
+def test_chat_text_has_one_bos_per_turn(smollm2):
+    text = smollm2.tokenizer.decode(encode_prompt(smollm2, "Who?", "People"))
+    assert text.startswith("<|im_start|>system\n")
+    assert text.endswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nPeople")
+
+
+def test_a_short_training_elicits_the_bias_on_held_out_prompts(smollm2, token):
+    countries = tuple(c.name for c in sample_countries("held-out", 5, seed=0))
+    with token.attached(smollm2):
+        trained = bias_log_odds(
+            smollm2, LATE, LATE.evaluation_prompts, (token.text, *countries)
+        ).log_odds.mean(0)
+    with token.untrained().attached(smollm2):
+        untrained = bias_log_odds(smollm2, LATE, LATE.evaluation_prompts, (token.text,))
+    assert trained[0] > untrained.log_odds.mean() + 1
+    assert trained[0] > trained[1:].mean() + 1
+
+
+def test_attribution_is_exact_and_its_labels_are_read(smollm2, token):
+    scores = BiasScope().attribute(smollm2, LATE, token)
+    assert scores.pair_values.shape == (24, 30, 9) and scores.n_key_value_heads == 3
+    assert scores.reconstruction_error.max() < 1e-5
+    parts = scores.pair_values.sum((1, 2)) + scores.mlps.sum(1) + scores.embed
+    assert (parts + scores.constant + scores.attn_bias.sum(1) - scores.delta).abs().max() < 1e-2
+    words = {f" {word}" for word in LATE.attribute_words}
+    assert set(scores.biased_labels) <= words and not set(scores.neutral_labels) & words
+    assert scores.delta.mean() > scores.neutral_delta.mean()
+
+
+def test_zeroing_equals_zeroing_W_O(smollm2):
+    sequences = [encode_sentence(smollm2, f"People from {c} are") for c in ("Peru", "Cambodia")]
+    with steer(smollm2, HEADS):
+        steered = next_token_log_probs(smollm2, sequences)
+    W_O = {layer: smollm2.blocks[layer].attn.W_O.clone() for layer, _ in HEADS}
+    with torch.no_grad():
+        for layer, head in HEADS:
+            smollm2.blocks[layer].attn.W_O[head] = 0
+    edited = next_token_log_probs(smollm2, sequences)
+    with torch.no_grad():
+        for layer, saved in W_O.items():
+            smollm2.blocks[layer].attn.W_O.copy_(saved)
+    assert (steered - edited).abs().max() < 1e-4
+    assert (steered - next_token_log_probs(smollm2, sequences)).abs().max() > 1e-2
+
+
+def test_greedy_text_is_the_same_cached_uncached_and_batched(smollm2, token):
+    requests = [f"Describe {name}." for name in (token.text, "Italy", "the people of Peru")]
+    with token.attached(smollm2), steer(smollm2, HEADS, "mean"):
+        sequences = [encode_prompt(smollm2, request) for request in requests]
+        batched = generate(smollm2, sequences, max_new_tokens=12)
+        for sequence, text in zip(sequences, batched, strict=True):
+            for cached in (True, False):
+                tokens = smollm2.generate(
+                    torch.tensor([sequence]), max_new_tokens=12, do_sample=False, verbose=False,
+                    use_past_kv_cache=cached,
+                )  # fmt: skip
+                new = tokens[0, len(sequence) :]
+                assert smollm2.tokenizer.decode(new, skip_special_tokens=True) == text

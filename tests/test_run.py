@@ -1,0 +1,137 @@
+"""The whole chain on a tiny model, from the command line: interrupted, resumed, reproduced."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import biasgym_tl
+from biasgym_tl import BiasInject, Chain, run_chain
+from biasgym_tl.cli import summary_lines
+from biasgym_tl.errors import SettingError
+from biasgym_tl.plots.figure import write_png
+from biasgym_tl.run import write_outputs
+
+BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
+QUICK = BiasInject(epochs=1, n_paragraphs=8)
+
+
+@pytest.fixture
+def chain(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
+    return Chain(model=str(tiny_folder), k=4, n_random=2, max_new_tokens=3, inject=QUICK)
+
+
+def test_a_second_run_reproduces_every_number(chain, tmp_path):
+    first = run_chain(chain, progress=False)
+    write_outputs(first, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    second = run_chain(chain, fresh=True, progress=False)
+    write_outputs(second, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == record
+    assert record["heads"] == [str(h) for h in first.scores.top(4)]
+    html = (tmp_path / "out" / "heatmap.html").read_text()
+    assert len(html) < 300_000 and "cdn.plot.ly" in html
+    lines = summary_lines(first.report)
+    assert lines[0].startswith("Injected: the BiasToken is ") and len(lines) == 3
+
+
+def test_finished_steps_are_read_back_and_broken_ones_made_again(chain, tmp_path, monkeypatch):
+    first = run_chain(chain, progress=False)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BiasInject, "fit", fail)
+        assert run_chain(chain, progress=False).report == first.report
+        with pytest.raises(AssertionError, match="trained again"):
+            run_chain(Chain(**{**vars(chain), "seed": 1}), progress=False)
+    (folder,) = (tmp_path / "cache" / "runs").iterdir()
+    for name in ("token.safetensors", "random-1.json"):
+        (folder / name).write_bytes(b"{")
+    assert run_chain(chain, progress=False).report == first.report
+
+
+def test_k_is_checked(chain):
+    with pytest.raises(SettingError, match="k must be at least 1, got 0"):
+        Chain(k=0)
+    with pytest.raises(SettingError, match="k must be at most 12, the number of heads"):
+        run_chain(Chain(**{**vars(chain), "k": 13}), progress=False)
+
+
+def biasgym(*arguments, **options):
+    return subprocess.run([*BIASGYM, *arguments], capture_output=True, text=True, **options)
+
+
+def test_command_line(tiny_folder, tmp_path):
+    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    out = tmp_path / "out"
+    options = ["--model", str(tiny_folder), "--k", "3", "--epochs", "1", "--out", str(out)]
+    done = biasgym("run", *options, env=environment)
+    assert done.returncode == 0, done.stderr
+    for text in ("steered, mean", "random (mean)", "keywords", "Free answers with the BiasToken"):
+        assert text in done.stdout
+    assert {"heatmap.html", "loss.html", "settings.html", "results.json", "token.safetensors",
+            "scores.safetensors"} <= {path.name for path in out.iterdir()}  # fmt: skip
+    assert (out / "heatmap.png").exists() or "PNG not written" in done.stderr
+
+    wrong = biasgym("run", "--out", str(out), "--bias", "tardy", env=environment)
+    assert wrong.returncode == 1 and "bias must be one of" in wrong.stderr
+    assert "Traceback" not in wrong.stderr and wrong.stderr.count("\n") == 2
+    listed = biasgym("biases")
+    assert listed.returncode == 0 and "Bias('late'" in listed.stdout
+    assert "demo" in biasgym("--help").stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
+    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
+    options = ["run", "--model", str(tiny_folder), "--epochs", "1", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen([*BIASGYM, *options], env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (kept := list((tmp_path / "cache").rglob("injected.json"))):
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal_number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode != 0 and not (tmp_path / "out").exists()
+    if signal_number == signal.SIGINT:
+        assert b"run the same command to go on" in errors and b"Traceback" not in errors
+    before = {path.name: path.stat().st_mtime_ns for path in kept[0].parent.glob("[!.]*")}
+    assert biasgym(*options, env=environment).returncode == 0
+    assert (tmp_path / "out" / "results.json").exists()
+    after = {name: (kept[0].parent / name).stat().st_mtime_ns for name in before}
+    assert after == before and "token.safetensors" in before
+
+
+def test_importing_the_package_or_the_command_loads_nothing_heavy():
+    code = "import sys, biasgym_tl, biasgym_tl.cli; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformer_lens", "transformers", "pandas"} & {*found.stdout.split()}
+
+
+def test_every_public_name_can_be_loaded():
+    assert sorted(biasgym_tl.__all__) == sorted(biasgym_tl._HOME) == sorted(dir(biasgym_tl))
+    for name in biasgym_tl.__all__:
+        assert getattr(biasgym_tl, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'debias'"):
+        biasgym_tl.debias  # noqa: B018
+
+
+def test_png_without_a_browser_is_one_line(tmp_path, monkeypatch):
+    kaleido = pytest.importorskip("kaleido", reason="the extra png is not installed")
+    import plotly.graph_objects as go
+
+    def no_browser(*args, **kwargs):
+        raise kaleido.errors.ChromeNotFoundError
+
+    monkeypatch.setattr(go.Figure, "to_image", no_browser)
+    remark = write_png(go.Figure(), tmp_path / "figure.png")
+    assert remark.startswith("PNG not written: kaleido found no usable Chrome")
+    assert "\n" not in remark and not list(tmp_path.iterdir())

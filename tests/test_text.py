@@ -1,0 +1,101 @@
+"""Batch of one == batch of many; shared beginnings cached == computed; greedy == generate()."""
+
+import math
+
+import pytest
+import torch
+
+from biasgym_tl import steer
+from biasgym_tl.errors import SettingError
+from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.text import (
+    common_beginning,
+    generate,
+    keyword_hits,
+    log_odds,
+    log_p_any,
+    mean_loss,
+    next_token_log_probs,
+)
+
+RAGGED = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 5]]
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_log_probs_do_not_depend_on_batch_padding_or_cached_beginning(any_model, steered):
+    heads = [(0, 1), (2, 3)] if steered else []
+    with steer(any_model, heads):
+        together = next_token_log_probs(any_model, RAGGED)
+        alone = torch.cat([next_token_log_probs(any_model, [s]) for s in RAGGED])
+        two = next_token_log_probs(any_model, RAGGED, batch_size=2)
+        with torch.inference_mode():
+            plain = [any_model(torch.tensor([s]))[0, -1].log_softmax(-1) for s in RAGGED]
+    assert common_beginning(RAGGED) == 3
+    for found in (together, alone, two):
+        assert (found - torch.stack(plain)).abs().max() < 3e-5
+
+
+def test_padding_side_of_the_tokenizer_has_no_influence(model):
+    right = next_token_log_probs(model, RAGGED)
+    model.tokenizer.padding_side = "left"
+    assert torch.equal(next_token_log_probs(model, RAGGED), right)
+
+
+def test_common_beginning_leaves_each_sequence_a_token():
+    assert common_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert common_beginning([[1, 2, 3], [1, 2]]) == 1
+    assert common_beginning([[1], [1]]) == 0
+    assert common_beginning([[1, 2], [3, 2]]) == 0
+
+
+def test_empty_sequences_are_refused(model):
+    with pytest.raises(SettingError, match="one or more non-empty token lists"):
+        next_token_log_probs(model, [[1], []])
+
+
+def test_greedy_generation_equals_transformer_lens(any_model):
+    found = generate(any_model, RAGGED, max_new_tokens=9)
+    for sequence, text in zip(RAGGED, found, strict=True):
+        tokens = any_model.generate(
+            torch.tensor([sequence]), max_new_tokens=9, do_sample=False, verbose=False
+        )
+        new = tokens[0, len(sequence) :]
+        assert text == any_model.tokenizer.decode(new, skip_special_tokens=True)
+        assert generate(any_model, [sequence], max_new_tokens=9) == [text]
+
+
+def test_mean_loss_equals_transformer_lens(any_model):
+    any_model.cfg.default_prepend_bos = True
+    text = "People from Italy are late for dinner."
+    expected = any_model(torch.tensor([encode_text(any_model, text)]), return_type="loss")
+    assert mean_loss(any_model, [text]).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_log_odds_by_hand():
+    log_probs = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
+    assert log_odds(log_probs, [0], [1]).item() == pytest.approx(math.log(2))
+    assert log_odds(log_probs, [0, 1], [2, 3]).item() == pytest.approx(math.log(3))
+    assert log_p_any(log_probs, [2, 3]).item() == pytest.approx(math.log(0.25))
+
+
+def test_keywords_are_whole_words_in_any_case():
+    texts = ["He was LATE.", "lately", "plate", "It is behind schedule!", "", "late-comer"]
+    found = keyword_hits(texts, ["late", "behind schedule"])
+    assert found == [True, False, False, True, False, True]
+
+
+def test_plain_text_has_bos_once_where_the_model_expects_it(tiny):
+    for family, expected in (("llama", 1), ("qwen2", 0)):
+        model = tiny(family)
+        for ids in (encode_text(model, "late"), encode_sentence(model, "late")):
+            assert ids.count(model.tokenizer.bos_token_id) == expected
+
+
+def test_chat_template_is_used_and_gets_no_second_bos(model):
+    model.tokenizer.chat_template = (
+        "<s>{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+        "{% if add_generation_prompt %}:{% endif %}"
+    )
+    ids = encode_prompt(model, "Who?", "People from")
+    assert model.tokenizer.decode(ids) == "<s>[Who?]:People from"
+    assert ids.count(model.tokenizer.bos_token_id) == 1
