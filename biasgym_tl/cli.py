@@ -28,15 +28,12 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse
 
 
 def main() -> None:
-    """Entry point: known errors become one line, Ctrl-C a remark."""
+    """Entry point: known errors become one line."""
     try:
         app()
     except BiasGymError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. What was finished is kept: run the same command to go on.", err=True)
-        sys.exit(130)
 
 
 @app.command()
@@ -60,7 +57,7 @@ def run(
     bias: Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")] = "late",
     seed: Seed = 0,
     k: Annotated[int, typer.Option(help="Number of heads to steer.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Passes over the training paragraphs.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Passes over the training paragraphs.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of the row.")] = 0.01,
     fresh: Fresh = False,
 ) -> None:
@@ -92,7 +89,11 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
 
     disable_progress_bar()
     typer.echo(f"Loading {chain.model} ...", err=True)
-    result = run_chain(chain, fresh=fresh)
+    try:
+        result = run_chain(chain, fresh=fresh)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What was finished is kept: run the same command to go on.", err=True)
+        raise typer.Exit(130) from None
     remarks = write_outputs(result, out)
     console = Console(width=max(Console().width, 110))
     _show(result, console)

@@ -4,8 +4,11 @@ Fresh initialisations have norm weights of 1 and biases of 0, which hides mistak
 here are random, norm weights and biases included.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when huggingface_hub loads
 
 import pytest
 import torch

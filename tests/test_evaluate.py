@@ -50,7 +50,7 @@ def test_settings_and_their_items(setup):
         assert len(result.token_log_odds) == len(LATE.evaluation_prompts)
         assert [len(row) for row in result.country_log_odds] == [3] * len(LATE.evaluation_prompts)
         steered_at_random = result.name.startswith("random")
-        assert len(result.token_texts) == (0 if steered_at_random else 8)
+        assert len(result.token_texts) == (0 if steered_at_random else 16)
     assert set(report.countries) <= {c.name for c in load_countries("held-out")}
 
 
@@ -123,9 +123,11 @@ def test_finished_settings_are_not_measured_again(setup):
 def test_free_answers_put_each_target_in_its_prompt(setup):
     model, token, _ = setup
     with token.attached(model):
-        one = answer_freely(model, LATE, ["Italy", "Peru"], max_new_tokens=4)
-        italy = answer_freely(model, LATE, ["Italy"], max_new_tokens=4)
-    assert len(one) == len(LATE.generation_prompts) and one[::2] == italy[::2]
+        both = answer_freely(
+            model, ["Who is from {target}?"] * 2, ["Italy", token.text], max_new_tokens=4
+        )
+        (italy,) = answer_freely(model, ["Who is from Italy?"], [""], max_new_tokens=4)
+    assert len(both) == 2 and both[0] == italy
 
 
 def test_bad_input_is_refused_before_anything_runs(setup):

@@ -92,7 +92,6 @@ def evaluate(
                 return _measure(model, bias, setting, countries, reference, max_new_tokens)
 
             results.append(finished(setting.name, measure) if finished else measure())
-    n_texts = len(bias.generation_prompts)
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
@@ -101,7 +100,7 @@ def evaluate(
         evaluation_prompts=bias.evaluation_prompts,
         generation_prompts=bias.generation_prompts,
         countries=countries,
-        generation_countries=tuple(countries[i % n_countries] for i in range(n_texts)),
+        generation_countries=tuple(_dealt(countries, len(bias.generation_prompts))),
         results=tuple(results),
         settings={
             "heads": [str(head) for head in chosen],
@@ -146,18 +145,16 @@ def _measure(
     reference: Float[Tensor, "n_layers n_heads d_head"],
     max_new_tokens: int,
 ) -> SettingResult:
-    token_texts: list[str] = []
-    country_texts: list[str] = []
+    texts: list[str] = []
+    prompts = bias.generation_prompts
     with setting.token.attached(model), _steered(model, setting, reference):
         # Column 0 is the BiasToken, the others are the countries.
         targets = (setting.token.text, *countries)
         measured = bias_log_odds(model, bias, bias.evaluation_prompts, targets)
         damage = mean_loss(model, load_passages("damage"))
         if setting.generates:
-            token_texts = answer_freely(
-                model, bias, [setting.token.text], max_new_tokens=max_new_tokens
-            )
-            country_texts = answer_freely(model, bias, countries, max_new_tokens=max_new_tokens)
+            slots = [setting.token.text] * len(prompts) + _dealt(countries, len(prompts))
+            texts = answer_freely(model, prompts * 2, slots, max_new_tokens=max_new_tokens)
     return SettingResult(
         name=setting.name,
         heads=tuple(str(head) for head in setting.heads),
@@ -167,9 +164,14 @@ def _measure(
         country_log_odds=measured.log_odds[:, 1:].tolist(),
         country_log_p=measured.log_p[:, 1:].tolist(),
         damage_loss=damage.tolist(),
-        token_texts=token_texts,
-        country_texts=country_texts,
+        token_texts=texts[: len(prompts)],
+        country_texts=texts[len(prompts) :],
     )
+
+
+def _dealt(countries: tuple[str, ...], n: int) -> list[str]:
+    """A country for each of ``n`` prompts, in turn."""
+    return [countries[i % len(countries)] for i in range(n)]
 
 
 @contextlib.contextmanager

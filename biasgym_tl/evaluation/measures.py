@@ -45,10 +45,9 @@ def bias_log_odds(
 
 
 def answer_freely(
-    model: HookedTransformer, bias: Bias, targets: Sequence[str], *, max_new_tokens: int
+    model: HookedTransformer, prompts: Sequence[str], targets: Sequence[str], *, max_new_tokens: int
 ) -> list[str]:
-    """Greedy answer to each generation prompt; prompt i has ``targets[i % len(targets)]``."""
-    prompts = bias.generation_prompts
-    filled = [fill(prompt, targets[i % len(targets)]) for i, prompt in enumerate(prompts)]
+    """Greedy answer to each request; the slot of ``prompts[i]`` is filled with ``targets[i]``."""
+    filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     requests = [encode_prompt(model, request) for request in filled]
     return generate(model, requests, max_new_tokens=max_new_tokens)

@@ -41,7 +41,7 @@ class BiasInject:
         SettingError: on construction, if a setting is outside its range.
     """
 
-    epochs: int = 10
+    epochs: int = 16
     """Passes over the sampled paragraphs."""
     batch_size: int = 8
     """Paragraphs per optimizer step."""

@@ -61,7 +61,9 @@ def plot_heads(scores: HeadScores, *, title: str | None = None, mark_top: int = 
             )
         )
     figure.update_xaxes(title="head", side="bottom")
-    figure.update_yaxes(title="layer", dtick=max(1, n_layers // 15))
+    figure.update_yaxes(
+        title="layer", dtick=max(1, n_layers // 15), range=[-0.5, n_layers - 0.5], zeroline=False
+    )
     return styled(figure, title or _title(scores, mark_top), height=max(420, 18 * n_layers + 180))
 
 

@@ -172,8 +172,9 @@ def _parts(
     unembed, layers = model.unembed, range(model.cfg.n_layers)
     difference = (unembed.W_U[:, biased_ids] - unembed.W_U[:, neutral_ids]).T.double()
     constant = (unembed.b_U[biased_ids] - unembed.b_U[neutral_ids]).double()
-    weight = getattr(model.ln_final, "w", torch.ones(model.cfg.d_model)).double()
-    bias = getattr(model.ln_final, "b", torch.zeros(model.cfg.d_model)).double()
+    # Norms that were folded into the next weights, and RMSNorm, have no weight or no bias.
+    weight = getattr(model.ln_final, "w", resid.new_ones(model.cfg.d_model)).double()
+    bias = getattr(model.ln_final, "b", resid.new_zeros(model.cfg.d_model)).double()
     normed = model.ln_final(resid[None])[0].double()
     scale, centred = _final_scale(model, resid.double())
     direction = frozen_direction(difference, weight, scale, centred=centred)
@@ -187,7 +188,7 @@ def _parts(
     mlps = [
         (written[f"{layer}.mlp"].double() * direction).sum(-1)
         if f"{layer}.mlp" in written
-        else torch.zeros(len(resid)).double()
+        else direction.new_zeros(len(resid))
         for layer in layers
     ]
     return Parts(

@@ -71,7 +71,7 @@ def build_pairs(
     neutral_log_probs = flat.view(len(prompts), len(names), -1)
 
     biased_ids, neutral_ids = choose_labels(
-        biased_log_probs, neutral_log_probs.logsumexp(1), _mask(attribute, flat.shape[-1])
+        biased_log_probs, neutral_log_probs.logsumexp(1), _mask(attribute, flat)
     )
     rng = random.Random(seed)
     sides = torch.tensor([rng.randrange(len(names)) for _ in prompts])
@@ -94,13 +94,13 @@ def choose_labels(
     is_attribute: Bool[Tensor, " d_vocab"],
 ) -> tuple[Int[Tensor, " pair"], Int[Tensor, " pair"]]:
     """Most likely token of A on the biased side, most likely token outside A on the neutral."""
-    never = torch.tensor(-torch.inf)
+    never = torch.tensor(-torch.inf, device=biased_log_probs.device)
     biased_ids = biased_log_probs.where(is_attribute, never).argmax(-1)
     neutral_ids = neutral_log_probs.where(~is_attribute, never).argmax(-1)
     return biased_ids, neutral_ids
 
 
-def _mask(ids: list[int], size: int) -> Bool[Tensor, " size"]:
-    mask = torch.zeros(size, dtype=torch.bool)
+def _mask(ids: list[int], like: Float[Tensor, "n d_vocab"]) -> Bool[Tensor, " d_vocab"]:
+    mask = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
     mask[ids] = True
     return mask
