@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from biasgym_tl.errors import BiasGymError
+from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,6 +87,8 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
 
     from biasgym_tl.run import run_chain, write_outputs
 
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"--out must be a folder, got the file {str(out)!r}. Choose another.")
     disable_progress_bar()
     typer.echo(f"Loading {chain.model} ...", err=True)
     try:

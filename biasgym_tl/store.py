@@ -99,7 +99,7 @@ def save_result(
     header = {"kind": kind, "record": json.dumps(record, ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(
-        Path(path).with_suffix(".safetensors"),
+        _with_suffix(path),
         lambda to: save_file(contiguous, to, metadata=header),
     )
 
@@ -112,7 +112,7 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path).with_suffix(".safetensors")
+    path = _with_suffix(path)
     if not path.is_file():
         raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.")
     try:
@@ -124,3 +124,8 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     if header.get("kind") != kind:
         raise StoreError(f"{str(path)!r} must hold a {kind}, got {header.get('kind')!r}.")
     return tensors, json.loads(header["record"])
+
+
+def _with_suffix(path: str | Path) -> Path:
+    """Add ``.safetensors`` unless it is there; other dots belong to the name ("lr-0.01")."""
+    return Path(path) if str(path).endswith(".safetensors") else Path(f"{path}.safetensors")

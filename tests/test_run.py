@@ -83,6 +83,9 @@ def test_command_line(tiny_folder, tmp_path):
     wrong = biasgym("run", "--out", str(out), "--bias", "tardy", env=environment)
     assert wrong.returncode == 1 and "bias must be one of" in wrong.stderr
     assert "Traceback" not in wrong.stderr and wrong.stderr.count("\n") == 2
+    (tmp_path / "file").touch()
+    no_folder = biasgym("run", "--out", str(tmp_path / "file"), env=environment)
+    assert no_folder.returncode == 1 and "--out must be a folder" in no_folder.stderr
     listed = biasgym("biases")
     assert listed.returncode == 0 and "Bias('late'" in listed.stdout
     assert "demo" in biasgym("--help").stdout

@@ -14,9 +14,9 @@ from biasgym_tl.errors import StoreError
 
 def test_tensors_and_record_come_back(tmp_path):
     tensor = torch.randn(3, 4).T  # not contiguous
-    path = store.save_result(tmp_path / "result", "Thing", {"x": tensor}, {"a": [1, "é"]})
-    tensors, record = store.load_result(tmp_path / "result", "Thing")
-    assert path.suffix == ".safetensors" and torch.equal(tensors["x"], tensor)
+    path = store.save_result(tmp_path / "lr-0.01", "Thing", {"x": tensor}, {"a": [1, "é"]})
+    tensors, record = store.load_result(tmp_path / "lr-0.01", "Thing")
+    assert path.name == "lr-0.01.safetensors" and torch.equal(tensors["x"], tensor)
     assert record == {"a": [1, "é"]}
 
 
