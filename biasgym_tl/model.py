@@ -90,27 +90,41 @@ def _from_transformer_lens(
 ) -> HookedTransformer:
     try:
         with _quiet():
-            return HookedTransformer.from_pretrained_no_processing(
+            model = HookedTransformer.from_pretrained_no_processing(
                 name, device=device, dtype=dtype, tokenizer=tokenizer
             )
     except OSError as error:
         raise ModelError(
             f"weights of {name!r} must be reachable, but: {_first_line(error)}"
         ) from error
+    model.requires_grad_(False)
+    return model
 
 
 def _from_source(source: str, tokenizer: Any, device: str, dtype: torch.dtype) -> HookedTransformer:
     """Load a local folder or a hub name; the family is checked before any weights are read."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(source)
         _check_family(config)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(source)
+        tokenizer = tokenizer or _load_tokenizer(source)
         hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
         raise ModelError(_not_found(source, error)) from error
     return _from_hugging_face(hf_model, tokenizer, device, dtype, consume=True)
+
+
+def _load_tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{source!r} must hold a tokenizer beside the weights, but: {_first_line(error)} "
+            "Pass tokenizer=... to load_model."
+        ) from error
 
 
 def _from_hugging_face(

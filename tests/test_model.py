@@ -1,5 +1,7 @@
 """log p of the loaded model == log p of the Hugging Face model, and refusal otherwise."""
 
+import os
+import subprocess
 import sys
 from importlib import util
 from types import ModuleType
@@ -106,6 +108,47 @@ def test_a_conversion_that_does_not_reproduce_the_model_is_refused(monkeypatch):
     monkeypatch.setitem(families.FAMILIES, "llama", wrong)
     with pytest.raises(ModelError, match="log-probabilities must equal Hugging Face's"):
         load_model(tiny_hf_model("llama"))
+
+
+HUB = """
+import sys, torch, transformers
+from biasgym_tl import load_model
+model = load_model(sys.argv[1])
+hf_model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokens = torch.tensor([[5, 9, 300, 41]])
+with torch.inference_mode():
+    difference = model(tokens).log_softmax(-1) - hf_model(tokens).logits.log_softmax(-1)
+assert difference.abs().max() < 1e-4, difference.abs().max()
+assert not any(p.requires_grad for p in model.parameters())
+print(model.cfg.model_name, model.to_tokens("late").shape[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "overrides"),
+    [("gpt2", "gpt2", {"n_inner": None, "n_ctx": 256}), ("someone/tiny-qwen", "qwen2", {})],
+)
+def test_names_of_transformer_lens_and_of_the_hub(name, family, overrides, tokenizer, tmp_path):
+    """The hub is a local cache in Hugging Face's layout, with tiny models under real names."""
+    repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    tiny_hf_model(family, **overrides).save_pretrained(repository / "snapshots" / "abc")
+    tokenizer.save_pretrained(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HUB, name],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [name.split("/")[-1], "1"]
+
+
+def test_a_folder_without_tokenizer_says_how_to_pass_one(tmp_path, tokenizer):
+    tiny_hf_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="must hold a tokenizer beside the weights.*tokenizer="):
+        load_model(tmp_path)
+    assert load_model(tmp_path, tokenizer=tokenizer).cfg.d_model == 32
 
 
 def test_unknown_name():
