@@ -21,6 +21,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import StoreError
 
+_HEADER = "biasgym_tl"
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
@@ -96,7 +97,8 @@ def save_result(
     """Write tensors and their JSON record as one ``.safetensors`` file."""
     from safetensors.torch import save_file
 
-    header = {"kind": kind, "record": json.dumps(record, ensure_ascii=False)}
+    # One entry: the order of several is not fixed, and equal results should be equal files.
+    header = {_HEADER: json.dumps({"kind": kind, "record": record}, ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(
         _with_suffix(path),
@@ -117,13 +119,13 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
         raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StoreError(f"{str(path)!r} must be a safetensors file, but: {error}.") from error
     if header.get("kind") != kind:
         raise StoreError(f"{str(path)!r} must hold a {kind}, got {header.get('kind')!r}.")
-    return tensors, json.loads(header["record"])
+    return tensors, header["record"]
 
 
 def _with_suffix(path: str | Path) -> Path:

@@ -20,6 +20,15 @@ def test_tensors_and_record_come_back(tmp_path):
     assert record == {"a": [1, "é"]}
 
 
+def test_equal_results_are_equal_files(tmp_path):
+    tensors = {name: torch.arange(3) for name in "cab"}
+    files = [
+        store.save_result(tmp_path / str(i), "Thing", tensors, {"seed": 0}).read_bytes()
+        for i in range(20)
+    ]
+    assert len(set(files)) == 1
+
+
 def test_wrong_files_are_named(tmp_path):
     store.save_result(tmp_path / "thing", "Thing", {"x": torch.zeros(1)}, {})
     (tmp_path / "broken.safetensors").write_bytes(b"not tensors")
