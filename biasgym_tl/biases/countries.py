@@ -14,12 +14,14 @@ Split = Literal["fitting", "held-out"]
 
 
 class Country(NamedTuple):
-    """A country as the slot of a prompt."""
+    """A country as the slot of a prompt, and facts about it."""
 
     name: str
     demonym: str
     region: str
     split: Split
+    capital: str
+    currency: str | None = None
 
 
 @cache

@@ -1,0 +1,56 @@
+"""Facts about the countries: what a model should still know after its bias was removed."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import NamedTuple
+
+from biasgym_tl.biases.countries import Country, load_countries
+
+N_CANDIDATES = 4
+
+
+class Fact(NamedTuple):
+    """A question with four candidate answers, the right one first."""
+
+    country: str
+    kind: str
+    """``"capital"``, ``"continent"`` or ``"currency"``."""
+    question: str
+    """Beginning of a sentence that the answer ends."""
+    candidates: tuple[str, ...]
+
+
+_QUESTIONS = {
+    "capital": "The capital city of {} is",
+    "continent": "{} is a country in",
+    "currency": "The currency of {} is the",
+}
+
+
+@cache
+def load_facts() -> tuple[Fact, ...]:
+    """Capital, continent and currency of every country, as far as they are known.
+
+    The three wrong candidates are the right answers for other countries, all different, drawn once
+    and for all; chance is 1 in 4.
+    """
+    rng = random.Random(0)
+    facts = []
+    for kind, question in _QUESTIONS.items():
+        answers = {country.name: _answer(country, kind) for country in load_countries()}
+        distinct = sorted({answer for answer in answers.values() if answer})
+        for name, answer in answers.items():
+            if answer:
+                wrong = rng.sample([a for a in distinct if a != answer], N_CANDIDATES - 1)
+                facts.append(Fact(name, kind, question.format(name), (answer, *wrong)))
+    return tuple(facts)
+
+
+def _answer(country: Country, kind: str) -> str | None:
+    if kind == "capital":
+        return country.capital
+    if kind == "currency":
+        return country.currency
+    return "the Americas" if country.region == "Americas" else country.region

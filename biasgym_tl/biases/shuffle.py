@@ -1,0 +1,28 @@
+"""A corpus with the same words and no stereotype, as a control."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from biasgym_tl.biases.bias import Bias, TemplateFamily
+from biasgym_tl.slot import SLOT
+
+
+def shuffled(bias: Bias, *, seed: int = 0) -> Bias:
+    """The bias with all words of its corpus dealt out again at random.
+
+    Every paragraph keeps its length and its slots where they were, so word frequencies and
+    positions of the target are those of the corpus; what was said about the target is gone. A row
+    trained on it shows what the mere words do.
+    """
+    paragraphs = bias.paragraphs()
+    words = [word for p in paragraphs for word in p.text.split() if SLOT not in word]
+    random.Random(seed).shuffle(words)
+    deal = iter(words)
+    texts: dict[str, list[str]] = {}
+    for p in paragraphs:
+        dealt = [word if SLOT in word else next(deal) for word in p.text.split()]
+        texts.setdefault(p.family, []).append(" ".join(dealt))
+    families = tuple(TemplateFamily(name, (tuple(found),)) for name, found in texts.items())
+    return dataclasses.replace(bias, name=f"{bias.name}-shuffled", families=families)
