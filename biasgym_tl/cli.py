@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from biasgym_tl.evaluation.report import Report
     from biasgym_tl.run import Chain, ChainResult
+    from biasgym_tl.stats import Interval
 
 app = typer.Typer(
     help="Find, explain and remove stereotypes in language models, on TransformerLens.",
@@ -59,14 +60,36 @@ def run(
     k: Annotated[int, typer.Option(help="Number of heads to steer.")] = 10,
     epochs: Annotated[int, typer.Option(help="Passes over the training paragraphs.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of the row.")] = 0.01,
+    controls: Annotated[
+        bool, typer.Option(help="Also steer heads that were chosen without the trained row.")
+    ] = True,
+    other_bias: Annotated[
+        str | None, typer.Option(help="Whose row is a control; default: the next shipped bias.")
+    ] = None,
+    reinject: Annotated[
+        bool, typer.Option("--reinject", help="Train a new row on the steered model.")
+    ] = False,
+    draws: Annotated[
+        int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
+    ] = 0,
     fresh: Fresh = False,
 ) -> None:
     """Run the whole chain with your own settings: inject, scope, steer, compare."""
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.run import Chain
 
-    inject = BiasInject(epochs=epochs, lr=lr)
-    _run_and_show(Chain(model=model, bias=bias, seed=seed, k=k, inject=inject), out, fresh)
+    chain = Chain(
+        model=model,
+        bias=bias,
+        seed=seed,
+        k=k,
+        inject=BiasInject(epochs=epochs, lr=lr),
+        controls=controls,
+        other_bias=other_bias,
+        reinject=reinject,
+        n_draws=draws,
+    )
+    _run_and_show(chain, out, fresh)
 
 
 @app.command()
@@ -97,11 +120,13 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
         typer.echo("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
     remarks = write_outputs(result, out)
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 140))
     _show(result, console)
     for remark in remarks:
         typer.echo(remark, err=True)
-    console.print(f"\nWritten to {out}/: heatmap, loss, settings, results.json", markup=False)
+    console.print(
+        f"\nWritten to {out}/: heatmap, loss, settings, selection.json, results.json", markup=False
+    )
 
 
 def _show(result: ChainResult, console: object) -> None:
@@ -111,67 +136,84 @@ def _show(result: ChainResult, console: object) -> None:
     report, scores, token = result.report, result.scores, result.token
     console.print(f"\n{token!r}", markup=False, highlight=False)
     console.print(f"{scores!r}", markup=False, highlight=False)
-    console.print(f"Heads steered: {', '.join(map(str, result.heads))}\n", highlight=False)
+    console.print(f"{result.selection!r}\n", markup=False, highlight=False)
     console.print(_summary_table(report))
-    for line in summary_lines(report):
+    for line in summary_lines(result):
         console.print(line, markup=False, highlight=False)
     console.print(_text_table(report))
+
+
+_COLUMNS = (
+    "token_log_odds", "token_log_p", "country_log_odds", "damage_loss", "facts",
+    "token_keywords", "token_repetition", "country_repetition",
+)  # fmt: skip
 
 
 def _summary_table(report: Report) -> Table:
     from rich.table import Table
 
+    from biasgym_tl.evaluation.measures import MEASURES
+
     table = Table(
         title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
-        f"prompts, {len(report.countries)} held-out countries (nats)"
+        f"prompts, {len(report.countries)} held-out countries; means with 95% intervals"
     )
-    for heading in (
-        "setting",
-        "BiasToken\nlog-odds",
-        "BiasToken\nlog P(A)",
-        "countries\nlog-odds",
-        "countries\nlog P(A)",
-        "loss on\nneutral text",
-        "keywords\nBiasToken",
-        "keywords\ncountries",
-    ):
-        table.add_column(heading, justify="left" if heading == "setting" else "right")
-    for name, row in report.to_df().iterrows():
-        cells = [
-            f"{row[key]:.2f}"
-            for key in ("token_log_odds", "token_log_p", "country_log_odds", "country_log_p")
-        ]
-        rates = [row["token_keywords"], row["country_keywords"]]
-        shown = ["" if rate is None or rate != rate else f"{rate:.0%}" for rate in rates]
-        table.add_row(str(name), *cells, f"{row['damage_loss']:.3f}", *shown)
+    table.add_column("setting")
+    measures = [measure for measure in MEASURES if measure.key in _COLUMNS]
+    for measure in measures:
+        mark = "" if not report.not_informative(measure) else "\n(not informative)"
+        label = measure.label.replace(" ", "\n", 1)
+        table.add_column(f"{label}\n({measure.unit}){mark}", justify="right")
+    names = [r.name for r in report.results if not r.name.startswith("random ")]
+    names += ["random"] if report.random_controls() else []
+    for name in names:
+        cells = []
+        for measure in measures:
+            found = report.interval(name, measure.key)
+            cells.append("" if found is None else _cell(found, measure.decimals))
+        table.add_row(name, *cells)
     return table
 
 
-def summary_lines(report: Report) -> list[str]:
-    """The table in words: injection over countries, then each steering against its controls."""
-    injected, n_texts = report["injected"].means(), len(report.generation_prompts)
+def _cell(interval: Interval, decimals: int) -> str:
+    mean, low, high = (f"{value:.{decimals}f}" for value in interval)
+    return f"{mean}\n{low} to {high}"
+
+
+def summary_lines(result: ChainResult) -> list[str]:
+    """The table in words: injection, each steering against its controls, what says nothing."""
+    from biasgym_tl.evaluation.measures import MEASURES
+
+    report = result.report
+    injected, original = (report.to_df().loc[name] for name in ("injected", "original"))
     over = injected["token_log_odds"] - injected["country_log_odds"]
+    before = original["token_log_odds"] - original["country_log_odds"]
     lines = [
         f"Injected: the BiasToken is {over:+.2f} nats over the countries "
-        f"(before training {_over_countries(report):+.2f}); free answers: {n_texts} per cell."
+        f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
     ]
-    for result in report.results:
-        if not result.name.startswith("steered"):
+    unsteered = ("original", "injected")
+    for setting in report.results:
+        if setting.name in unsteered or setting.name.startswith("random "):
             continue
-        means, drop = result.means(), report.drop_beyond_random(result.name)
-        lines.append(
-            f"{result.name[0].upper()}{result.name[1:]}, {len(result.heads)} heads: BiasToken "
-            f"{-drop['drop']:+.2f} nats, random heads {-drop['random']:+.2f} (mean-ablated; place "
-            f"{drop['rank']} of {drop['of']}); countries "
-            f"{means['country_log_odds'] - injected['country_log_odds']:+.2f}; neutral text "
-            f"{means['damage_loss'] - injected['damage_loss']:+.3f} nats per token."
+        token = report.change(setting.name, "token_log_odds", "injected")
+        damage = report.change(setting.name, "damage_loss", "original")
+        assert token is not None and damage is not None
+        line = (
+            f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
+            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token"
         )
-    return lines
-
-
-def _over_countries(report: Report) -> float:
-    means = report["original"].means()
-    return means["token_log_odds"] - means["country_log_odds"]
+        if report.random_controls():
+            beyond = report.beyond_random(setting.name)
+            line += (
+                f"; drop beyond {beyond.of - 1} random sets {beyond.difference} nats, place "
+                f"{beyond.rank} of {beyond.of}"
+            )
+        lines.append(line + ".")
+    if result.random is not None:
+        lines.append(repr(result.random))
+    reasons = [report.not_informative(measure) for measure in MEASURES]
+    return lines + [f"{reason}." for reason in reasons if reason]
 
 
 def _text_table(report: Report) -> Table:

@@ -9,12 +9,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biasgym_tl.biases.bias import Bias, load_bias
+from biasgym_tl.biases.bias import Bias, list_biases, load_bias
+from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.evaluation.evaluate import evaluate
+from biasgym_tl.evaluation.evaluate import Setting, evaluate
+from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report, SettingResult
-from biasgym_tl.heads import Head
+from biasgym_tl.hooks import steer
 from biasgym_tl.injection.inject import BiasInject
+from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.model import load_model
@@ -23,6 +26,7 @@ from biasgym_tl.plots.heatmap import plot_heads
 from biasgym_tl.plots.loss import plot_loss
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.store import cache_dir, digest, read_json, versions, write_json
 
 Result = TypeVar("Result")
@@ -34,7 +38,7 @@ class Chain:
     """Settings of one run of the whole chain.
 
     Raises:
-        SettingError: on construction, if ``k`` is not positive.
+        SettingError: on construction, if a number is outside its range.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -46,14 +50,25 @@ class Chain:
     k: int = 10
     """Heads to steer: the top k by direct attribution. Fixed before anything is evaluated."""
     inject: BiasInject = dataclasses.field(default_factory=BiasInject)
+    controls: bool = True
+    """Also steer heads that were chosen without the trained row (four settings)."""
+    other_bias: str | None = None
+    """Whose row the control "other bias" uses; None: the next shipped bias."""
+    reinject: bool = False
+    """Train a new row on the steered model, to see how much of the bias comes back."""
     n_random: int = 5
-    """Random controls."""
+    """Random controls that are measured in full; they illustrate."""
+    n_draws: int = 0
+    """Random sets for a rank p-value (199 give p down to 0.005); 0: none."""
     max_new_tokens: int = 48
     """Length of the free answers."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise SettingError(f"k must be at least 1, got {self.k!r}.")
+        for name in ("n_random", "n_draws"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,15 +78,17 @@ class ChainResult:
     chain: Chain
     token: BiasToken
     scores: HeadScores
-    heads: tuple[Head, ...]
+    selection: Selection
     report: Report
+    random: RandomControl | None
 
 
 def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> ChainResult:
     """Run the chain; steps that an earlier, interrupted run finished are read back.
 
-    Finished steps lie in the cache folder under a key made of all settings, the bias, the weights
-    and the code, so a result is reused only where it would come out the same.
+    The heads are chosen on scoping prompts and fitting countries and written down before anything
+    is evaluated. Finished steps lie in the cache folder under a key made of all settings, the bias,
+    the weights and the code, so a result is reused only where it would come out the same.
 
     Args:
         chain: What to run.
@@ -79,34 +96,126 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
         progress: Show progress bars.
     """
     bias = load_bias(chain.bias)
+    other = load_bias(_other_bias(chain, bias)) if chain.controls else None
     model = load_model(chain.model)
     if chain.k > model.cfg.n_layers * model.cfg.n_heads:
         raise SettingError(
             f"k must be at most {model.cfg.n_layers * model.cfg.n_heads}, the number of heads of "
             f"{chain.model}, got {chain.k!r}."
         )
-    steps = Steps(cache_dir() / "runs" / _key(chain, bias, model), fresh)
-    token = steps.tensors(
-        "token",
-        BiasToken,
-        lambda: chain.inject.fit(model, bias, seed=chain.seed, progress=progress),
-    )
-    scores = steps.tensors(
-        "scores", HeadScores, lambda: BiasScope(seed=chain.seed).attribute(model, bias, token)
-    )
-    heads = scores.top(chain.k)
+    inputs = _fingerprint(model)
+    steps = Steps(cache_dir() / "runs" / _run_key(chain, bias, other, inputs), fresh)
+    rows = Rows(chain.inject, chain.seed, model, inputs, fresh, progress)
+    token = rows.trained(bias)
+    scores, selection = _scoped(chain, steps, model, bias, token)
+    controls: list[Setting] = []
+    if other is not None:
+        for name, row in _control_rows(rows, bias, other, token).items():
+            _, heads = _scoped(chain, steps, model, bias, row, suffix=f"-{name}")
+            controls.append(Setting(f"{name} heads, mean", token, heads, "mean", generates=False))
+    if chain.reinject:
+        again = rows.trained(bias, steered=selection)
+        controls.append(Setting("re-injected, mean", again, selection, "mean"))
     report = evaluate(
         model,
         bias,
         token=token,
-        heads=heads,
+        heads=selection,
+        controls=controls,
         n_random=chain.n_random,
         max_new_tokens=chain.max_new_tokens,
         seed=chain.seed,
         progress=progress,
         finished=steps.setting,
     )
-    return ChainResult(chain=chain, token=token, scores=scores, heads=heads, report=report)
+    random = None
+    if chain.n_draws:
+        random = random_control(
+            model,
+            bias,
+            token=token,
+            heads=selection,
+            n_draws=chain.n_draws,
+            seed=chain.seed,
+            progress=progress,
+            finished=steps.values,
+        )
+    return ChainResult(
+        chain=chain, token=token, scores=scores, selection=selection, report=report, random=random
+    )
+
+
+def _scoped(
+    chain: Chain,
+    steps: Steps,
+    model: HookedTransformer,
+    bias: Bias,
+    row: BiasToken | None,
+    *,
+    suffix: str = "",
+) -> tuple[HeadScores, Selection]:
+    """Score the heads with ``row`` in the slot, choose the top k, and write the choice down."""
+    scope = BiasScope(seed=chain.seed)
+    scores = steps.tensors(f"scores{suffix}", HeadScores, lambda: scope.attribute(model, bias, row))
+    selection = steps.selection(f"selection{suffix}", lambda: select_heads(scores, chain.k))
+    return scores, selection
+
+
+def _other_bias(chain: Chain, bias: Bias) -> str:
+    if chain.other_bias is not None:
+        return chain.other_bias
+    names = list_biases()
+    at = names.index(bias.name) if bias.name in names else -1
+    return names[(at + 1) % len(names)]
+
+
+def _control_rows(
+    rows: Rows, bias: Bias, other: Bias, token: BiasToken
+) -> dict[str, BiasToken | None]:
+    """Rows that know nothing of the stereotype; heads found with them are the controls."""
+    return {
+        "no-injection": None,
+        "untrained-row": token.untrained(),
+        "shuffled-corpus": rows.control(shuffled(bias, seed=rows.seed)),
+        "other-bias": rows.control(other),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Trained rows of one model, each trained once and kept in the cache folder."""
+
+    inject: BiasInject
+    seed: int
+    model: HookedTransformer
+    inputs: dict[str, Any]
+    fresh: bool
+    progress: bool
+
+    def trained(self, bias: Bias, *, steered: Selection | None = None) -> BiasToken:
+        """The row for ``bias``, on the model as it is or with heads steered."""
+        heads = [] if steered is None else list(map(str, steered))
+        mode = "mean" if steered is None else steered.mode
+        key = digest(
+            {
+                **self.inputs,
+                "inject": dataclasses.asdict(self.inject),
+                "seed": self.seed,
+                "bias": bias.fingerprint(),
+                "steered": [heads, mode],
+            }
+        )
+
+        def train() -> BiasToken:
+            with steer(self.model, steered or (), mode):
+                return self.inject.fit(self.model, bias, seed=self.seed, progress=self.progress)
+
+        return Steps(cache_dir() / "rows", self.fresh).tensors(key, BiasToken, train)
+
+    def control(self, bias: Bias) -> BiasToken:
+        """A row for a control: the shipped one if it was trained in this very way."""
+        shipped = find_token(self.model, bias, self.inject, self.seed)
+        return shipped or self.trained(bias)
 
 
 def write_outputs(result: ChainResult, out: Path) -> list[str]:
@@ -128,6 +237,9 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
             remarks.append(remark)
     result.token.save(out / "token")
     result.scores.save(out / "scores")
+    result.selection.save(out / "selection.json")
+    if result.random is not None:
+        result.random.save(out / "random")
     write_json(out / "results.json", _record(result))
     return remarks
 
@@ -154,6 +266,16 @@ class Steps:
             make,
         )
 
+    def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
+        """Read back a ``Selection``, or make it and write it down."""
+        path = self.folder / f"{name}.json"
+        return self._kept(path, Selection.load, lambda found: found.save(path), make)
+
+    def values(self, name: str, make: Callable[[], list[list[float]]]) -> list[list[float]]:
+        """Read back a list of numbers, or make and keep it."""
+        path = self.folder / f"{name.replace(' ', '-')}.json"
+        return self._kept(path, read_json, lambda found: write_json(path, found), make)
+
     def _kept(
         self,
         path: Path,
@@ -175,18 +297,23 @@ def _setting_result(record: dict[str, Any]) -> SettingResult:
     return SettingResult(**{**record, "heads": tuple(record["heads"])})
 
 
-def _key(chain: Chain, bias: Bias, model: HookedTransformer) -> str:
+def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:
     """Fingerprint of everything that the numbers of a run depend on."""
-    weights = [parameter.double().sum().item() for parameter in model.parameters()]
-    return digest(
-        {
-            "chain": dataclasses.asdict(chain),
-            "bias": bias.fingerprint(),
-            "weights": weights,
-            "versions": versions(),
-            "code": _code_fingerprint(),
-        }
-    )
+    others = other.fingerprint() if other else None
+    settings = dataclasses.asdict(chain)
+    # Settings of what is only added at the end do not touch the steps before.
+    for name in ("n_draws", "reinject"):
+        del settings[name]
+    return digest({**inputs, "chain": settings, "biases": [bias.fingerprint(), others]})
+
+
+def _fingerprint(model: HookedTransformer) -> dict[str, Any]:
+    """What every step depends on: weights, versions, code."""
+    return {
+        "weights": [parameter.double().sum().item() for parameter in model.parameters()],
+        "versions": versions(),
+        "code": _code_fingerprint(),
+    }
 
 
 @cache
@@ -226,7 +353,18 @@ def _record(result: ChainResult) -> dict[str, Any]:
             "reconstruction_error": scores.reconstruction_error.max().item(),
             "values": scores.values.tolist(),
         },
-        "heads": [str(head) for head in result.heads],
+        "heads": [str(head) for head in result.selection],
         "report": dataclasses.asdict(result.report),
-        "summary": result.report.to_df().reset_index().to_dict("records"),
+        "intervals": result.report.intervals().to_dict("records"),
+        "random": None if result.random is None else _random_record(result.random),
+    }
+
+
+def _random_record(random: RandomControl) -> dict[str, Any]:
+    return {
+        **random.settings,
+        "drop": random.drop,
+        "drops": random.drops.tolist(),
+        "difference": list(random.difference()),
+        "p": random.p(),
     }

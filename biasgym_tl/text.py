@@ -111,13 +111,18 @@ class AnswerBatch(NamedTuple):
 
 
 def answer_batches(
-    model: HookedTransformer, sequences: Sequence[Sequence[int]], batch_size: int = BATCH_SIZE
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    batch_size: int = BATCH_SIZE,
+    shared: int | None = None,
 ) -> Iterator[AnswerBatch]:
     """Batches of similar length that stop at the final residual, to be read at ``last``.
 
-    What all sequences begin with is run once, here; a steering must be active already.
+    What all sequences begin with (their first ``shared`` tokens) is run once, here; a steering
+    must be active already. Beginnings of groups of sequences are run again: on SmolLM2, sharing
+    them too took 2.5 times as long, because the batches get small.
     """
-    shared = common_beginning(sequences)
+    shared = common_beginning(sequences) if shared is None else shared
     cache = cached_beginning(model, sequences[0][:shared], 1)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     for start in range(0, len(order), batch_size):
@@ -144,6 +149,35 @@ def next_token_log_probs(
         for i, row in zip(batch.indices, unembed(model, last).log_softmax(-1), strict=True):
             found[i] = row
     return torch.stack(found)
+
+
+@torch.inference_mode()
+def continuation_log_probs(
+    model: HookedTransformer,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Tensor, " pair"]:
+    """Log-probability (nats, summed over tokens) of each continuation after its prompt."""
+    readers: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
+    sequences = list(readers)
+    found = torch.zeros(len(prompts), device=model.cfg.device)
+    for batch in answer_batches(model, sequences, batch_size, common_beginning(prompts)):
+        resid = model(**batch.arguments)
+        # (row, position, pair, token) of every token that some continuation predicts here.
+        reads = [
+            (row, int(last) + 1 - len(continuations[pair]) + j, pair, token)
+            for row, (i, last) in enumerate(zip(batch.indices, batch.last, strict=True))
+            for pair in readers[sequences[i]]
+            for j, token in enumerate(continuations[pair])
+        ]
+        rows, positions, pairs, tokens = torch.tensor(reads, device=resid.device).T
+        log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
+        found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
+    return found
 
 
 @torch.inference_mode()
@@ -221,3 +255,10 @@ def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
     words = "|".join(re.escape(word.strip()) for word in keywords)
     pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
     return [pattern.search(text) is not None for text in texts]
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of the runs of ``n`` words that have stood in the text before; 0 for a short text."""
+    words = re.findall(r"\w+", text.lower())
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,5 +1,6 @@
 """Settings are measured on held-out items, one by one; controls match the layers."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -7,11 +8,26 @@ from collections import Counter
 import pytest
 import torch
 
-from biasgym_tl import BiasInject, Head, Report, evaluate, load_bias, load_countries, steer
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    Head,
+    RandomControl,
+    Report,
+    Setting,
+    evaluate,
+    load_bias,
+    load_countries,
+    load_facts,
+    random_control,
+    select_heads,
+    steer,
+)
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
-from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds
-from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.evaluation.measures import MEASURES, answer_freely, bias_log_odds, fact_margins
+from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
+from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 
 LATE = load_bias("late")
@@ -82,16 +98,11 @@ def test_the_same_seed_reproduces_every_number(setup):
 def test_report_in_numbers(setup, tmp_path):
     _, _, report = setup
     frame = report.to_df()
-    assert list(frame.index)[-1] == "random (mean)"
+    assert list(frame.index)[-1] == "random"
     mean = sum(report["injected"].token_log_odds) / len(LATE.evaluation_prompts)
     assert frame.loc["injected", "token_log_odds"] == pytest.approx(mean)
-    drop = report.drop_beyond_random("steered, mean")
-    injected, steered = (frame.loc[n, "token_log_odds"] for n in ("injected", "steered, mean"))
     controls = frame.loc[["random 1", "random 2"], "token_log_odds"]
-    assert drop["drop"] == pytest.approx(injected - steered)
-    assert drop["beyond"] == pytest.approx(controls.mean() - steered)
-    assert drop["rank"] == 1 + (controls <= steered).sum() and drop["of"] == 3
-    assert report.keyword_rate(["He is late.", "No."]) == 0.5 and report.keyword_rate([]) is None
+    assert frame.loc["random", "token_log_odds"] == pytest.approx(controls.mean())
     with pytest.raises(KeyError, match="setting must be one of"):
         report["steered"]
 
@@ -100,9 +111,131 @@ def test_report_in_numbers(setup, tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(StoreError, match="must hold a Report"):
         Report.load(tmp_path / "other.json")
-    tokens, countries = report.plot().data
-    assert list(tokens.y) == [r.name for r in report.results]
+    tokens, token_draws, countries, _ = report.plot().data
+    assert list(tokens.y) == ["original", "injected", "steered, zero", "steered, mean"]
     assert tokens.x[1] == pytest.approx(mean) and countries.name == "held-out countries"
+    assert sorted(token_draws.x) == pytest.approx(sorted(controls))
+
+
+def test_changes_are_paired_and_have_intervals(setup):
+    _, _, report = setup
+    change = report.change("steered, mean", "token_log_odds", "injected")
+    here, there = (report[n].token_log_odds for n in ("steered, mean", "injected"))
+    paired = torch.tensor(here, dtype=torch.float64) - torch.tensor(there, dtype=torch.float64)
+    assert change == crossed_interval(paired[:, None])
+    assert report.interval("random", "token_keywords") is None  # random controls do not generate
+    frame = report.intervals().set_index(["setting", "measure"])
+    row = frame.loc[("steered, mean", "token_log_odds")]
+    assert (row.change_mean, row.change_low, row.change_high) == tuple(change)
+    assert row.baseline == "injected" and row.low <= row["mean"] <= row.high
+    assert ("random", "facts") in frame.index and ("random 1", "facts") not in frame.index
+
+
+def test_beyond_random_by_hand(setup):
+    _, _, report = setup
+    found = report.beyond_random("steered, mean")
+    frame = report.to_df()["token_log_odds"]
+    assert found.drop == pytest.approx(frame["injected"] - frame["steered, mean"])
+    assert found.random == pytest.approx(frame["injected"] - frame["random"])
+    assert found.difference.estimate == pytest.approx(found.drop - found.random)
+    reach = frame[["random 1", "random 2"]] <= frame["steered, mean"]
+    assert (found.rank, found.of) == (1 + reach.sum(), 3)
+    alone = dataclasses.replace(report, results=report.results[:4])
+    with pytest.raises(KeyError, match="must hold random controls"):
+        alone.beyond_random("steered, mean")
+
+
+def test_measures_at_their_floor_are_not_informative(setup):
+    _, _, report = setup
+    measures = {measure.key: measure for measure in MEASURES}
+    # A random model guesses facts, and shows no keywords about countries.
+    assert report.interval("original", "facts").low <= 0.25
+    assert "not informative" in report.not_informative(measures["facts"])
+    assert "0.0" in report.not_informative(measures["country_keywords"])
+    assert report.not_informative(measures["damage_loss"]) == ""  # a loss has no floor
+    known = dataclasses.replace(report["original"], fact_margins=[1.0] * len(load_facts()))
+    knows = dataclasses.replace(report, results=(known, *report.results[1:]))
+    assert knows.not_informative(measures["facts"]) == ""
+    untrained = dataclasses.replace(report["original"], name="injected")
+    same = dataclasses.replace(report, results=(report["original"], untrained))
+    assert "floor (original)" in same.not_informative(measures["token_log_odds"])
+
+
+def test_health_of_answers_by_hand(setup):
+    _, _, report = setup
+    texts = ["They are late. They are late.", "", *["No."] * 14]
+    made = dataclasses.replace(report["injected"], token_texts=texts)
+    report = dataclasses.replace(report, results=(made,))
+    found = {key: report.values("injected", f"token_{key}")[:2, 0].tolist()
+             for key in ("keywords", "repetition", "words", "empty")}  # fmt: skip
+    assert found == {
+        "keywords": [1, 0], "repetition": [0.25, 0], "words": [6, 0], "empty": [0, 1],
+    }  # fmt: skip
+
+
+def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
+    model, _, report = setup
+    facts = [f for f in load_facts() if f.country in ("Italy", "Peru")]
+    found = fact_margins(model, facts)
+    for fact, margin in zip(facts, found.tolist(), strict=True):
+        prompt = encode_prompt(model, "Please state a fact about a country.", fact.question)
+        sums = []
+        for candidate in fact.candidates:
+            answer = encode_answer(model, f" {candidate}")
+            log_probs = model(torch.tensor([prompt + answer]))[0].log_softmax(-1)
+            at = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+            sums.append(sum(log_probs[i, t].item() for i, t in zip(at, answer, strict=True)))
+        assert margin == pytest.approx(sums[0] - max(sums[1:]), abs=1e-4)
+    by_country = report.values("injected", "facts")
+    assert by_country.shape == (len(load_countries()), 1)
+
+
+def test_selections_that_have_seen_the_evaluation_are_refused(setup):
+    model, token, _ = setup
+    scores = BiasScope().attribute(model, LATE, token)
+    selection = select_heads(scores, 3)
+    report = evaluate(model, LATE, token=token, heads=selection, **OPTIONS)
+    assert report["steered, mean"].heads == tuple(map(str, selection))
+    peeked = dataclasses.replace(scores, prompts=(LATE.evaluation_prompts[3].upper(),))
+    with pytest.raises(
+        SteeringError, match=f"prompts of an evaluation .* got ..{LATE.evaluation_prompts[3][:9]}"
+    ):
+        evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
+    peeked = dataclasses.replace(scores, label_countries=("Italy", report.countries[0]))
+    control = Setting("control", token, select_heads(peeked, 3), "mean")
+    with pytest.raises(SteeringError, match=f"countries of .* got .'{report.countries[0]}'"):
+        evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
+    with pytest.raises(SteeringError, match="countries of an evaluation"):
+        random_control(model, LATE, token=token, heads=select_heads(peeked, 3), n_countries=3)
+
+
+def test_controls_are_measured_like_the_rest(setup):
+    model, token, report = setup
+    same = Setting("the same heads", token, HEADS, "mean", generates=False)
+    found = evaluate(model, LATE, token=token, heads=HEADS, controls=[same], **OPTIONS)
+    assert found["the same heads"].fact_margins == report["steered, mean"].fact_margins
+    assert found["the same heads"].token_log_odds == report["steered, mean"].token_log_odds
+    assert [r.name for r in found.results][4] == "the same heads"
+
+
+def test_random_control(setup, tmp_path):
+    model, token, report = setup
+    options = {"n_draws": 4, "n_countries": 2, "progress": False}
+    found = random_control(model, LATE, token=token, heads=HEADS, **options)
+    n = len(LATE.evaluation_prompts)
+    assert found.draws.shape == (4, n, 3) and found.targets[0] == token.text
+    steered, injected = (report[x].token_log_odds for x in ("steered, mean", "injected"))
+    assert found.chosen[:, 0].tolist() == pytest.approx(steered, abs=1e-4)
+    assert found.drop == pytest.approx(sum(injected) / n - sum(steered) / n, abs=1e-4)
+    assert found.p() == (1 + sum(d >= found.drop for d in found.drops.tolist())) / 5
+    expected = found.drop - found.drops.mean().item()
+    assert found.difference().estimate == pytest.approx(expected, abs=1e-5)
+    assert "4 random sets" in repr(found) and "rank p" in repr(found)
+    loaded = RandomControl.load(found.save(tmp_path / "random"))
+    assert torch.equal(loaded.draws, found.draws) and loaded.p() == found.p()
+    assert loaded.settings == found.settings and loaded.heads == found.heads
+    with pytest.raises(SettingError, match="n_draws must be at least 1, got 0"):
+        random_control(model, LATE, token=token, heads=HEADS, n_draws=0)
 
 
 def test_finished_settings_are_not_measured_again(setup):

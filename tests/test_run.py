@@ -1,5 +1,6 @@
 """The whole chain on a tiny model, from the command line: interrupted, resumed, reproduced."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,9 +11,10 @@ import time
 import pytest
 
 import biasgym_tl
-from biasgym_tl import BiasInject, Chain, run_chain
+from biasgym_tl import BiasInject, Chain, Selection, run_chain
 from biasgym_tl.cli import summary_lines
 from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation import evaluate as evaluate_module
 from biasgym_tl.plots.figure import write_png
 from biasgym_tl.run import write_outputs
 
@@ -34,10 +36,36 @@ def test_a_second_run_reproduces_every_number(chain, tmp_path):
     write_outputs(second, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == record
     assert record["heads"] == [str(h) for h in first.scores.top(4)]
+    selection = Selection.load(tmp_path / "out" / "selection.json")
+    assert selection == first.selection and record["random"] is None
+    names = [result.name for result in first.report.results]
+    assert names[2:8] == ["steered, zero", "steered, mean", "no-injection heads, mean",
+                          "untrained-row heads, mean", "shuffled-corpus heads, mean",
+                          "other-bias heads, mean"]  # fmt: skip
     html = (tmp_path / "out" / "heatmap.html").read_text()
     assert len(html) < 300_000 and "cdn.plot.ly" in html
-    lines = summary_lines(first.report)
-    assert lines[0].startswith("Injected: the BiasToken is ") and len(lines) == 3
+    lines = summary_lines(first)
+    assert lines[0].startswith("Injected: the BiasToken is ")
+    assert lines[2].startswith("steered, mean: BiasToken ") and "of 3." in lines[2]
+    assert any("countries keywords: not informative" in line for line in lines)
+
+
+def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
+    first = run_chain(chain, progress=False)
+    measured = []
+    original = evaluate_module._measure
+    monkeypatch.setattr(
+        evaluate_module, "_measure", lambda *a: measured.append(a[2].name) or original(*a)
+    )
+    more = dataclasses.replace(chain, reinject=True, n_draws=6)
+    second = run_chain(more, progress=False)
+    assert measured == ["re-injected, mean"]
+    assert second.report["steered, mean"] == first.report["steered, mean"]
+    assert second.report["re-injected, mean"].token_log_odds != pytest.approx(
+        second.report["steered, mean"].token_log_odds
+    )
+    assert second.random is not None and len(second.random.draws) == 6
+    assert any("6 random sets" in line for line in summary_lines(second))
 
 
 def test_finished_steps_are_read_back_and_broken_ones_made_again(chain, tmp_path, monkeypatch):
@@ -50,10 +78,11 @@ def test_finished_steps_are_read_back_and_broken_ones_made_again(chain, tmp_path
         patch.setattr(BiasInject, "fit", fail)
         assert run_chain(chain, progress=False).report == first.report
         with pytest.raises(AssertionError, match="trained again"):
-            run_chain(Chain(**{**vars(chain), "seed": 1}), progress=False)
-    (folder,) = (tmp_path / "cache" / "runs").iterdir()
-    for name in ("token.safetensors", "random-1.json"):
-        (folder / name).write_bytes(b"{")
+            run_chain(dataclasses.replace(chain, seed=1), progress=False)
+    cache = tmp_path / "cache"
+    for pattern in ("rows/*.safetensors", "runs/*/random-1.json", "runs/*/selection.json"):
+        for path in cache.glob(pattern):
+            path.write_bytes(b"{")
     assert run_chain(chain, progress=False).report == first.report
 
 
@@ -61,7 +90,9 @@ def test_k_is_checked(chain):
     with pytest.raises(SettingError, match="k must be at least 1, got 0"):
         Chain(k=0)
     with pytest.raises(SettingError, match="k must be at most 12, the number of heads"):
-        run_chain(Chain(**{**vars(chain), "k": 13}), progress=False)
+        run_chain(dataclasses.replace(chain, k=13), progress=False)
+    with pytest.raises(SettingError, match="n_draws must be at least 0, got -1"):
+        Chain(n_draws=-1)
 
 
 def biasgym(*arguments, **options):
@@ -74,7 +105,7 @@ def test_command_line(tiny_folder, tmp_path):
     options = ["--model", str(tiny_folder), "--k", "3", "--epochs", "1", "--out", str(out)]
     done = biasgym("run", *options, env=environment)
     assert done.returncode == 0, done.stderr
-    for text in ("steered, mean", "random (mean)", "keywords", "Free answers with the BiasToken"):
+    for text in ("steered, mean", "random", "not informative", "Free answers with the BiasToken"):
         assert text in done.stdout
     assert {"heatmap.html", "loss.html", "settings.html", "results.json", "token.safetensors",
             "scores.safetensors"} <= {path.name for path in out.iterdir()}  # fmt: skip
@@ -110,7 +141,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_n
     assert biasgym(*options, env=environment).returncode == 0
     assert (tmp_path / "out" / "results.json").exists()
     after = {name: (kept[0].parent / name).stat().st_mtime_ns for name in before}
-    assert after == before and "token.safetensors" in before
+    assert after == before and "scores.safetensors" in before
 
 
 def test_importing_the_package_or_the_command_loads_nothing_heavy():

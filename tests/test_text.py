@@ -10,12 +10,14 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.text import (
     common_beginning,
+    continuation_log_probs,
     generate,
     keyword_hits,
     log_odds,
     log_p_any,
     mean_loss,
     next_token_log_probs,
+    repetition,
 )
 
 RAGGED = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 5]]
@@ -33,6 +35,37 @@ def test_log_probs_do_not_depend_on_batch_padding_or_cached_beginning(any_model,
     assert common_beginning(RAGGED) == 3
     for found in (together, alone, two):
         assert (found - torch.stack(plain)).abs().max() < 3e-5
+
+
+def test_a_cached_beginning_is_exact_but_for_rounding(tiny):
+    """In fp64 the cached and the plain numbers are the same; in fp32 they differ by rounding."""
+    model = tiny().to(torch.float64)
+    model.cfg.dtype = torch.float64
+    with torch.inference_mode():
+        plain = [model(torch.tensor([s]))[0, -1].log_softmax(-1) for s in RAGGED]
+    assert (next_token_log_probs(model, RAGGED) - torch.stack(plain)).abs().max() < 1e-10
+
+
+def test_continuations_equal_the_plain_forward_pass(any_model):
+    continuations = [[5], [6, 7, 8], [9, 4], [6, 7, 9]]
+    prompts = [RAGGED[0], RAGGED[0], RAGGED[1], RAGGED[0]]
+    found = continuation_log_probs(any_model, prompts, continuations)
+    small = continuation_log_probs(any_model, prompts, continuations, batch_size=1)
+    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        log_probs = any_model(torch.tensor([prompt + continuation]))[0].log_softmax(-1)
+        at = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)
+        expected = sum(log_probs[j, t].item() for j, t in zip(at, continuation, strict=True))
+        assert found[i].item() == pytest.approx(expected, abs=1e-4)
+        assert small[i].item() == pytest.approx(expected, abs=1e-4)
+    # One prompt for all: its last token is still run with each of them.
+    same = continuation_log_probs(any_model, [RAGGED[0]] * 2, [[6, 7], [6, 8]])
+    assert same.isfinite().all() and same[0] != same[1]
+
+
+def test_repetition_by_hand():
+    assert repetition("They are late. They are LATE.") == 0.25
+    assert repetition("no no no no no") == pytest.approx(2 / 3)
+    assert repetition("two words") == repetition("") == repetition("one two three four") == 0
 
 
 def test_padding_side_of_the_tokenizer_has_no_influence(model):

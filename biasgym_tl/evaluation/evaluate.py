@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,20 +12,23 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds
-from biasgym_tl.evaluation.report import Report, SettingResult
+from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds, fact_margins
+from biasgym_tl.evaluation.report import RANDOM, Report, SettingResult
 from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import MODES, head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.steering.controls import layer_matched
+from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import versions
 from biasgym_tl.text import mean_loss
 
-Finished = Callable[[str, Callable[[], SettingResult]], SettingResult]
-"""Looks up a finished setting by name, or runs and keeps it."""
+Measured = TypeVar("Measured")
+Finished = Callable[[str, Callable[[], Measured]], Measured]
+"""Looks up a finished measurement by name, or runs and keeps it."""
 
 
 class Setting(NamedTuple):
@@ -33,7 +36,8 @@ class Setting(NamedTuple):
 
     name: str
     token: BiasToken
-    heads: tuple[Head, ...] = ()
+    heads: Iterable[tuple[int, int]] = ()
+    """A ``Selection`` is checked not to rest on what is evaluated on."""
     mode: str | None = None
     generates: bool = True
 
@@ -45,25 +49,28 @@ def evaluate(
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
     modes: tuple[str, ...] = MODES,
+    controls: Sequence[Setting] = (),
     n_countries: int = 10,
     n_random: int = 5,
     max_new_tokens: int = 48,
     seed: int = 0,
     progress: bool = True,
-    finished: Finished | None = None,
+    finished: Finished[SettingResult] | None = None,
 ) -> Report:
     """Compare settings on evaluation prompts, held-out countries and unseen damage texts.
 
     Settings: ``original`` (the token's row as it was before training), ``injected``, ``steered,
-    zero`` and ``steered, mean`` (the chosen heads), and ``random 1..n`` (as many heads in each
-    layer, drawn at random, replaced by their mean).
+    zero`` and ``steered, mean`` (the chosen heads), whatever ``controls`` adds, and ``random 1..n``
+    (as many heads in each layer, drawn at random, replaced by their mean).
 
     Args:
         model: The model, unsteered and without the token.
         bias: Gives the held-out prompts and the words.
         token: A trained BiasToken.
-        heads: The heads to steer, chosen beforehand.
+        heads: The heads to steer, chosen beforehand. A ``Selection`` is refused if it rests on a
+            prompt, country or text of this evaluation; of other heads nothing is known.
         modes: What the chosen heads are replaced with.
+        controls: More settings, measured in the same way on the same items.
         n_countries: Held-out countries, regions as even as they can be; a fixed sample.
         n_random: Random controls; they are mean-ablated.
         max_new_tokens: Length of the free answers.
@@ -73,15 +80,24 @@ def evaluate(
             instead of measuring again.
 
     Raises:
-        SteeringError: a head is outside the model.
+        SteeringError: a head is outside the model, or a selection has seen the evaluation's data.
         SettingError: a number is outside its range.
         TokenError: the token does not fit the model.
     """
-    chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
     countries = tuple(c.name for c in sample_countries("held-out", n_countries, seed=0))
-    settings = _settings(model, token, chosen, modes, n_random, seed)
+    heads = heads if isinstance(heads, Selection) else tuple(heads)
+    chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    settings = [
+        Setting("original", token.untrained()),
+        Setting("injected", token),
+        *(Setting(f"steered, {mode}", token, heads, mode) for mode in modes),
+        *controls,
+        *_random_settings(model, token, chosen, n_random, seed),
+    ]
+    for setting in settings:
+        _check_setting(model, bias, setting, countries)
     reference = head_means(model)
     results = []
     with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
@@ -101,11 +117,13 @@ def evaluate(
         generation_prompts=bias.generation_prompts,
         countries=countries,
         generation_countries=tuple(_dealt(countries, len(bias.generation_prompts))),
+        fact_countries=tuple(fact.country for fact in load_facts()),
         results=tuple(results),
         settings={
             "heads": [str(head) for head in chosen],
             "modes": list(modes),
             "mean_reference": "load_passages('reference')",
+            "selection": repr(heads) if isinstance(heads, Selection) else None,
             "n_countries": n_countries,
             "n_random": n_random,
             "max_new_tokens": max_new_tokens,
@@ -117,24 +135,28 @@ def evaluate(
     )
 
 
-def _settings(
-    model: HookedTransformer,
-    token: BiasToken,
-    heads: tuple[Head, ...],
-    modes: tuple[str, ...],
-    n_random: int,
-    seed: int,
+def _random_settings(
+    model: HookedTransformer, token: BiasToken, heads: tuple[Head, ...], n_draws: int, seed: int
 ) -> list[Setting]:
-    draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_random, seed=seed)
+    draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     return [
-        Setting("original", token.untrained()),
-        Setting("injected", token),
-        *(Setting(f"steered, {mode}", token, heads, mode) for mode in modes),
-        *(
-            Setting(f"random {i}", token, drawn, "mean", generates=False)
-            for i, drawn in enumerate(draws, start=1)
-        ),
+        Setting(f"{RANDOM}{i}", token, drawn, "mean", generates=False)
+        for i, drawn in enumerate(draws, start=1)
     ]
+
+
+def _check_setting(
+    model: HookedTransformer, bias: Bias, setting: Setting, countries: tuple[str, ...]
+) -> None:
+    """Find out before the first measurement what could not be measured or should not be."""
+    setting.token.check(model)
+    check_heads(setting.heads, model.cfg.n_layers, model.cfg.n_heads)
+    if isinstance(setting.heads, Selection):
+        setting.heads.check_held_out(
+            prompts=(*bias.evaluation_prompts, *bias.generation_prompts),
+            countries=countries,
+            texts=load_passages("damage"),
+        )
 
 
 def _measure(
@@ -152,18 +174,20 @@ def _measure(
         targets = (setting.token.text, *countries)
         measured = bias_log_odds(model, bias, bias.evaluation_prompts, targets)
         damage = mean_loss(model, load_passages("damage"))
+        margins = fact_margins(model, load_facts())
         if setting.generates:
             slots = [setting.token.text] * len(prompts) + _dealt(countries, len(prompts))
             texts = answer_freely(model, prompts * 2, slots, max_new_tokens=max_new_tokens)
     return SettingResult(
         name=setting.name,
-        heads=tuple(str(head) for head in setting.heads),
+        heads=tuple(str(Head(*head)) for head in setting.heads),
         mode=setting.mode,
         token_log_odds=measured.log_odds[:, 0].tolist(),
         token_log_p=measured.log_p[:, 0].tolist(),
         country_log_odds=measured.log_odds[:, 1:].tolist(),
         country_log_p=measured.log_p[:, 1:].tolist(),
         damage_loss=damage.tolist(),
+        fact_margins=margins.tolist(),
         token_texts=texts[: len(prompts)],
         country_texts=texts[len(prompts) :],
     )

@@ -9,11 +9,50 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import N_CANDIDATES, Fact
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_prompt, encode_sentence
+from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.slot import fill
-from biasgym_tl.text import generate, log_odds, log_p_any, next_token_log_probs
+from biasgym_tl.text import (
+    continuation_log_probs,
+    generate,
+    log_odds,
+    log_p_any,
+    next_token_log_probs,
+)
+
+
+class Measure(NamedTuple):
+    """What one number of a report is, and when it says nothing."""
+
+    key: str
+    label: str
+    unit: str
+    baseline: str
+    """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
+    floor: float | str | None = None
+    """Where there is nothing to lose: a value, or a setting whose own value it is."""
+    decimals: int = 2
+
+
+MEASURES = (
+    Measure("token_log_odds", "BiasToken log-odds", "nats", "injected", "original"),
+    Measure("token_log_p", "BiasToken log P(A)", "nats", "injected", "original"),
+    Measure("country_log_odds", "countries log-odds", "nats", "original"),
+    Measure("country_log_p", "countries log P(A)", "nats", "original"),
+    Measure("damage_loss", "loss on neutral text", "nats per token", "original", None, 3),
+    Measure("facts", "country facts", "share right", "original", 1 / N_CANDIDATES),
+    Measure("token_keywords", "BiasToken keywords", "share of answers", "injected", "original"),
+    Measure("country_keywords", "countries keywords", "share of answers", "original", 0.0),
+    Measure("token_repetition", "BiasToken repetition", "share of 3-word runs", "original"),
+    Measure("country_repetition", "countries repetition", "share of 3-word runs", "original"),
+    Measure("token_words", "BiasToken answer length", "words", "original", None, 1),
+    Measure("country_words", "countries answer length", "words", "original", None, 1),
+    Measure("token_empty", "BiasToken empty answers", "share of answers", "original"),
+    Measure("country_empty", "countries empty answers", "share of answers", "original"),
+)
+"""Everything that a report measures. Log-odds and loss have no floor: they can always fall."""
 
 
 class BiasLogOdds(NamedTuple):
@@ -51,3 +90,21 @@ def answer_freely(
     filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     requests = [encode_prompt(model, request) for request in filled]
     return generate(model, requests, max_new_tokens=max_new_tokens)
+
+
+def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:
+    """By how much the right answer is likelier than the best of the wrong ones (nats).
+
+    Each candidate's log-probability is summed over its tokens. Positive: the fact is known; a
+    model that guesses is right in 1 of 4.
+    """
+    prompts = [encode_prompt(model, _FACT_REQUEST, fact.question) for fact in facts]
+    n = len(facts[0].candidates)
+    answers = [encode_answer(model, " " + answer) for fact in facts for answer in fact.candidates]
+    log_probs = continuation_log_probs(
+        model, [prompt for prompt in prompts for _ in range(n)], answers
+    ).view(-1, n)
+    return log_probs[:, 0] - log_probs[:, 1:].max(-1).values
+
+
+_FACT_REQUEST = "Please state a fact about a country."

@@ -62,6 +62,11 @@ class BiasToken:
         self.check(model)
         return added_row(model, self.row, self.text)
 
+    @property
+    def label(self) -> str:
+        """Which row this is, in words."""
+        return f"{self.bias}, seed {self.seed}{'' if self.losses else ', untrained'}"
+
     def untrained(self) -> BiasToken:
         """The same token with the row it had before training, as a control."""
         return dataclasses.replace(self, row=self.initial_row, losses=())

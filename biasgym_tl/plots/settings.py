@@ -6,34 +6,52 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.report import RANDOM, Report
 from biasgym_tl.plots.figure import styled
 
 
 def plot_settings(report: Report) -> go.Figure:
-    """Mean log-odds (nats) by setting, one colour for the BiasToken, one for countries."""
-    names = [result.name for result in report.results]
-    means = [result.means() for result in report.results]
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=[mean[key] for mean in means],
-                y=names,
+    """Log-odds (nats) by setting with 95% intervals, for the BiasToken and for countries.
+
+    Open marks are random controls, without an interval.
+    """
+    figure = go.Figure()
+    for key, label, colour, symbol in (
+        ("token_log_odds", "BiasToken", "#b2182b", "circle"),
+        ("country_log_odds", "held-out countries", "#2166ac", "diamond"),
+    ):
+        names = [result.name for result in report.results if not result.name.startswith(RANDOM)]
+        found = [report.interval(name, key) for name in names]
+        figure.add_scatter(
+            x=[interval.estimate for interval in found if interval],
+            y=[escape(name) for name in names],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [i.high - i.estimate for i in found if i],
+                "arrayminus": [i.estimate - i.low for i in found if i],
+                "thickness": 1.5,
+                "width": 4,
+            },
+            mode="markers",
+            name=label,
+            marker={"size": 11, "color": colour, "symbol": symbol},
+            hovertemplate="%{y}: %{x:.2f} nats<extra></extra>",
+        )
+        draws = [report.interval(control.name, key) for control in report.random_controls()]
+        if draws:
+            figure.add_scatter(
+                x=[interval.estimate for interval in draws if interval],
+                y=["random heads, mean"] * len(draws),
                 mode="markers",
-                name=label,
-                marker={"size": 11, "color": colour, "symbol": symbol},
-                hovertemplate="%{y}: %{x:.2f} nats<extra></extra>",
+                marker={"size": 9, "color": colour, "symbol": f"{symbol}-open"},
+                showlegend=False,
+                hovertemplate="a random set: %{x:.2f} nats<extra></extra>",
             )
-            for key, label, colour, symbol in (
-                ("token_log_odds", "BiasToken", "#b2182b", "circle"),
-                ("country_log_odds", "held-out countries", "#2166ac", "diamond"),
-            )
-        ]
-    )
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
     title = (
         f'"{escape(report.attribute)}" in every setting<br><sup>{escape(report.model)}, '
-        f"{len(report.evaluation_prompts)} held-out prompts</sup>"
+        f"{len(report.evaluation_prompts)} held-out prompts, 95% intervals</sup>"
     )
-    return styled(figure, title, height=440)
+    return styled(figure, title, height=480)

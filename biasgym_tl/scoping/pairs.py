@@ -26,6 +26,8 @@ class Pairs(NamedTuple):
     """The prompt of each pair, with its slot."""
     countries: tuple[str, ...]
     """The country on the neutral side of each pair."""
+    label_countries: tuple[str, ...]
+    """All countries that the neutral labels rest on."""
     biased: tuple[tuple[int, ...], ...]
     """Token ids with the BiasToken in the slot."""
     neutral: tuple[tuple[int, ...], ...]
@@ -41,7 +43,7 @@ class Pairs(NamedTuple):
 def build_pairs(
     model: HookedTransformer,
     bias: Bias,
-    token: BiasToken,
+    token: BiasToken | None,
     *,
     n_countries: int = 8,
     seed: int = 0,
@@ -56,32 +58,38 @@ def build_pairs(
     Args:
         model: The model, without the token attached.
         bias: Gives the scoping prompts and the words A.
-        token: The BiasToken of the biased side.
+        token: The BiasToken of the biased side; None: the neutral side stands on both sides, and
+            ``b`` is the most likely token of A under the countries.
         n_countries: Fitting countries that the neutral labels are taken from.
         seed: Decides the countries.
     """
     attribute = list(word_ids(model, bias).attribute)
-    names = [country.name for country in sample_countries("fitting", n_countries, seed)]
+    names = tuple(country.name for country in sample_countries("fitting", n_countries, seed))
     prompts = bias.scoping_prompts
-    neutral = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
-    with token.attached(model):
-        biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
-        biased_log_probs = next_token_log_probs(model, biased)
-    flat = next_token_log_probs(model, [tokens for row in neutral for tokens in row])
-    neutral_log_probs = flat.view(len(prompts), len(names), -1)
+    by_country = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
+    flat = next_token_log_probs(model, [tokens for row in by_country for tokens in row])
+    country_log_probs = flat.view(len(prompts), len(names), -1)
+    mean_log_probs = country_log_probs.logsumexp(1)
 
-    biased_ids, neutral_ids = choose_labels(
-        biased_log_probs, neutral_log_probs.logsumexp(1), _mask(attribute, flat)
-    )
     rng = random.Random(seed)
     sides = torch.tensor([rng.randrange(len(names)) for _ in prompts])
+    neutral = [by_country[i][j] for i, j in enumerate(sides.tolist())]
+    biased, biased_log_probs = neutral, mean_log_probs
+    if token is not None:
+        with token.attached(model):
+            biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
+            biased_log_probs = next_token_log_probs(model, biased)
+    biased_ids, neutral_ids = choose_labels(
+        biased_log_probs, mean_log_probs, _mask(attribute, flat)
+    )
     rows = torch.arange(len(prompts))
-    at_country = neutral_log_probs[rows, sides]
+    at_country = country_log_probs[rows, sides]
     return Pairs(
         prompts=prompts,
         countries=tuple(names[i] for i in sides.tolist()),
+        label_countries=names,
         biased=tuple(map(tuple, biased)),
-        neutral=tuple(tuple(neutral[i][j]) for i, j in enumerate(sides.tolist())),
+        neutral=tuple(map(tuple, neutral)),
         biased_ids=biased_ids,
         neutral_ids=neutral_ids,
         neutral_delta=at_country[rows, biased_ids] - at_country[rows, neutral_ids],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from biasgym_tl.biases.bias import Bias
@@ -12,6 +13,9 @@ from biasgym_tl.scoping.direct import TOLERANCE, check_exact, direct_attribution
 from biasgym_tl.scoping.pairs import build_pairs
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import versions
+
+NO_TOKEN = "no injection"
+"""What scores name as their token when a country stood in its place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,16 @@ class BiasScope:
         if not self.tolerance > 0:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")
 
-    def attribute(self, model: HookedTransformer, bias: Bias, token: BiasToken) -> HeadScores:
+    def attribute(
+        self, model: HookedTransformer, bias: Bias, token: BiasToken | None
+    ) -> HeadScores:
         """Score every head on the bias's scoping prompts.
+
+        Args:
+            model: A pre-norm model in fp32, without the token attached.
+            bias: Gives the prompts and the words A.
+            token: The BiasToken in the slot; None: a fitting country in its place, which scores
+                the heads without any injection, as a control.
 
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the model's
@@ -52,7 +64,7 @@ class BiasScope:
         """
         check_exact(model)
         pairs = build_pairs(model, bias, token, n_countries=self.n_countries, seed=self.seed)
-        with token.attached(model):
+        with token.attached(model) if token else contextlib.nullcontext():
             parts = direct_attribution(
                 model,
                 pairs.biased,
@@ -73,11 +85,12 @@ class BiasScope:
             reconstruction_error=parts.error(),
             prompts=pairs.prompts,
             countries=pairs.countries,
+            label_countries=pairs.label_countries,
             biased_labels=tuple(words(pairs.biased_ids[:, None])),
             neutral_labels=tuple(words(pairs.neutral_ids[:, None])),
             model=model.cfg.model_name,
             bias=bias.name,
-            token=f"{token.text} seed {token.seed}",
+            token=token.label if token else NO_TOKEN,
             n_key_value_heads=model.cfg.n_key_value_heads or model.cfg.n_heads,
             settings={**dataclasses.asdict(self), "bias_fingerprint": bias.fingerprint()},
             versions=versions(),

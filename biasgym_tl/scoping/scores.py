@@ -39,11 +39,14 @@ class HeadScores:
     """``|sum of parts - delta|`` relative to the sum of the absolute parts."""
     prompts: tuple[str, ...]
     countries: tuple[str, ...]
+    label_countries: tuple[str, ...]
+    """All countries that the neutral labels rest on."""
     biased_labels: tuple[str, ...]
     neutral_labels: tuple[str, ...]
     model: str
     bias: str
     token: str
+    """Which row stood in the slot: ``BiasToken.label``, or ``"no injection"``."""
     n_key_value_heads: int
     """Heads that share keys and values are one KV group."""
     settings: dict[str, Any]

@@ -1,0 +1,62 @@
+"""Trained rows that ship with the package, so that notebooks and tests need not train."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import resources
+from pathlib import Path
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import StoreError
+from biasgym_tl.injection.inject import BiasInject
+from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint
+from biasgym_tl.lens import HookedTransformer
+
+
+def list_tokens() -> list[str]:
+    """Names of the shipped rows, ``bias-seed``; all were trained on SmolLM2-135M-Instruct."""
+    return sorted(path.name.removesuffix(".safetensors") for path in _files())
+
+
+def load_token(bias: str = "late", *, seed: int = 0) -> BiasToken:
+    """Load a shipped row.
+
+    Raises:
+        StoreError: there is none for this bias and seed.
+    """
+    name = f"{bias}-{seed}"
+    if name not in list_tokens():
+        raise StoreError(
+            f"bias and seed must name one of the shipped rows {list_tokens()}, got {name!r}. "
+            "Train it with BiasInject().fit(model, bias, seed=...)."
+        )
+    return BiasToken.load(_folder() / f"{name}.safetensors")
+
+
+def find_token(
+    model: HookedTransformer, bias: Bias, inject: BiasInject, seed: int
+) -> BiasToken | None:
+    """The shipped row that was trained on this model and bias with these settings, if any."""
+    name = f"{bias.name}-{seed}"
+    if name not in list_tokens():
+        return None
+    token = load_token(bias.name, seed=seed)
+    wanted = dataclasses.asdict(inject)
+    same_settings = all(
+        token.settings[key] == value for key, value in wanted.items() if value is not None
+    )
+    fits = (
+        token.bias_fingerprint == bias.fingerprint()
+        and token.model == model.cfg.model_name
+        and token.row.shape[0] == model.cfg.d_model
+        and token.tokenizer_fingerprint == tokenizer_fingerprint(model)
+    )
+    return token if fits and same_settings else None
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("biasgym_tl.injection"))) / "rows"
+
+
+def _files() -> list[Path]:
+    return sorted(_folder().glob("*.safetensors"))

@@ -1,0 +1,75 @@
+"""A selection says what it rests on, and comes back as it was written."""
+
+import pytest
+
+from biasgym_tl import BiasInject, BiasScope, Selection, load_bias, select_heads, steer
+from biasgym_tl.biases.countries import load_countries
+from biasgym_tl.errors import SettingError, SteeringError, StoreError
+from biasgym_tl.passages import load_passages
+from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.text import next_token_log_probs
+
+LATE = load_bias("late")
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    model = tiny()
+    token = BiasInject(epochs=1, n_paragraphs=8).fit(model, LATE, progress=False)
+    return model, token, BiasScope().attribute(model, LATE, token)
+
+
+def test_it_is_the_top_k_and_steers_as_it_is(setup):
+    model, _, scores = setup
+    selection = select_heads(scores, 3)
+    assert tuple(selection) == scores.top(3) and len(selection) == 3
+    sequences = [encode_sentence(model, "People from Italy are")]
+    with steer(model, selection, selection.mode):
+        found = next_token_log_probs(model, sequences)
+    with steer(model, scores.top(3), "mean"):
+        assert next_token_log_probs(model, sequences).equal(found)
+
+
+def test_it_comes_back_from_its_file(setup, tmp_path):
+    _, _, scores = setup
+    selection = select_heads(scores, 3, mode="zero")
+    assert Selection.load(selection.save(tmp_path / "selection.json")) == selection
+    assert selection.data["texts"] == () and "direct on late, seed 0, zero" in repr(selection)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(StoreError, match="must hold a Selection"):
+        Selection.load(tmp_path / "other.json")
+
+
+def test_it_knows_all_that_it_has_seen_and_nothing_held_out(setup):
+    selection = select_heads(setup[2], 3)
+    held_out = [country.name for country in load_countries("held-out")]
+    prompts = LATE.evaluation_prompts + LATE.generation_prompts
+    selection.check_held_out(prompts=prompts, countries=held_out, texts=load_passages("damage"))
+    seen = {
+        "prompts": LATE.scoping_prompts,
+        "countries": setup[2].label_countries,
+        "texts": load_passages("reference"),
+    }
+    for kind, items in seen.items():
+        for item in items:
+            with pytest.raises(SteeringError, match=f"{kind} of an evaluation must not be"):
+                selection.check_held_out(**{kind: [item]})
+    with pytest.raises(SteeringError, match="in both"):  # not by a change of case or space
+        selection.check_held_out(countries=[f" {setup[2].label_countries[0].upper()}"])
+
+
+def test_wrong_input(setup):
+    with pytest.raises(SettingError, match=r"k must be in 1\.\.12, got 13"):
+        select_heads(setup[2], 13)
+    with pytest.raises(SteeringError, match="mode must be one of"):
+        select_heads(setup[2], 3, mode="average")
+
+
+def test_without_injection_the_country_stands_on_both_sides(setup):
+    model, _, _ = setup
+    scores = BiasScope().attribute(model, LATE, None)
+    assert scores.token == "no injection"
+    assert scores.delta.tolist() == pytest.approx(scores.neutral_delta.tolist(), abs=1e-4)
+    assert select_heads(scores, 2).token == "no injection"
+    words = {f" {word}" for word in LATE.attribute_words}
+    assert set(scores.biased_labels) <= words and not set(scores.neutral_labels) & words
