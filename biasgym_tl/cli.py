@@ -145,7 +145,7 @@ def _show(result: ChainResult, console: object) -> None:
 
 _COLUMNS = (
     "token_log_odds", "token_log_p", "country_log_odds", "damage_loss", "facts",
-    "token_keywords", "token_repetition", "country_repetition",
+    "token_keywords", "token_repetition",
 )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def _summary_table(report: Report) -> Table:
         title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
         f"prompts, {len(report.countries)} held-out countries; means with 95% intervals"
     )
-    table.add_column("setting")
+    table.add_column("setting", no_wrap=True)
     measures = [measure for measure in MEASURES if measure.key in _COLUMNS]
     for measure in measures:
         mark = "" if not report.not_informative(measure) else "\n(not informative)"

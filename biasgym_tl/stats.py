@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import false_discovery_control, hypergeom
+from scipy.stats import binomtest, false_discovery_control, hypergeom, norm
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
@@ -75,6 +75,31 @@ def crossed_interval(
     ends = torch.tensor([(1 + level) / 2, (1 - level) / 2], dtype=t.dtype)
     low, high = (mean - t.quantile(ends) * variance.sqrt()).tolist()
     return Interval(mean.item(), low, high)
+
+
+def share_interval(values: Float[Tensor, " item"], *, level: float = 0.95) -> Interval:
+    """Interval of a share, from values that are 0 or 1 (Wilson's score interval).
+
+    Unlike a bootstrap it stays within 0 and 1 and does not shrink to a point at 0 of n.
+    """
+    n, hits = values.numel(), int(_checked(values).sum())
+    low, high = binomtest(hits, n).proportion_ci(level, method="wilson")
+    return Interval(hits / n, float(low), float(high))
+
+
+def share_change_interval(values: Float[Tensor, " item"], *, level: float = 0.95) -> Interval:
+    """Interval of the change of a share, from paired differences that are -1, 0 or 1.
+
+    Agresti and Min 2005: half an item is added to each cell of the paired table, so that no
+    observed change does not mean no possible change.
+    """
+    n = values.numel()
+    differences = _checked(values)
+    gained, lost = (int((differences == sign).sum()) for sign in (1, -1))
+    mean = (gained - lost) / (n + 2)
+    variance = ((gained + lost + 1) / (n + 2) - mean**2) / (n + 2)
+    half = float(norm.isf((1 - level) / 2)) * variance**0.5
+    return Interval((gained - lost) / n, max(mean - half, -1.0), min(mean + half, 1.0))
 
 
 class FlipTest(NamedTuple):

@@ -151,7 +151,7 @@ def test_measures_at_their_floor_are_not_informative(setup):
     # A random model guesses facts, and shows no keywords about countries.
     assert report.interval("original", "facts").low <= 0.25
     assert "not informative" in report.not_informative(measures["facts"])
-    assert "0.0" in report.not_informative(measures["country_keywords"])
+    assert "floor (0.0)" in report.not_informative(measures["country_keywords"])
     assert report.not_informative(measures["damage_loss"]) == ""  # a loss has no floor
     known = dataclasses.replace(report["original"], fact_margins=[1.0] * len(load_facts()))
     knows = dataclasses.replace(report, results=(known, *report.results[1:]))

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, hypergeom
+from scipy.stats import binom, hypergeom, norm
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import (
@@ -18,6 +18,8 @@ from biasgym_tl.stats import (
     overlap_distribution,
     prompt_flip_test,
     rank_p,
+    share_change_interval,
+    share_interval,
 )
 
 
@@ -73,6 +75,28 @@ def test_intervals_of_few_or_equal_values():
     single = crossed_interval(torch.tensor([[2.0]]))
     assert single.estimate == 2 and math.isnan(single.low) and math.isnan(single.high)
     assert str(Interval(1.234, -1, 2)) == "+1.23 [-1.00, +2.00]"
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_intervals_of_shares_cover(share):
+    """Averaged over what n = 16 can show; the exact coverage of a share jumps with the share."""
+    hits = np.arange(17)
+    chance = binom.pmf(hits, 16, share)
+    found = [share_interval((torch.arange(16) < h).double()) for h in hits]
+    covered = sum(p for p, i in zip(chance, found, strict=True) if not i.excludes(share))
+    assert 0.92 <= covered <= 0.99
+    assert found[0].low == 0 and 0.15 < found[0].high < 0.25  # 0 of 16 is not never
+    assert all(0 <= i.low <= i.estimate <= i.high <= 1 for i in found)
+
+
+def test_intervals_of_changes_of_shares_cover():
+    rng = np.random.default_rng(3)
+    for gain, loss in ((0.3, 0.1), (0.05, 0.02), (0.6, 0.0)):
+        drawn = rng.choice([1.0, -1.0, 0.0], (4000, 24), p=[gain, loss, 1 - gain - loss])
+        found = [share_change_interval(torch.from_numpy(row)) for row in drawn]
+        assert 0.93 <= np.mean([not i.excludes(gain - loss) for i in found]) <= 0.995
+    unchanged = share_change_interval(torch.zeros(24))
+    assert unchanged.estimate == 0 and unchanged.low < 0 < unchanged.high
 
 
 def test_values_that_cannot_be_judged_are_refused():
@@ -136,9 +160,27 @@ def test_q_values_by_hand():
     assert torch.allclose(found, torch.tensor([[0.04, 0.16 / 3], [0.16 / 3, 0.5]]).double())
 
 
+def test_q_values_keep_the_share_of_false_discoveries():
+    """80 units without an effect, 20 with one: of those with q <= 0.1, at most a tenth is false."""
+    rng, shares, found = np.random.default_rng(0), [], []
+    for _ in range(400):
+        z = rng.normal(size=100) + np.repeat([0.0, 3.0], [80, 20])
+        q = benjamini_hochberg(torch.from_numpy(2 * norm.sf(np.abs(z))))
+        chosen = (q <= 0.1).numpy()
+        shares.append(chosen[:80].sum() / max(chosen.sum(), 1))
+        found.append(chosen[80:].mean())
+    assert 0.06 <= np.mean(shares) <= 0.1 and np.mean(found) > 0.5
+
+
 def test_rank_p_by_hand():
     controls = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert rank_p(3.0, controls) == 3 / 5 and rank_p(5.0, controls) == 1 / 5
+
+
+def test_rank_p_is_uniform_without_an_effect():
+    rng = np.random.default_rng(1)
+    p = [rank_p(float(x[0]), torch.from_numpy(x[1:])) for x in rng.normal(size=(4000, 20))]
+    assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 0.01
 
 
 def test_overlap_of_two_sets_is_hypergeometric():

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from biasgym_tl.errors import StoreError
 from biasgym_tl.evaluation.measures import MEASURES, Measure
-from biasgym_tl.stats import Interval, crossed_interval
+from biasgym_tl.stats import (
+    Interval,
+    crossed_interval,
+    share_change_interval,
+    share_interval,
+)
 from biasgym_tl.store import read_json, write_json
 from biasgym_tl.text import keyword_hits, repetition
 
@@ -134,12 +139,17 @@ class Report:
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and countries)."""
         values = self.values(name, measure)
-        return None if values is None else crossed_interval(values)
+        if values is None:
+            return None
+        return share_interval(values[:, 0]) if _counts(measure) else crossed_interval(values)
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
         """Mean difference to another setting, item by item, with its 95% interval."""
         here, there = self.values(name, measure), self.values(since, measure)
-        return None if here is None or there is None else crossed_interval(here - there)
+        if here is None or there is None:
+            return None
+        change = here - there
+        return share_change_interval(change[:, 0]) if _counts(measure) else crossed_interval(change)
 
     def not_informative(self, measure: Measure) -> str:
         """Why changes of a measure say nothing here, or an empty text.
@@ -152,8 +162,8 @@ class Report:
         if isinstance(measure.floor, str):
             over = self.change(measure.baseline, measure.key, measure.floor)
         else:
-            values = self.values(measure.baseline, measure.key)
-            over = None if values is None else crossed_interval(values - measure.floor)
+            here = self.interval(measure.baseline, measure.key)
+            over = here and Interval(*(end - measure.floor for end in here))
         if over is None or over.low > 0:
             return ""
         return (
@@ -240,6 +250,11 @@ class Report:
             raise StoreError(f"{str(path)!r} must hold a Report. Was it written by Report.save?")
         values["results"] = [SettingResult(**_tuples(r)) for r in values["results"]]
         return cls(**_tuples(values))
+
+
+def _counts(measure: str) -> bool:
+    """Whether the items of a measure are 0 or 1."""
+    return measure.endswith(("_keywords", "_empty"))
 
 
 def _named(interval: Interval, prefix: str) -> dict[str, float]:
