@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
-from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import Setting, evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
-from biasgym_tl.evaluation.report import Report, SettingResult
-from biasgym_tl.hooks import steer
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.injection.inject import BiasInject
-from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.model import load_model
@@ -27,10 +22,8 @@ from biasgym_tl.plots.loss import plot_loss
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
-from biasgym_tl.store import cache_dir, digest, read_json, versions, write_json
-
-Result = TypeVar("Result")
-Saved = TypeVar("Saved", BiasToken, HeadScores)
+from biasgym_tl.steps import Rows, Steps, fingerprint
+from biasgym_tl.store import cache_dir, digest, write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +96,7 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
             f"k must be at most {model.cfg.n_layers * model.cfg.n_heads}, the number of heads of "
             f"{chain.model}, got {chain.k!r}."
         )
-    inputs = _fingerprint(model)
+    inputs = fingerprint(model)
     steps = Steps(cache_dir() / "runs" / _run_key(chain, bias, other, inputs), fresh)
     rows = Rows(chain.inject, chain.seed, model, inputs, fresh, progress)
     token = rows.trained(bias)
@@ -181,43 +174,6 @@ def _control_rows(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Trained rows of one model, each trained once and kept in the cache folder."""
-
-    inject: BiasInject
-    seed: int
-    model: HookedTransformer
-    inputs: dict[str, Any]
-    fresh: bool
-    progress: bool
-
-    def trained(self, bias: Bias, *, steered: Selection | None = None) -> BiasToken:
-        """The row for ``bias``, on the model as it is or with heads steered."""
-        heads = [] if steered is None else list(map(str, steered))
-        mode = "mean" if steered is None else steered.mode
-        key = digest(
-            {
-                **self.inputs,
-                "inject": dataclasses.asdict(self.inject),
-                "seed": self.seed,
-                "bias": bias.fingerprint(),
-                "steered": [heads, mode],
-            }
-        )
-
-        def train() -> BiasToken:
-            with steer(self.model, steered or (), mode):
-                return self.inject.fit(self.model, bias, seed=self.seed, progress=self.progress)
-
-        return Steps(cache_dir() / "rows", self.fresh).tensors(key, BiasToken, train)
-
-    def control(self, bias: Bias) -> BiasToken:
-        """A row for a control: the shipped one if it was trained in this very way."""
-        shipped = find_token(self.model, bias, self.inject, self.seed)
-        return shipped or self.trained(bias)
-
-
 def write_outputs(result: ChainResult, out: Path) -> list[str]:
     """Write figures, tensors and one JSON of all settings and numbers to the folder ``out``.
 
@@ -244,59 +200,6 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     return remarks
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """Finished steps of one run, each a file that is there whole or not at all."""
-
-    folder: Path
-    fresh: bool = False
-
-    def tensors(self, name: str, kind: type[Saved], make: Callable[[], Saved]) -> Saved:
-        """Read back a ``BiasToken`` or ``HeadScores``, or make and keep it."""
-        path = self.folder / f"{name}.safetensors"
-        return self._kept(path, kind.load, lambda found: found.save(path), make)
-
-    def setting(self, name: str, make: Callable[[], SettingResult]) -> SettingResult:
-        """Read back the measures of one setting, or make and keep them."""
-        path = self.folder / f"{name.replace(' ', '-').replace(',', '')}.json"
-        return self._kept(
-            path,
-            lambda p: _setting_result(read_json(p)),
-            lambda found: write_json(path, dataclasses.asdict(found)),
-            make,
-        )
-
-    def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
-        """Read back a ``Selection``, or make it and write it down."""
-        path = self.folder / f"{name}.json"
-        return self._kept(path, Selection.load, lambda found: found.save(path), make)
-
-    def values(self, name: str, make: Callable[[], list[list[float]]]) -> list[list[float]]:
-        """Read back a list of numbers, or make and keep it."""
-        path = self.folder / f"{name.replace(' ', '-')}.json"
-        return self._kept(path, read_json, lambda found: write_json(path, found), make)
-
-    def _kept(
-        self,
-        path: Path,
-        read: Callable[[Path], Result],
-        write: Callable[[Any], object],
-        make: Callable[[], Result],
-    ) -> Result:
-        if path.exists() and not self.fresh:
-            try:
-                return read(path)
-            except StoreError:
-                path.unlink()  # broken from outside; made again
-        made = make()
-        write(made)
-        return made
-
-
-def _setting_result(record: dict[str, Any]) -> SettingResult:
-    return SettingResult(**{**record, "heads": tuple(record["heads"])})
-
-
 def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:
     """Fingerprint of everything that the numbers of a run depend on."""
     others = other.fingerprint() if other else None
@@ -305,27 +208,6 @@ def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any
     for name in ("n_draws", "reinject"):
         del settings[name]
     return digest({**inputs, "chain": settings, "biases": [bias.fingerprint(), others]})
-
-
-def _fingerprint(model: HookedTransformer) -> dict[str, Any]:
-    """What every step depends on: weights, versions, code."""
-    return {
-        "weights": [parameter.double().sum().item() for parameter in model.parameters()],
-        "versions": versions(),
-        "code": _code_fingerprint(),
-    }
-
-
-@cache
-def _code_fingerprint() -> str:
-    """Hash of the files that compute, so that what changed code would give is never read back."""
-    package = Path(str(resources.files("biasgym_tl")))
-    files = sorted(
-        path
-        for path in package.rglob("*")
-        if path.suffix in (".py", ".toml") and path.name != "cli.py" and "plots" not in path.parts
-    )
-    return digest(b"".join(path.read_bytes() for path in files))
 
 
 def _record(result: ChainResult) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from biasgym_tl.errors import StoreError
 
+Result = TypeVar("Result")
 _HEADER = "biasgym_tl"
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
@@ -126,6 +127,24 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     if header.get("kind") != kind:
         raise StoreError(f"{str(path)!r} must hold a {kind}, got {header.get('kind')!r}.")
     return tensors, header["record"]
+
+
+def save_dataclass(path: str | Path, result: Any) -> Path:
+    """Write a result: its tensors as they are, all other fields as the JSON record."""
+    tensors = {key: value for key, value in vars(result).items() if isinstance(value, Tensor)}
+    record = {key: value for key, value in vars(result).items() if key not in tensors}
+    return save_result(path, type(result).__name__, tensors, record)
+
+
+def load_dataclass(path: str | Path, kind: type[Result]) -> Result:
+    """Read what :func:`save_dataclass` wrote; the lists of its record were tuples.
+
+    Raises:
+        StoreError: the file is missing, broken, or holds another kind of result.
+    """
+    tensors, record = load_result(path, kind.__name__)
+    tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+    return kind(**{**tensors, **record, **tuples})
 
 
 def _with_suffix(path: str | Path) -> Path:

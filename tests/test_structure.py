@@ -8,7 +8,7 @@ import biasgym_tl
 ROOMS = (
     "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
     "prompts", "added_row", "passages", "hooks", "text", "biases", "injection", "scoping",
-    "steering", "evaluation", "plots", "run", "cli", "__init__",
+    "steering", "evaluation", "plots", "steps", "run", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -24,7 +24,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import load_result, save_result, versions
+from biasgym_tl.store import load_dataclass, save_dataclass, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -72,9 +72,7 @@ class RandomControl:
 
     def save(self, path: str | Path) -> Path:
         """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-        record = {key: value for key, value in vars(self).items() if key not in tensors}
-        return save_result(path, "RandomControl", tensors, record)
+        return save_dataclass(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> RandomControl:
@@ -83,9 +81,7 @@ class RandomControl:
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
-        tensors, record = load_result(path, "RandomControl")
-        lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-        return cls(**{**tensors, **record, **lists})
+        return load_dataclass(path, cls)
 
 
 def random_control(

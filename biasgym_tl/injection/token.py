@@ -13,7 +13,7 @@ from torch import Tensor
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import TokenError
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.store import digest, load_result, save_result
+from biasgym_tl.store import digest, load_dataclass, save_dataclass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -92,8 +92,7 @@ class BiasToken:
 
     def save(self, path: str | Path) -> Path:
         """Write one ``.safetensors`` file: both rows, and the rest as JSON in its header."""
-        record = {key: value for key, value in vars(self).items() if key not in _TENSORS}
-        return save_result(path, "BiasToken", {key: getattr(self, key) for key in _TENSORS}, record)
+        return save_dataclass(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> BiasToken:
@@ -102,11 +101,7 @@ class BiasToken:
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
-        tensors, record = load_result(path, "BiasToken")
-        return cls(**{**tensors, **record, "losses": tuple(record["losses"])})
-
-
-_TENSORS = ("row", "initial_row")
+        return load_dataclass(path, cls)
 
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
-from biasgym_tl.store import load_result, save_result
+from biasgym_tl.store import load_dataclass, save_dataclass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -110,9 +110,7 @@ class HeadScores:
 
     def save(self, path: str | Path) -> Path:
         """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-        record = {key: value for key, value in vars(self).items() if key not in tensors}
-        return save_result(path, "HeadScores", tensors, record)
+        return save_dataclass(path, self)
 
     @classmethod
     def load(cls, path: str | Path) -> HeadScores:
@@ -121,6 +119,4 @@ class HeadScores:
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
-        tensors, record = load_result(path, "HeadScores")
-        lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-        return cls(**{**tensors, **record, **lists})
+        return load_dataclass(path, cls)
