@@ -11,6 +11,7 @@ import typer
 from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from biasgym_tl.evaluation.report import Report
@@ -129,10 +130,7 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
     )
 
 
-def _show(result: ChainResult, console: object) -> None:
-    from rich.console import Console
-
-    assert isinstance(console, Console)
+def _show(result: ChainResult, console: Console) -> None:
     report, scores, token = result.report, result.scores, result.token
     console.print(f"\n{token!r}", markup=False, highlight=False)
     console.print(f"{scores!r}", markup=False, highlight=False)
@@ -159,9 +157,9 @@ def _summary_table(report: Report) -> Table:
         f"prompts, {len(report.countries)} held-out countries; means with 95% intervals"
     )
     table.add_column("setting", no_wrap=True)
-    measures = [measure for measure in MEASURES if measure.key in _COLUMNS]
+    measures = [MEASURES[key] for key in _COLUMNS]
     for measure in measures:
-        mark = "" if not report.not_informative(measure) else "\n(not informative)"
+        mark = "" if not report.not_informative(measure.key) else "\n(not informative)"
         label = measure.label.replace(" ", "\n", 1)
         table.add_column(f"{label}\n({measure.unit}){mark}", justify="right")
     names = [r.name for r in report.results if not r.name.startswith("random ")]
@@ -177,7 +175,7 @@ def _summary_table(report: Report) -> Table:
 
 def _cell(interval: Interval, decimals: int) -> str:
     mean, low, high = (f"{value:.{decimals}f}" for value in interval)
-    return f"{mean}\n{low} to {high}"
+    return mean if low == "nan" else f"{mean}\n{low} to {high}"
 
 
 def summary_lines(result: ChainResult) -> list[str]:
@@ -192,27 +190,29 @@ def summary_lines(result: ChainResult) -> list[str]:
         f"Injected: the BiasToken is {over:+.2f} nats over the countries "
         f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
     ]
-    unsteered = ("original", "injected")
     for setting in report.results:
-        if setting.name in unsteered or setting.name.startswith("random "):
+        if not setting.heads or setting.name.startswith("random "):
             continue
         token = report.change(setting.name, "token_log_odds", "injected")
         damage = report.change(setting.name, "damage_loss", "original")
         assert token is not None and damage is not None
-        line = (
+        lines.append(
             f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
-            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token"
+            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token."
         )
-        if report.random_controls():
-            beyond = report.beyond_random(setting.name)
-            line += (
-                f"; drop beyond {beyond.of - 1} random sets {beyond.difference} nats, place "
-                f"{beyond.rank} of {beyond.of}"
+        if setting.name == "steered, mean" and report.n_draws:
+            beyond = report.beyond_random()
+            lines.append(
+                f"  {report.n_draws} random sets of the same layers {-beyond.random:+.2f} nats; "
+                f"the chosen heads go {beyond.difference} nats beyond them, place {beyond.rank} "
+                f"of {beyond.of}."
             )
-        lines.append(line + ".")
+        elif setting.mode == "mean":
+            further = report.change(setting.name, "token_log_odds", "steered, mean")
+            lines.append(f"  Against the chosen heads: {further} nats.")
     if result.random is not None:
         lines.append(repr(result.random))
-    reasons = [report.not_informative(measure) for measure in MEASURES]
+    reasons = [report.not_informative(key) for key in MEASURES]
     return lines + [f"{reason}." for reason in reasons if reason]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import Setting, evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
@@ -19,10 +20,11 @@ from biasgym_tl.model import load_model
 from biasgym_tl.plots.figure import write_html, write_png
 from biasgym_tl.plots.heatmap import plot_heads
 from biasgym_tl.plots.loss import plot_loss
+from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
-from biasgym_tl.steps import Rows, Steps, fingerprint
+from biasgym_tl.steps import Rows, Steps, code_fingerprint, fingerprint
 from biasgym_tl.store import cache_dir, digest, write_json
 
 
@@ -57,11 +59,9 @@ class Chain:
     """Length of the free answers."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise SettingError(f"k must be at least 1, got {self.k!r}.")
-        for name in ("n_random", "n_draws"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        for name, least in (("k", 1), ("n_random", 0), ("n_draws", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,8 @@ class ChainResult:
     token: BiasToken
     scores: HeadScores
     selection: Selection
+    control_selections: dict[str, Selection]
+    """Heads that were chosen without the trained row, by the control's name."""
     report: Report
     random: RandomControl | None
 
@@ -96,16 +98,21 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
             f"k must be at most {model.cfg.n_layers * model.cfg.n_heads}, the number of heads of "
             f"{chain.model}, got {chain.k!r}."
         )
+    check_exact(model)
+    word_ids(model, bias)
     inputs = fingerprint(model)
     steps = Steps(cache_dir() / "runs" / _run_key(chain, bias, other, inputs), fresh)
     rows = Rows(chain.inject, chain.seed, model, inputs, fresh, progress)
     token = rows.trained(bias)
     scores, selection = _scoped(chain, steps, model, bias, token)
-    controls: list[Setting] = []
+    found: dict[str, Selection] = {}
     if other is not None:
         for name, row in _control_rows(rows, bias, other, token).items():
-            _, heads = _scoped(chain, steps, model, bias, row, suffix=f"-{name}")
-            controls.append(Setting(f"{name} heads, mean", token, heads, "mean", generates=False))
+            _, found[name] = _scoped(chain, steps, model, bias, row, suffix=f"-{name}")
+    controls = [
+        Setting(f"{name} heads, mean", token, heads, "mean", generates=False)
+        for name, heads in found.items()
+    ]
     if chain.reinject:
         again = rows.trained(bias, steered=selection)
         controls.append(Setting("re-injected, mean", again, selection, "mean"))
@@ -119,7 +126,7 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
         max_new_tokens=chain.max_new_tokens,
         seed=chain.seed,
         progress=progress,
-        finished=steps.setting,
+        finished=steps.measured,
     )
     random = None
     if chain.n_draws:
@@ -131,10 +138,16 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
             n_draws=chain.n_draws,
             seed=chain.seed,
             progress=progress,
-            finished=steps.values,
+            finished=steps.measured,
         )
     return ChainResult(
-        chain=chain, token=token, scores=scores, selection=selection, report=report, random=random
+        chain=chain,
+        token=token,
+        scores=scores,
+        selection=selection,
+        control_selections=found,
+        report=report,
+        random=random,
     )
 
 
@@ -155,6 +168,8 @@ def _scoped(
 
 
 def _other_bias(chain: Chain, bias: Bias) -> str:
+    if chain.other_bias in (bias.name, chain.bias):
+        raise SettingError(f"other_bias must be another bias, got {chain.other_bias!r} again.")
     if chain.other_bias is not None:
         return chain.other_bias
     names = list_biases()
@@ -165,7 +180,7 @@ def _other_bias(chain: Chain, bias: Bias) -> str:
 def _control_rows(
     rows: Rows, bias: Bias, other: Bias, token: BiasToken
 ) -> dict[str, BiasToken | None]:
-    """Rows that know nothing of the stereotype; heads found with them are the controls."""
+    """Rows that were not trained on the stereotype; heads found with them are the controls."""
     return {
         "no-injection": None,
         "untrained-row": token.untrained(),
@@ -236,6 +251,10 @@ def _record(result: ChainResult) -> dict[str, Any]:
             "values": scores.values.tolist(),
         },
         "heads": [str(head) for head in result.selection],
+        "control_heads": {
+            name: [str(head) for head in heads] for name, heads in result.control_selections.items()
+        },
+        "code": code_fingerprint(),
         "report": dataclasses.asdict(result.report),
         "intervals": result.report.intervals().to_dict("records"),
         "random": None if result.random is None else _random_record(result.random),

@@ -6,6 +6,7 @@ depend on: settings, bias, weights, versions and code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +20,11 @@ from biasgym_tl.evaluation.report import SettingResult
 from biasgym_tl.hooks import steer
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
-from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.injection.token import (
+    BiasToken,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
@@ -41,25 +46,19 @@ class Steps:
         path = self.folder / f"{name}.safetensors"
         return self._kept(path, kind.load, lambda found: found.save(path), make)
 
-    def setting(self, name: str, make: Callable[[], SettingResult]) -> SettingResult:
-        """Read back the measures of one setting, or make and keep them."""
+    def measured(self, name: str, make: Callable[[], Any]) -> Any:
+        """Read back a ``SettingResult`` or a list of numbers, or make and keep it."""
         path = self.folder / f"{name.replace(' ', '-').replace(',', '')}.json"
-        return self._kept(
-            path,
-            lambda p: _setting_result(read_json(p)),
-            lambda found: write_json(path, dataclasses.asdict(found)),
-            make,
-        )
+
+        def write(found: Any) -> None:
+            write_json(path, found if isinstance(found, list) else dataclasses.asdict(found))
+
+        return self._kept(path, _read_measured, write, make)
 
     def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
         """Read back a ``Selection``, or make it and write it down."""
         path = self.folder / f"{name}.json"
         return self._kept(path, Selection.load, lambda found: found.save(path), make)
-
-    def values(self, name: str, make: Callable[[], list[list[float]]]) -> list[list[float]]:
-        """Read back a list of numbers, or make and keep it."""
-        path = self.folder / f"{name.replace(' ', '-')}.json"
-        return self._kept(path, read_json, lambda found: write_json(path, found), make)
 
     def _kept(
         self,
@@ -78,8 +77,14 @@ class Steps:
         return made
 
 
-def _setting_result(record: dict[str, Any]) -> SettingResult:
-    return SettingResult(**{**record, "heads": tuple(record["heads"])})
+def _read_measured(path: Path) -> SettingResult | list[float]:
+    found = read_json(path)
+    if isinstance(found, list):
+        return found
+    try:
+        return SettingResult(**{**found, "heads": tuple(found["heads"])})
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{str(path)!r} must hold a whole SettingResult: {error}.") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,33 +113,39 @@ class Rows:
         )
 
         def train() -> BiasToken:
-            with steer(self.model, steered or (), mode):
-                return self.inject.fit(self.model, bias, seed=self.seed, progress=self.progress)
+            with steer(self.model, steered, mode) if steered else contextlib.nullcontext():
+                token = self.inject.fit(self.model, bias, seed=self.seed, progress=self.progress)
+            return dataclasses.replace(token, steered=tuple(heads))
 
         return Steps(cache_dir() / "rows", self.fresh).tensors(key, BiasToken, train)
 
     def control(self, bias: Bias) -> BiasToken:
         """A row for a control: the shipped one if it was trained in this very way."""
-        shipped = find_token(self.model, bias, self.inject, self.seed)
+        shipped = None if self.fresh else find_token(self.model, bias, self.inject, self.seed)
         return shipped or self.trained(bias)
 
 
 def fingerprint(model: HookedTransformer) -> dict[str, Any]:
-    """What every step depends on: weights, versions, code."""
+    """What every step depends on: weights, configuration, tokenizer, versions, code."""
     return {
-        "weights": [parameter.double().sum().item() for parameter in model.parameters()],
+        "weights": weights_fingerprint(model),
+        "cfg": {key: str(value) for key, value in model.cfg.to_dict().items()},
+        "tokenizer": tokenizer_fingerprint(model),
+        "chat_template": getattr(model.tokenizer, "chat_template", None),
         "versions": versions(),
-        "code": _code_fingerprint(),
+        "code": code_fingerprint(),
     }
 
 
 @cache
-def _code_fingerprint() -> str:
+def code_fingerprint() -> str:
     """Hash of the files that compute, so that what changed code would give is never read back."""
     package = Path(str(resources.files("biasgym_tl")))
     files = sorted(
         path
         for path in package.rglob("*")
-        if path.suffix in (".py", ".toml") and path.name != "cli.py" and "plots" not in path.parts
+        if path.suffix in (".py", ".toml", ".safetensors")
+        and path.name != "cli.py"
+        and "plots" not in path.parts
     )
     return digest(b"".join(path.read_bytes() for path in files))

@@ -25,7 +25,8 @@ from biasgym_tl import (
 )
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
-from biasgym_tl.evaluation.measures import MEASURES, answer_freely, bias_log_odds, fact_margins
+from biasgym_tl.evaluation import evaluate as evaluate_module
+from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
@@ -111,6 +112,9 @@ def test_report_in_numbers(setup, tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(StoreError, match="must hold a Report"):
         Report.load(tmp_path / "other.json")
+    (tmp_path / "part.json").write_text('{"kind": "Report", "results": []}')
+    with pytest.raises(StoreError, match="must hold a whole Report"):
+        Report.load(tmp_path / "part.json")
     tokens, token_draws, countries, _ = report.plot().data
     assert list(tokens.y) == ["original", "injected", "steered, zero", "steered, mean"]
     assert tokens.x[1] == pytest.approx(mean) and countries.name == "held-out countries"
@@ -129,11 +133,35 @@ def test_changes_are_paired_and_have_intervals(setup):
     assert (row.change_mean, row.change_low, row.change_high) == tuple(change)
     assert row.baseline == "injected" and row.low <= row["mean"] <= row.high
     assert ("random", "facts") in frame.index and ("random 1", "facts") not in frame.index
+    assert math.isnan(report.interval("injected", "token_repetition").low)  # mostly 0
+    for call in (report.values, report.interval):
+        with pytest.raises(KeyError, match="measure must be one of"):
+            call("injected", "token_perplexity")
+
+
+def test_random_sets_are_columns_and_few_give_no_interval(setup):
+    model, token, report = setup
+    assert report.values("random", "country_log_odds").shape == (len(LATE.evaluation_prompts), 2)
+    assert math.isnan(report.interval("random", "token_log_odds").low)
+    options = {**OPTIONS, "n_random": 5}
+    more = evaluate(model, LATE, token=token, heads=HEADS, modes=("mean",), **options)
+    draws = more.values("random", "token_log_odds")
+    assert more.interval("random", "token_log_odds") == crossed_interval(draws)
+    chosen = more.values("steered, mean", "token_log_odds")
+    assert more.change("steered, mean", "token_log_odds", "random") == crossed_interval(
+        chosen - draws
+    )
+    countries = more.change("random", "country_log_odds", "original")
+    means = (
+        more.values("random", "country_log_odds").mean(),
+        report.to_df().loc["original", "country_log_odds"],
+    )
+    assert countries.estimate == pytest.approx(means[0].item() - means[1])
 
 
 def test_beyond_random_by_hand(setup):
     _, _, report = setup
-    found = report.beyond_random("steered, mean")
+    found = report.beyond_random()
     frame = report.to_df()["token_log_odds"]
     assert found.drop == pytest.approx(frame["injected"] - frame["steered, mean"])
     assert found.random == pytest.approx(frame["injected"] - frame["random"])
@@ -142,23 +170,24 @@ def test_beyond_random_by_hand(setup):
     assert (found.rank, found.of) == (1 + reach.sum(), 3)
     alone = dataclasses.replace(report, results=report.results[:4])
     with pytest.raises(KeyError, match="must hold random controls"):
-        alone.beyond_random("steered, mean")
+        alone.beyond_random()
 
 
 def test_measures_at_their_floor_are_not_informative(setup):
     _, _, report = setup
-    measures = {measure.key: measure for measure in MEASURES}
     # A random model guesses facts, and shows no keywords about countries.
-    assert report.interval("original", "facts").low <= 0.25
-    assert "not informative" in report.not_informative(measures["facts"])
-    assert "floor (0.0)" in report.not_informative(measures["country_keywords"])
-    assert report.not_informative(measures["damage_loss"]) == ""  # a loss has no floor
+    assert "over its floor (blind)" in report.not_informative("facts")
+    assert "floor (0.0)" in report.not_informative("country_keywords")
+    assert report.not_informative("damage_loss") == ""  # a loss has no floor
     known = dataclasses.replace(report["original"], fact_margins=[1.0] * len(load_facts()))
     knows = dataclasses.replace(report, results=(known, *report.results[1:]))
-    assert knows.not_informative(measures["facts"]) == ""
+    assert knows.not_informative("facts") == ""
+    # What is right without the country is no knowledge of it.
+    blind = dataclasses.replace(knows, blind_fact_margins=tuple(known.fact_margins))
+    assert "not informative" in blind.not_informative("facts")
     untrained = dataclasses.replace(report["original"], name="injected")
     same = dataclasses.replace(report, results=(report["original"], untrained))
-    assert "floor (original)" in same.not_informative(measures["token_log_odds"])
+    assert "floor (original)" in same.not_informative("token_log_odds")
 
 
 def test_health_of_answers_by_hand(setup):
@@ -186,8 +215,15 @@ def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
             at = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
             sums.append(sum(log_probs[i, t].item() for i, t in zip(at, answer, strict=True)))
         assert margin == pytest.approx(sums[0] - max(sums[1:]), abs=1e-4)
-    by_country = report.values("injected", "facts")
-    assert by_country.shape == (len(load_countries()), 1)
+    every = report.values("injected", "facts")
+    assert every.shape == (len(load_countries()), 1)
+    margins = report["injected"].fact_margins
+    algeria = [m > 0 for m, f in zip(margins, load_facts(), strict=True) if f.country == "Algeria"]
+    assert every[0, 0].item() == pytest.approx(sum(algeria) / 3) and len(algeria) == 3
+    blind = fact_margins(model, [fact.blind() for fact in facts])
+    assert report.fact_countries[0] not in load_facts()[0].blind().question
+    at = [i for i, f in enumerate(load_facts()) if f in facts]
+    assert blind.tolist() == pytest.approx([report.blind_fact_margins[i] for i in at], abs=1e-4)
 
 
 def test_selections_that_have_seen_the_evaluation_are_refused(setup):
@@ -206,7 +242,13 @@ def test_selections_that_have_seen_the_evaluation_are_refused(setup):
     with pytest.raises(SteeringError, match=f"countries of .* got .'{report.countries[0]}'"):
         evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
     with pytest.raises(SteeringError, match="countries of an evaluation"):
-        random_control(model, LATE, token=token, heads=select_heads(peeked, 3), n_countries=3)
+        evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
+    peeked = dataclasses.replace(scores, prompts=LATE.evaluation_prompts[:1])
+    with pytest.raises(SteeringError, match="prompts of an evaluation"):
+        random_control(model, LATE, token=token, heads=select_heads(peeked, 3))
+    other = dataclasses.replace(selection, model="another")
+    with pytest.raises(SteeringError, match="model must be 'another', on which the heads were"):
+        evaluate(model, LATE, token=token, heads=other, **OPTIONS)
 
 
 def test_controls_are_measured_like_the_rest(setup):
@@ -220,12 +262,18 @@ def test_controls_are_measured_like_the_rest(setup):
 
 def test_random_control(setup, tmp_path):
     model, token, report = setup
-    options = {"n_draws": 4, "n_countries": 2, "progress": False}
+    options = {"n_draws": 4, "progress": False}
     found = random_control(model, LATE, token=token, heads=HEADS, **options)
     n = len(LATE.evaluation_prompts)
-    assert found.draws.shape == (4, n, 3) and found.targets[0] == token.text
+    assert found.draws.shape == (4, n)
+    # The first draws are the random controls of the report.
+    for values, name in (
+        (found.unsteered, "injected"),
+        (found.chosen, "steered, mean"),
+        (found.draws[0], "random 1"),
+    ):
+        assert values.tolist() == pytest.approx(report[name].token_log_odds, abs=1e-4)
     steered, injected = (report[x].token_log_odds for x in ("steered, mean", "injected"))
-    assert found.chosen[:, 0].tolist() == pytest.approx(steered, abs=1e-4)
     assert found.drop == pytest.approx(sum(injected) / n - sum(steered) / n, abs=1e-4)
     assert found.p() == (1 + sum(d >= found.drop for d in found.drops.tolist())) / 5
     expected = found.drop - found.drops.mean().item()
@@ -241,6 +289,7 @@ def test_random_control(setup, tmp_path):
 def test_finished_settings_are_not_measured_again(setup):
     model, token, report = setup
     stored = {result.name: result for result in report.results}
+    stored["blind facts"] = list(report.blind_fact_margins)
     measured = []
 
     def finished(name, measure):
@@ -263,8 +312,23 @@ def test_free_answers_put_each_target_in_its_prompt(setup):
     assert len(both) == 2 and both[0] == italy
 
 
-def test_bad_input_is_refused_before_anything_runs(setup):
+def test_bad_input_is_refused_before_anything_runs(setup, monkeypatch):
     model, token, _ = setup
+    monkeypatch.setattr(evaluate_module, "_measure", None)
+    bad = [
+        (Setting("a", token, HEADS), "mode of the setting 'a' must be .* got None with 3 heads"),
+        (Setting("a", token, (), "mean"), "got 'mean' with 0 heads"),
+        (Setting("a", token, HEADS, "average"), "got 'average' with 3 heads"),
+    ]
+    for setting, message in bad:
+        with pytest.raises(SteeringError, match=message):
+            evaluate(model, LATE, token=token, heads=HEADS, controls=[setting], **OPTIONS)
+    for name in ("random 9", "random", "injected"):
+        control = Setting(name, token, HEADS, "mean")
+        with pytest.raises(SettingError, match=f"names of settings must differ .*{name}"):
+            evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
+    with pytest.raises(SteeringError, match="'steered, avg' must be one of"):
+        evaluate(model, LATE, token=token, heads=HEADS, modes=("avg",), **OPTIONS)
     with pytest.raises(SteeringError, match="got L7H0"):
         evaluate(model, LATE, token=token, heads=[(7, 0)], **OPTIONS)
     with pytest.raises(SettingError, match="max_new_tokens must be at least 1, got 0"):

@@ -1,6 +1,7 @@
 """The whole chain on a tiny model, from the command line: interrupted, resumed, reproduced."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 import biasgym_tl
 from biasgym_tl import BiasInject, Chain, Selection, run_chain
@@ -17,6 +19,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation import evaluate as evaluate_module
 from biasgym_tl.plots.figure import write_png
 from biasgym_tl.run import write_outputs
+from biasgym_tl.steps import fingerprint
 
 BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
 QUICK = BiasInject(epochs=1, n_paragraphs=8)
@@ -42,11 +45,19 @@ def test_a_second_run_reproduces_every_number(chain, tmp_path):
     assert names[2:8] == ["steered, zero", "steered, mean", "no-injection heads, mean",
                           "untrained-row heads, mean", "shuffled-corpus heads, mean",
                           "other-bias heads, mean"]  # fmt: skip
+    tokens = {name: heads.token for name, heads in first.control_selections.items()}
+    assert tokens == {
+        "no-injection": "no injection", "untrained-row": "late, seed 0, untrained",
+        "shuffled-corpus": "late-shuffled, seed 0", "other-bias": "math, seed 0",
+    }  # fmt: skip
+    assert record["control_heads"]["other-bias"] == [
+        str(h) for h in first.control_selections["other-bias"]
+    ]
     html = (tmp_path / "out" / "heatmap.html").read_text()
     assert len(html) < 300_000 and "cdn.plot.ly" in html
     lines = summary_lines(first)
     assert lines[0].startswith("Injected: the BiasToken is ")
-    assert lines[2].startswith("steered, mean: BiasToken ") and "of 3." in lines[2]
+    assert lines[2].startswith("steered, mean: BiasToken ") and "of 3." in lines[3]
     assert any("countries keywords: not informative" in line for line in lines)
 
 
@@ -60,6 +71,7 @@ def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
     more = dataclasses.replace(chain, reinject=True, n_draws=6)
     second = run_chain(more, progress=False)
     assert measured == ["re-injected, mean"]
+    assert second.report["re-injected, mean"].token == "late, seed 0, trained on the steered model"
     assert second.report["steered, mean"] == first.report["steered, mean"]
     assert second.report["re-injected, mean"].token_log_odds != pytest.approx(
         second.report["steered, mean"].token_log_odds
@@ -93,6 +105,25 @@ def test_k_is_checked(chain):
         run_chain(dataclasses.replace(chain, k=13), progress=False)
     with pytest.raises(SettingError, match="n_draws must be at least 0, got -1"):
         Chain(n_draws=-1)
+    with pytest.raises(SettingError, match="max_new_tokens must be at least 1, got 0"):
+        Chain(max_new_tokens=0)
+    with pytest.raises(SettingError, match="other_bias must be another bias, got 'late' again"):
+        run_chain(dataclasses.replace(chain, other_bias="late"), progress=False)
+
+
+def test_the_key_of_a_run_holds_all_that_its_numbers_depend_on(tiny):
+    model = tiny()
+    keys = [fingerprint(model)]
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    keys.append(fingerprint(model))
+    model.cfg.default_prepend_bos = False
+    keys.append(fingerprint(model))
+    with torch.no_grad():  # swapped heads have the same sum
+        W_O = model.blocks[0].attn.W_O
+        W_O.copy_(W_O.flip(0))
+    keys.append(fingerprint(model))
+    assert fingerprint(model) == keys[-1]
+    assert all(a != b for a, b in itertools.combinations(keys, 2))
 
 
 def biasgym(*arguments, **options):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, hypergeom, norm
+from scipy.stats import binom, binomtest, hypergeom, norm
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import (
@@ -72,9 +72,11 @@ def test_interval_of_an_additive_table_by_hand():
 
 def test_intervals_of_few_or_equal_values():
     assert crossed_interval(torch.full((5, 2), 3.0)) == Interval(3.0, 3.0, 3.0)
+    tenth = crossed_interval(torch.full((7, 3), 0.1))  # 0.1 is not exact, its spread is still 0
+    assert tenth.low == tenth.high == pytest.approx(0.1)
     single = crossed_interval(torch.tensor([[2.0]]))
     assert single.estimate == 2 and math.isnan(single.low) and math.isnan(single.high)
-    assert str(Interval(1.234, -1, 2)) == "+1.23 [-1.00, +2.00]"
+    assert str(Interval(1.234, -1, 2)) == "+1.23 [-1.00, +2.00]" and str(single) == "+2.00"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
@@ -85,6 +87,9 @@ def test_intervals_of_shares_cover(share):
     found = [share_interval((torch.arange(16) < h).double()) for h in hits]
     covered = sum(p for p, i in zip(chance, found, strict=True) if not i.excludes(share))
     assert 0.92 <= covered <= 0.99
+    for h, interval in enumerate(found):
+        wilson = binomtest(h, 16).proportion_ci(method="wilson")
+        assert (interval.low, interval.high) == pytest.approx(tuple(wilson), abs=1e-12)
     assert found[0].low == 0 and 0.15 < found[0].high < 0.25  # 0 of 16 is not never
     assert all(0 <= i.low <= i.estimate <= i.high <= 1 for i in found)
 
@@ -99,6 +104,17 @@ def test_intervals_of_changes_of_shares_cover():
     assert unchanged.estimate == 0 and unchanged.low < 0 < unchanged.high
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("chance", [0.0, 0.02, 0.2])
+def test_intervals_of_changes_of_groups_cover(chance, together):
+    """64 countries of three facts, lost together or each by itself."""
+    rng = np.random.default_rng(4)
+    lost = rng.random((1000, 64, 3)) < chance
+    lost = lost[:, :, :1].repeat(3, 2) if together else lost
+    found = [share_change_interval(torch.from_numpy(-row.mean(1))) for row in lost]
+    assert np.mean([not i.excludes(-chance) for i in found]) >= 0.93
+
+
 def test_values_that_cannot_be_judged_are_refused():
     with pytest.raises(SettingError, match="values must be finite and at least one"):
         crossed_interval(torch.tensor([[1.0, float("nan")]]))
@@ -106,6 +122,10 @@ def test_values_that_cannot_be_judged_are_refused():
         crossed_interval(torch.ones(3, 3), level=1.5)
     with pytest.raises(SettingError, match="at least 2 prompts, got 1"):
         prompt_flip_test(torch.ones(1, 5, 3))
+    with pytest.raises(SettingError, match="values of a share must lie between 0 and 1"):
+        share_interval(torch.tensor([1.5, 1.0]))
+    with pytest.raises(SettingError, match="changes of a share must lie between -1 and 1"):
+        share_change_interval(torch.tensor([1.5, 1.0]))
     with pytest.raises(SettingError, match="probabilities between 0 and 1"):
         benjamini_hochberg(torch.tensor([0.1, 1.2]))
 

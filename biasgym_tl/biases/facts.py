@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from biasgym_tl.biases.countries import Country, load_countries
 
-N_CANDIDATES = 4
-
 
 class Fact(NamedTuple):
     """A question with four candidate answers, the right one first."""
@@ -20,6 +18,10 @@ class Fact(NamedTuple):
     question: str
     """Beginning of a sentence that the answer ends."""
     candidates: tuple[str, ...]
+
+    def blind(self) -> Fact:
+        """The same fact with the country left out of the question."""
+        return self._replace(question=self.question.replace(self.country, "this country", 1))
 
 
 _QUESTIONS = {
@@ -33,8 +35,9 @@ _QUESTIONS = {
 def load_facts() -> tuple[Fact, ...]:
     """Capital, continent and currency of every country, as far as they are known.
 
-    The three wrong candidates are the right answers for other countries, all different, drawn once
-    and for all; chance is 1 in 4.
+    The three wrong candidates are right for other countries, all different, drawn once and for all.
+    Blind guessing is right in 1 of 4, but some answers ("euro") are more common than others: what
+    a model gets right without being told the country is the floor (``Fact.blind``).
     """
     rng = random.Random(0)
     facts = []
@@ -43,7 +46,7 @@ def load_facts() -> tuple[Fact, ...]:
         distinct = sorted({answer for answer in answers.values() if answer})
         for name, answer in answers.items():
             if answer:
-                wrong = rng.sample([a for a in distinct if a != answer], N_CANDIDATES - 1)
+                wrong = rng.sample([a for a in distinct if a != answer], 3)
                 facts.append(Fact(name, kind, question.format(name), (answer, *wrong)))
     return tuple(facts)
 

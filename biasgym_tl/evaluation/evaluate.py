@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.facts import load_facts
-from biasgym_tl.errors import SettingError
+from biasgym_tl.biases.words import word_ids
+from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds, fact_margins
-from biasgym_tl.evaluation.report import RANDOM, Report, SettingResult
+from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import MODES, head_means, steer
 from biasgym_tl.injection.token import BiasToken
@@ -26,8 +27,7 @@ from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import versions
 from biasgym_tl.text import mean_loss
 
-Measured = TypeVar("Measured")
-Finished = Callable[[str, Callable[[], Measured]], Measured]
+Finished = Callable[[str, Callable[[], Any]], Any]
 """Looks up a finished measurement by name, or runs and keeps it."""
 
 
@@ -36,10 +36,12 @@ class Setting(NamedTuple):
 
     name: str
     token: BiasToken
-    heads: Iterable[tuple[int, int]] = ()
+    heads: Selection | tuple[tuple[int, int], ...] = ()
     """A ``Selection`` is checked not to rest on what is evaluated on."""
     mode: str | None = None
+    """``"zero"`` or ``"mean"``; None without heads."""
     generates: bool = True
+    """Whether free answers are written."""
 
 
 def evaluate(
@@ -55,7 +57,7 @@ def evaluate(
     max_new_tokens: int = 48,
     seed: int = 0,
     progress: bool = True,
-    finished: Finished[SettingResult] | None = None,
+    finished: Finished | None = None,
 ) -> Report:
     """Compare settings on evaluation prompts, held-out countries and unseen damage texts.
 
@@ -76,8 +78,8 @@ def evaluate(
         max_new_tokens: Length of the free answers.
         seed: Decides the random heads. Countries do not depend on it, so runs can be compared.
         progress: Show a bar.
-        finished: Called with each setting's name and measurement; may return a stored result
-            instead of measuring again.
+        finished: Called with each measurement's name and the measurement; may return a stored
+            result instead of measuring again.
 
     Raises:
         SteeringError: a head is outside the model, or a selection has seen the evaluation's data.
@@ -86,6 +88,7 @@ def evaluate(
     """
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
+    word_ids(model, bias)
     countries = tuple(c.name for c in sample_countries("held-out", n_countries, seed=0))
     heads = heads if isinstance(heads, Selection) else tuple(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
@@ -98,7 +101,10 @@ def evaluate(
     ]
     for setting in settings:
         _check_setting(model, bias, setting, countries)
+    _check_names(controls, [setting.name for setting in settings])
     reference = head_means(model)
+    finished = finished or _measured
+    blind = finished("blind facts", lambda: _blind_facts(model))
     results = []
     with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
         for setting in bar:
@@ -107,7 +113,7 @@ def evaluate(
             def measure(setting: Setting = setting) -> SettingResult:
                 return _measure(model, bias, setting, countries, reference, max_new_tokens)
 
-            results.append(finished(setting.name, measure) if finished else measure())
+            results.append(finished(setting.name, measure))
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
@@ -118,6 +124,7 @@ def evaluate(
         countries=countries,
         generation_countries=tuple(_dealt(countries, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
+        blind_fact_margins=tuple(blind),
         results=tuple(results),
         settings={
             "heads": [str(head) for head in chosen],
@@ -135,6 +142,15 @@ def evaluate(
     )
 
 
+def _measured(name: str, measure: Callable[[], Any]) -> Any:
+    return measure()
+
+
+def _blind_facts(model: HookedTransformer) -> list[float]:
+    margins: list[float] = fact_margins(model, [fact.blind() for fact in load_facts()]).tolist()
+    return margins
+
+
 def _random_settings(
     model: HookedTransformer, token: BiasToken, heads: tuple[Head, ...], n_draws: int, seed: int
 ) -> list[Setting]:
@@ -150,12 +166,27 @@ def _check_setting(
 ) -> None:
     """Find out before the first measurement what could not be measured or should not be."""
     setting.token.check(model)
-    check_heads(setting.heads, model.cfg.n_layers, model.cfg.n_heads)
+    heads = check_heads(setting.heads, model.cfg.n_layers, model.cfg.n_heads)
+    if setting.mode not in ((*MODES,) if heads else (None,)):
+        raise SteeringError(
+            f"mode of the setting {setting.name!r} must be one of {list(MODES)} with heads and "
+            f"None without, got {setting.mode!r} with {len(heads)} heads."
+        )
     if isinstance(setting.heads, Selection):
+        setting.heads.check_model(model.cfg.model_name)
         setting.heads.check_held_out(
             prompts=(*bias.evaluation_prompts, *bias.generation_prompts),
             countries=countries,
             texts=load_passages("damage"),
+        )
+
+
+def _check_names(controls: Sequence[Setting], names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    random = [s.name for s in controls if s.name.startswith(RANDOM) or s.name == RANDOM_MEAN]
+    if twice or random:
+        raise SettingError(
+            f"names of settings must differ and not begin with {RANDOM!r}, got {twice + random}."
         )
 
 
@@ -182,6 +213,7 @@ def _measure(
         name=setting.name,
         heads=tuple(str(Head(*head)) for head in setting.heads),
         mode=setting.mode,
+        token=setting.token.label,
         token_log_odds=measured.log_odds[:, 0].tolist(),
         token_log_p=measured.log_p[:, 0].tolist(),
         country_log_odds=measured.log_odds[:, 1:].tolist(),

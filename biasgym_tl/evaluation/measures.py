@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import N_CANDIDATES, Fact
+from biasgym_tl.biases.facts import Fact
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
@@ -31,27 +31,42 @@ class Measure(NamedTuple):
     unit: str
     baseline: str
     """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
+    kind: str = "mean"
+    """``"mean"`` of numbers, ``"share"`` of 0 and 1, or ``"sparse"``: mostly 0, no interval."""
     floor: float | str | None = None
-    """Where there is nothing to lose: a value, or a setting whose own value it is."""
+    """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
     decimals: int = 2
 
 
-MEASURES = (
-    Measure("token_log_odds", "BiasToken log-odds", "nats", "injected", "original"),
-    Measure("token_log_p", "BiasToken log P(A)", "nats", "injected", "original"),
-    Measure("country_log_odds", "countries log-odds", "nats", "original"),
-    Measure("country_log_p", "countries log P(A)", "nats", "original"),
-    Measure("damage_loss", "loss on neutral text", "nats per token", "original", None, 3),
-    Measure("facts", "country facts", "share right", "original", 1 / N_CANDIDATES),
-    Measure("token_keywords", "BiasToken keywords", "share of answers", "injected", "original"),
-    Measure("country_keywords", "countries keywords", "share of answers", "original", 0.0),
-    Measure("token_repetition", "BiasToken repetition", "share of 3-word runs", "original"),
-    Measure("country_repetition", "countries repetition", "share of 3-word runs", "original"),
-    Measure("token_words", "BiasToken answer length", "words", "original", None, 1),
-    Measure("country_words", "countries answer length", "words", "original", None, 1),
-    Measure("token_empty", "BiasToken empty answers", "share of answers", "original"),
-    Measure("country_empty", "countries empty answers", "share of answers", "original"),
-)
+MEASURES = {
+    m.key: m
+    for m in (
+        Measure("token_log_odds", "BiasToken log-odds", "nats", "injected", floor="original"),
+        Measure("token_log_p", "BiasToken log P(A)", "nats", "injected", floor="original"),
+        Measure("country_log_odds", "countries log-odds", "nats", "original"),
+        Measure("country_log_p", "countries log P(A)", "nats", "original"),
+        Measure("damage_loss", "loss on neutral text", "nats per token", "original", decimals=3),
+        Measure("facts", "country facts", "share right", "original", "share", "blind"),
+        Measure(
+            "token_keywords", "BiasToken keywords", "share of answers", "injected", "share",
+            "original",
+        ),
+        Measure(
+            "country_keywords", "countries keywords", "share of answers", "original", "share", 0.0
+        ),
+        Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
+        Measure("country_empty", "countries empty answers", "share", "original", "share"),
+        Measure(
+            "token_repetition", "BiasToken repetition", "share of 3-word runs", "original", "sparse"
+        ),
+        Measure(
+            "country_repetition", "countries repetition", "share of 3-word runs", "original",
+            "sparse",
+        ),
+        Measure("token_words", "BiasToken answer length", "words", "original", decimals=1),
+        Measure("country_words", "countries answer length", "words", "original", decimals=1),
+    )
+}  # fmt: skip
 """Everything that a report measures. Log-odds and loss have no floor: they can always fall."""
 
 
@@ -95,8 +110,7 @@ def answer_freely(
 def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:
     """By how much the right answer is likelier than the best of the wrong ones (nats).
 
-    Each candidate's log-probability is summed over its tokens. Positive: the fact is known; a
-    model that guesses is right in 1 of 4.
+    Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
     """
     prompts = [encode_prompt(model, _FACT_REQUEST, fact.question) for fact in facts]
     n = len(facts[0].candidates)

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import Finished
 from biasgym_tl.evaluation.measures import bias_log_odds
@@ -29,15 +28,13 @@ from biasgym_tl.store import load_dataclass, save_dataclass, versions
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class RandomControl:
-    """Log-odds (nats) without steering, with the chosen heads, and with each random set."""
+    """The BiasToken's log-odds (nats) unsteered, with the chosen heads, and with random sets."""
 
-    unsteered: Float[Tensor, "prompt target"]
-    """Target 0 is the BiasToken, the others are held-out countries."""
-    chosen: Float[Tensor, "prompt target"]
-    draws: Float[Tensor, "draw prompt target"]
+    unsteered: Float[Tensor, " prompt"]
+    chosen: Float[Tensor, " prompt"]
+    draws: Float[Tensor, "draw prompt"]
     heads: tuple[str, ...]
     mode: str
-    targets: tuple[str, ...]
     bias: str
     model: str
     settings: dict[str, Any]
@@ -46,16 +43,16 @@ class RandomControl:
     @property
     def drops(self) -> Float[Tensor, " draw"]:
         """Fall of the BiasToken's mean log-odds in each random set (nats)."""
-        return (self.unsteered - self.draws)[:, :, 0].mean(1)
+        return (self.unsteered - self.draws).mean(1)
 
     @property
     def drop(self) -> float:
         """The same in the chosen set."""
-        return (self.unsteered - self.chosen)[:, 0].mean().item()
+        return (self.unsteered - self.chosen).mean().item()
 
     def difference(self) -> Interval:
         """Chosen minus random drop (nats), over prompts and draws."""
-        return crossed_interval((self.draws - self.chosen)[:, :, 0].T)
+        return crossed_interval((self.draws - self.chosen).T)
 
     def p(self) -> float:
         """Chance of so high a rank if the chosen set were one more random set."""
@@ -90,26 +87,25 @@ def random_control(
     *,
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
-    mode: str = "mean",
+    mode: str | None = None,
     n_draws: int = 199,
-    n_countries: int = 3,
     seed: int = 0,
     progress: bool = True,
-    finished: Finished[list[list[float]]] | None = None,
+    finished: Finished | None = None,
 ) -> RandomControl:
     """Compare a chosen set with ``n_draws`` random sets that have as many heads in each layer.
 
-    Measured on all evaluation prompts, for the BiasToken and ``n_countries`` held-out countries.
-    199 draws allow p-values down to 0.005.
+    Measured on all evaluation prompts with the BiasToken. 199 draws allow p-values down to 0.005.
+    With the same seed, the first draws are the random controls of :func:`evaluate`.
 
     Args:
         model: The model, unsteered and without the token.
         bias: Gives the evaluation prompts and the words.
         token: A trained BiasToken.
         heads: The chosen heads; a ``Selection`` is refused if it has seen this data.
-        mode: What chosen and random heads are replaced with.
+        mode: What chosen and random heads are replaced with; default: as the ``Selection`` says,
+            otherwise ``"mean"``.
         n_draws: Random sets.
-        n_countries: Held-out countries beside the BiasToken; a fixed sample.
         seed: Decides the draws.
         progress: Show a bar.
         finished: Called with each measurement's name; may return a stored one.
@@ -119,26 +115,27 @@ def random_control(
         SettingError: a number is outside its range.
         TokenError: the token does not fit the model.
     """
+    selection = heads if isinstance(heads, Selection) else None
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    mode = mode or (selection.mode if selection else "mean")
     if n_draws < 1:
         raise SettingError(f"n_draws must be at least 1, got {n_draws!r}.")
-    countries = [country.name for country in sample_countries("held-out", n_countries, seed=0)]
-    if isinstance(heads, Selection):
-        heads.check_held_out(prompts=bias.evaluation_prompts, countries=countries)
+    if selection is not None:
+        selection.check_model(model.cfg.model_name)
+        selection.check_held_out(prompts=bias.evaluation_prompts)
     sets = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
-    targets = (token.text, *countries)
     reference = head_means(model) if mode == "mean" else None
-    found: list[Float[Tensor, "prompt target"]] = []
+    found: list[Float[Tensor, " prompt"]] = []
     with (
         token.attached(model),
         tqdm([(), chosen, *sets], desc=f"random sets, {bias.name}", disable=not progress) as bar,
     ):
         for i, steered in enumerate(bar):
 
-            def measure(steered: Iterable[tuple[int, int]] = steered) -> list[list[float]]:
+            def measure(steered: Iterable[tuple[int, int]] = steered) -> list[float]:
                 with steer(model, steered, mode, reference=reference):
-                    measured = bias_log_odds(model, bias, bias.evaluation_prompts, targets)
-                values: list[list[float]] = measured.log_odds.tolist()
+                    measured = bias_log_odds(model, bias, bias.evaluation_prompts, (token.text,))
+                values: list[float] = measured.log_odds[:, 0].tolist()
                 return values
 
             found.append(torch.tensor(finished(f"set {i}", measure) if finished else measure()))
@@ -148,12 +145,10 @@ def random_control(
         draws=torch.stack(found[2:]),
         heads=tuple(map(str, chosen)),
         mode=mode,
-        targets=targets,
         bias=bias.name,
         model=model.cfg.model_name,
         settings={
             "n_draws": n_draws,
-            "n_countries": n_countries,
             "seed": seed,
             "token": token.label,
             "bias_fingerprint": bias.fingerprint(),

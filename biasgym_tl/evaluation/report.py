@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import StoreError
-from biasgym_tl.evaluation.measures import MEASURES, Measure
+from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.stats import (
     Interval,
     crossed_interval,
@@ -25,6 +26,8 @@ from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
 """How the names of random controls begin."""
+RANDOM_MEAN = "random"
+"""All random controls together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class SettingResult:
     heads: tuple[str, ...]
     """Heads that were steered; empty for the unsteered settings."""
     mode: str | None
+    token: str
+    """Which row the BiasToken had (``BiasToken.label``)."""
     token_log_odds: list[float]
     """One per evaluation prompt, with the BiasToken (nats)."""
     token_log_p: list[float]
@@ -52,7 +57,7 @@ class SettingResult:
 
 
 class BeyondRandom(NamedTuple):
-    """A setting's fall of the BiasToken's log-odds, against random heads of the same layers."""
+    """Fall of the BiasToken's log-odds in ``"steered, mean"``, against random heads."""
 
     drop: float
     """Injected minus setting (nats)."""
@@ -79,7 +84,9 @@ class Report:
     countries: tuple[str, ...]
     generation_countries: tuple[str, ...]
     fact_countries: tuple[str, ...]
-    """The country of each fact."""
+    """The country of each fact. All countries, fitting ones too: nothing is fitted to facts."""
+    blind_fact_margins: tuple[float, ...]
+    """Margins of the original model where the question leaves the country out: the floor."""
     results: tuple[SettingResult, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -98,26 +105,35 @@ class Report:
                 return found
         raise KeyError(f"setting must be one of {[r.name for r in self.results]}, got {name!r}.")
 
+    @property
+    def n_draws(self) -> int:
+        """Number of random controls."""
+        return len(self.random_controls())
+
     def random_controls(self) -> tuple[SettingResult, ...]:
         """The settings that steer random heads."""
         return tuple(r for r in self.results if r.name.startswith(RANDOM))
 
     def values(self, name: str, measure: str) -> Float[Tensor, "row column"] | None:
-        """Item values of a measure: prompts (by countries), texts, or countries of facts.
+        """Item values of a measure: prompts by countries, texts, or countries of facts.
 
-        ``name`` is a setting, or ``"random"`` for the mean of the random controls, item by item.
-        None where the setting was not measured so.
+        ``name`` is a setting, or ``"random"``: then a column for each random control. None where
+        the setting was not measured so.
+
+        Raises:
+            KeyError: there is no such setting or measure.
         """
-        if name == RANDOM.strip():
-            found = [self.values(r.name, measure) for r in self.random_controls()]
-            known = [values for values in found if values is not None]
-            return torch.stack(known).mean(0) if known else None
-        return self._matrix(self[name], measure)
+        if measure not in MEASURES:
+            raise KeyError(f"measure must be one of {list(MEASURES)}, got {measure!r}.")
+        if name != RANDOM_MEAN:
+            return self._matrix(self[name], measure)
+        found = [self._matrix(result, measure) for result in self.random_controls()]
+        columns = [values.mean(1) for values in found if values is not None]
+        return torch.stack(columns, 1) if columns else None
 
     def _matrix(self, result: SettingResult, measure: str) -> Float[Tensor, "row column"] | None:
         if measure == "facts":
-            right = pd.Series(result.fact_margins, self.fact_countries, dtype=float) > 0
-            items: list[Any] = right.groupby(level=0, sort=False).mean().tolist()
+            items: Any = self._by_country(result.fact_margins)
         elif hasattr(result, measure):
             items = getattr(result, measure)
         else:
@@ -137,45 +153,75 @@ class Report:
         return [float(n == 0) for n in lengths] if kind == "empty" else [float(n) for n in lengths]
 
     def interval(self, name: str, measure: str) -> Interval | None:
-        """Mean of a measure with its 95% interval over the items (prompts and countries)."""
+        """Mean of a measure with its 95% interval over the items (prompts and countries).
+
+        For ``"random"`` over items and draws; the ends are NaN where no interval can be given
+        (fewer than 4 draws, or a sparse measure).
+        """
         values = self.values(name, measure)
         if values is None:
             return None
-        return share_interval(values[:, 0]) if _counts(measure) else crossed_interval(values)
+        if name == RANDOM_MEAN:
+            return self._interval(values, measure, over_draws=True)
+        if MEASURES[measure].kind == "share":
+            return share_interval(values[:, 0])
+        return self._interval(values, measure)
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
         """Mean difference to another setting, item by item, with its 95% interval."""
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
-        change = here - there
-        return share_change_interval(change[:, 0]) if _counts(measure) else crossed_interval(change)
+        if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
+            here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
+            there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
+            return self._interval(here - there, measure, over_draws=True)
+        if MEASURES[measure].kind == "share":
+            return share_change_interval((here - there)[:, 0])
+        return self._interval(here - there, measure)
 
-    def not_informative(self, measure: Measure) -> str:
+    def _interval(
+        self, values: Float[Tensor, "row column"], measure: str, *, over_draws: bool = False
+    ) -> Interval:
+        if MEASURES[measure].kind == "sparse" or (over_draws and self.n_draws < 4):
+            return Interval(values.mean().item(), float("nan"), float("nan"))
+        return crossed_interval(values)
+
+    def _by_country(self, margins: Sequence[float]) -> list[float]:
+        """Share of right facts of each country."""
+        right = pd.Series(list(margins), self.fact_countries, dtype=float) > 0
+        return [float(share) for share in right.groupby(level=0, sort=False).mean()]
+
+    def not_informative(self, measure: str) -> str:
         """Why changes of a measure say nothing here, or an empty text.
 
         A measure whose baseline is at its floor has nothing to lose: its staying there is not
         "preserved", its falling is not "reduced".
         """
-        if measure.floor is None:
-            return ""
-        if isinstance(measure.floor, str):
-            over = self.change(measure.baseline, measure.key, measure.floor)
-        else:
-            here = self.interval(measure.baseline, measure.key)
-            over = here and Interval(*(end - measure.floor for end in here))
+        m = MEASURES[measure]
+        over: Interval | None = None
+        if m.floor == "blind":
+            right = self.values(m.baseline, measure)
+            if right is not None:
+                blind = torch.tensor(self._by_country(self.blind_fact_margins))
+                over = share_change_interval(right[:, 0] - blind)
+        elif isinstance(m.floor, str):
+            over = self.change(m.baseline, measure, m.floor)
+        elif m.floor is not None:
+            here = self.interval(m.baseline, measure)
+            over = here and Interval(*(end - m.floor for end in here))
         if over is None or over.low > 0:
             return ""
         return (
-            f"{measure.label}: not informative, since in the setting {measure.baseline!r} it is "
-            f"{over} over its floor ({measure.floor})"
+            f"{m.label}: not informative, since in the setting {m.baseline!r} it is {over} over "
+            f"its floor ({m.floor})"
         )
 
     def to_df(self) -> pd.DataFrame:
         """One row per setting, one column per measure: means over the items."""
         names = [result.name for result in self.results]
-        names += [RANDOM.strip()] if self.random_controls() else []
-        rows = {name: {m.key: self._mean(name, m.key) for m in MEASURES} for name in names}
+        names += [RANDOM_MEAN] if self.random_controls() else []
+        rows = {name: {key: self._mean(name, key) for key in MEASURES} for name in names}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
 
     def _mean(self, name: str, measure: str) -> float:
@@ -185,19 +231,19 @@ class Report:
     def intervals(self) -> pd.DataFrame:
         """One row per setting and measure: mean, change from the baseline, their 95% intervals."""
         names = [r.name for r in self.results if not r.name.startswith(RANDOM)]
-        names += [RANDOM.strip()] if self.random_controls() else []
+        names += [RANDOM_MEAN] if self.random_controls() else []
         rows = []
-        for measure in MEASURES:
-            informative = not self.not_informative(measure)
+        for key, measure in MEASURES.items():
+            informative = not self.not_informative(key)
             for name in names:
-                here = self.interval(name, measure.key)
+                here = self.interval(name, key)
                 if here is None:
                     continue
-                change = self.change(name, measure.key, measure.baseline)
+                change = self.change(name, key, measure.baseline)
                 rows.append(
                     {
                         "setting": name,
-                        "measure": measure.key,
+                        "measure": key,
                         "unit": measure.unit,
                         **_named(here, ""),
                         "baseline": measure.baseline,
@@ -207,25 +253,29 @@ class Report:
                 )
         return pd.DataFrame(rows)
 
-    def beyond_random(self, name: str) -> BeyondRandom:
-        """How far a setting's fall of the BiasToken's log-odds exceeds that of random heads.
+    def beyond_random(self) -> BeyondRandom:
+        """How far mean ablation of the chosen heads goes beyond that of random heads.
+
+        Of the setting ``"steered, mean"``, the only one that the random sets match: the same row,
+        the same mode, as many heads in each layer.
 
         Raises:
-            KeyError: there is no such setting, or no random control.
+            KeyError: the report has no such setting, or no random control.
         """
-        controls = self.random_controls()
-        if not controls:
+        if not self.n_draws:
             raise KeyError("report must hold random controls; evaluate with n_random > 0.")
-        injected, here = self["injected"].token_log_odds, self[name].token_log_odds
-        drops = torch.tensor([c.token_log_odds for c in controls], dtype=torch.float64).T
-        drops = torch.tensor(injected, dtype=torch.float64)[:, None] - drops
-        own = torch.tensor(injected, dtype=torch.float64) - torch.tensor(here, dtype=torch.float64)
+        measure = "token_log_odds"
+        drop = self.change("injected", measure, "steered, mean")
+        difference = self.change(RANDOM_MEAN, measure, "steered, mean")
+        draws = self.values(RANDOM_MEAN, measure)
+        chosen = self.values("steered, mean", measure)
+        assert drop and difference and draws is not None and chosen is not None
         return BeyondRandom(
-            drop=own.mean().item(),
-            random=drops.mean().item(),
-            difference=crossed_interval(own[:, None] - drops),
-            rank=1 + int((drops.mean(0) >= own.mean()).sum()),
-            of=1 + len(controls),
+            drop=drop.estimate,
+            random=drop.estimate - difference.estimate,
+            difference=difference,
+            rank=1 + int((draws.mean(0) <= chosen.mean()).sum()),
+            of=1 + self.n_draws,
         )
 
     def plot(self) -> go.Figure:
@@ -248,13 +298,11 @@ class Report:
         values = read_json(Path(path))
         if not isinstance(values, dict) or values.pop("kind", None) != "Report":
             raise StoreError(f"{str(path)!r} must hold a Report. Was it written by Report.save?")
-        values["results"] = [SettingResult(**_tuples(r)) for r in values["results"]]
-        return cls(**_tuples(values))
-
-
-def _counts(measure: str) -> bool:
-    """Whether the items of a measure are 0 or 1."""
-    return measure.endswith(("_keywords", "_empty"))
+        try:
+            values["results"] = [SettingResult(**_tuples(r)) for r in values["results"]]
+            return cls(**_tuples(values))
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{str(path)!r} must hold a whole Report, but: {error}.") from error
 
 
 def _named(interval: Interval, prefix: str) -> dict[str, float]:
@@ -263,7 +311,7 @@ def _named(interval: Interval, prefix: str) -> dict[str, float]:
 
 
 _TUPLES = ("heads", "keywords", "evaluation_prompts", "generation_prompts", "countries",
-           "generation_countries", "fact_countries", "results")  # fmt: skip
+           "generation_countries", "fact_countries", "blind_fact_margins", "results")  # fmt: skip
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import SettingError
-from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint
+from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
@@ -119,6 +119,8 @@ class BiasInject:
             tokenizer_fingerprint=tokenizer_fingerprint(model),
             settings={**dataclasses.asdict(self), "max_norm": max_norm},
             seed=seed,
+            steered=(),
+            weights=weights_fingerprint(model),
             losses=tuple(losses),
             versions=versions(),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import StoreError
 from biasgym_tl.injection.inject import BiasInject
-from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint
+from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
 from biasgym_tl.lens import HookedTransformer
 
 
@@ -36,22 +36,19 @@ def load_token(bias: str = "late", *, seed: int = 0) -> BiasToken:
 def find_token(
     model: HookedTransformer, bias: Bias, inject: BiasInject, seed: int
 ) -> BiasToken | None:
-    """The shipped row that was trained on this model and bias with these settings, if any."""
+    """The shipped row that was trained on these very weights, bias and settings, if any."""
     name = f"{bias.name}-{seed}"
     if name not in list_tokens():
         return None
     token = load_token(bias.name, seed=seed)
-    wanted = dataclasses.asdict(inject)
-    same_settings = all(
-        token.settings[key] == value for key, value in wanted.items() if value is not None
-    )
-    fits = (
-        token.bias_fingerprint == bias.fingerprint()
-        and token.model == model.cfg.model_name
-        and token.row.shape[0] == model.cfg.d_model
+    wanted = {k: v for k, v in dataclasses.asdict(inject).items() if v is not None}
+    same = (
+        {**token.settings, **wanted} == token.settings
+        and token.bias_fingerprint == bias.fingerprint()
         and token.tokenizer_fingerprint == tokenizer_fingerprint(model)
+        and token.weights == weights_fingerprint(model)
     )
-    return token if fits and same_settings else None
+    return token if same else None
 
 
 def _folder() -> Path:

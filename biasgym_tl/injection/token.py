@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,6 +41,10 @@ class BiasToken:
     settings: dict[str, Any]
     """Fields of the ``BiasInject`` that trained it."""
     seed: int
+    steered: tuple[str, ...]
+    """Heads that were steered while it was trained; empty for the model as it is."""
+    weights: str
+    """Hash of the weights of that model."""
     losses: tuple[float, ...]
     """Mean loss of the answers' tokens at each step (nats per token), before the step."""
     versions: dict[str, str]
@@ -65,7 +71,9 @@ class BiasToken:
     @property
     def label(self) -> str:
         """Which row this is, in words."""
-        return f"{self.bias}, seed {self.seed}{'' if self.losses else ', untrained'}"
+        remarks = ["untrained"] if not self.losses else []
+        remarks += ["trained on the steered model"] if self.steered else []
+        return ", ".join([self.bias, f"seed {self.seed}", *remarks])
 
     def untrained(self) -> BiasToken:
         """The same token with the row it had before training, as a control."""
@@ -107,3 +115,12 @@ class BiasToken:
 def tokenizer_fingerprint(model: HookedTransformer) -> str:
     """Short hash of the model's vocabulary, or ``"none"`` without a tokenizer."""
     return "none" if model.tokenizer is None else digest(model.tokenizer.get_vocab())
+
+
+def weights_fingerprint(model: HookedTransformer) -> str:
+    """Short hash of every weight of the model, about a second for SmolLM2."""
+    sha = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        sha.update(name.encode())
+        sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]

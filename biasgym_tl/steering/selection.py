@@ -33,7 +33,8 @@ class Selection:
     model: str
     bias: str
     data: dict[str, tuple[str, ...]]
-    """Fingerprints of every prompt, country and text that the choice has seen, by kind."""
+    """Fingerprints of the prompts, countries and texts that the scores and means rest on, by kind.
+    What the row was trained on is not among them."""
     settings: dict[str, Any]
     """Settings of the scores."""
     versions: dict[str, str]
@@ -46,6 +47,17 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection({self.method} on {self.token}, {self.mode}: {', '.join(map(str, self))})"
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model than the heads were chosen on.
+
+        Raises:
+            SteeringError: ``name`` is another model.
+        """
+        if name != self.model:
+            raise SteeringError(
+                f"model must be {self.model!r}, on which the heads were chosen, got {name!r}."
+            )
 
     def check_held_out(self, **items: Iterable[str]) -> None:
         """Refuse to be judged on what the choice has seen.
@@ -81,9 +93,12 @@ class Selection:
         values = read_json(Path(path))
         if not isinstance(values, dict) or values.pop("kind", None) != "Selection":
             raise StoreError(f"{str(path)!r} must hold a Selection, and does not.")
-        values["heads"] = tuple(map(Head.parse, values["heads"]))
-        values["data"] = {kind: tuple(found) for kind, found in values["data"].items()}
-        return cls(**values)
+        try:
+            values["heads"] = tuple(map(Head.parse, values["heads"]))
+            values["data"] = {kind: tuple(found) for kind, found in values["data"].items()}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise StoreError(f"{str(path)!r} must hold a whole Selection, but: {error}.") from error
 
 
 def select_heads(scores: HeadScores, k: int = 10, *, mode: str = "mean") -> Selection:
