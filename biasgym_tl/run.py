@@ -209,6 +209,7 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     result.token.save(out / "token")
     result.scores.save(out / "scores")
     result.selection.save(out / "selection.json")
+    result.report.save(out / "report.json")
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))
@@ -227,6 +228,7 @@ def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any
 
 def _record(result: ChainResult) -> dict[str, Any]:
     token, scores = result.token, result.scores
+    intervals = result.report.intervals().astype(object)
     return {
         "chain": dataclasses.asdict(result.chain),
         "token": {
@@ -255,8 +257,7 @@ def _record(result: ChainResult) -> dict[str, Any]:
             name: [str(head) for head in heads] for name, heads in result.control_selections.items()
         },
         "code": code_fingerprint(),
-        "report": dataclasses.asdict(result.report),
-        "intervals": result.report.intervals().to_dict("records"),
+        "intervals": intervals.where(intervals.notna(), None).to_dict("records"),
         "random": None if result.random is None else _random_record(result.random),
     }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import biasgym_tl
-from biasgym_tl import BiasInject, Chain, Selection, run_chain
+from biasgym_tl import BiasInject, Chain, Report, Selection, run_chain
 from biasgym_tl.cli import summary_lines
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation import evaluate as evaluate_module
@@ -34,10 +34,13 @@ def chain(tiny_folder, tmp_path, monkeypatch):
 def test_a_second_run_reproduces_every_number(chain, tmp_path):
     first = run_chain(chain, progress=False)
     write_outputs(first, tmp_path / "out")
-    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    written = (tmp_path / "out" / "results.json").read_text()
+    record = json.loads(written)
+    assert "NaN" not in written  # which is not JSON
     second = run_chain(chain, fresh=True, progress=False)
     write_outputs(second, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == record
+    assert Report.load(tmp_path / "out" / "report.json") == first.report == second.report
     assert record["heads"] == [str(h) for h in first.scores.top(4)]
     selection = Selection.load(tmp_path / "out" / "selection.json")
     assert selection == first.selection and record["random"] is None
@@ -138,8 +141,11 @@ def test_command_line(tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for text in ("steered, mean", "random", "not informative", "Free answers with the BiasToken"):
         assert text in done.stdout
-    assert {"heatmap.html", "loss.html", "settings.html", "results.json", "token.safetensors",
-            "scores.safetensors"} <= {path.name for path in out.iterdir()}  # fmt: skip
+    written = {path.name for path in out.iterdir()}
+    assert written >= {
+        "heatmap.html", "loss.html", "settings.html", "results.json", "report.json",
+        "selection.json", "token.safetensors", "scores.safetensors",
+    }  # fmt: skip
     assert (out / "heatmap.png").exists() or "PNG not written" in done.stderr
 
     wrong = biasgym("run", "--out", str(out), "--bias", "tardy", env=environment)
