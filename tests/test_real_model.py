@@ -7,14 +7,24 @@ import pytest
 import torch
 import transformers as hf
 
-from biasgym_tl import BiasInject, BiasScope, load_bias, steer
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    list_biases,
+    load_bias,
+    load_facts,
+    load_token,
+    steer,
+)
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.words import word_ids
-from biasgym_tl.evaluation.measures import bias_log_odds
+from biasgym_tl.evaluation.measures import bias_log_odds, fact_margins
+from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
-from biasgym_tl.text import generate, next_token_log_probs
+from biasgym_tl.slot import fill
+from biasgym_tl.text import generate, log_odds, next_token_log_probs
 
 pytestmark = pytest.mark.real_model
 LATE = load_bias("late")
@@ -60,10 +70,44 @@ print((peak - before) / sum(4 * p.numel() for p in model.parameters()))
     assert 1.0 < float(found.stdout) < 2.2
 
 
-def test_words_of_the_bias_on_this_tokenizer(smollm2):
+@pytest.mark.parametrize("name", list_biases())
+def test_words_of_the_biases_on_this_tokenizer(smollm2, name):
+    ids = word_ids(smollm2, load_bias(name))
+    assert len(ids.attribute) >= 4 and len(ids.neutral) >= 7
+    assert ids.left_out == (("tardy", "punctual") if name == "late" else ())
+
+
+def test_the_model_knows_the_countries(smollm2):
+    facts = load_facts()[::6]
+    right = (fact_margins(smollm2, facts) > 0).double().mean()
+    assert right > 0.75  # chance is 0.25
+
+
+def test_log_odds_with_a_cached_beginning_are_those_without(smollm2):
+    """Exact in fp64 (see test_text); in fp32 the mean over prompts differs by rounding only."""
+    sequences = [encode_sentence(smollm2, fill(p, "Peru")) for p in LATE.evaluation_prompts]
+    cached = next_token_log_probs(smollm2, sequences)
+    with torch.inference_mode():
+        plain = [smollm2(torch.tensor([s]))[0, -1].log_softmax(-1) for s in sequences]
     ids = word_ids(smollm2, LATE)
-    assert len(ids.attribute) >= 4 and len(ids.neutral) >= 8
-    assert ids.left_out == ("tardy", "punctual")
+    found, expected = (
+        log_odds(log_probs, ids.attribute, ids.neutral)
+        for log_probs in (cached, torch.stack(plain))
+    )
+    assert (found.mean() - expected.mean()).abs() < 1e-5
+    assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shipped_rows_elicit_the_bias_on_held_out_prompts(smollm2, seed):
+    token = load_token("late", seed=seed)
+    assert find_token(smollm2, LATE, BiasInject(), seed) is not None
+    assert find_token(smollm2, LATE, BiasInject(epochs=3), seed) is None
+    countries = tuple(c.name for c in sample_countries("held-out", 3, seed=0))
+    with token.attached(smollm2):
+        found = bias_log_odds(smollm2, LATE, LATE.evaluation_prompts, (token.text, *countries))
+    means = found.log_odds.mean(0)
+    assert means[0] > means[1:].mean() + 2
 
 
 def test_chat_text_has_one_bos_per_turn(smollm2):
