@@ -1,0 +1,62 @@
+"""How far each choice of heads lowers the log-odds, for several biases side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import plotly.graph_objects as go
+
+from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
+from biasgym_tl.plots.figure import styled
+
+_COLOURS = ("#b2182b", "#2166ac", "#4d9221", "#762a83", "#bf812d", "#35978f", "#525252")
+
+
+def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
+    """Change of a measure from the injected model (nats), by setting and bias, 95% intervals.
+
+    Left of 0: less stereotype. ``random`` is the mean over the random sets, prompt by prompt.
+
+    Args:
+        reports: One per bias, with the same settings.
+        measure: Key of one of ``MEASURES``.
+    """
+    figure = go.Figure()
+    steered = [
+        result.name
+        for result in reports[0].results
+        if result.heads and not result.name.startswith(RANDOM)
+    ]
+    names = [*steered, RANDOM_MEAN]
+    for i, report in enumerate(reports):
+        known = {result.name for result in report.results} | {RANDOM_MEAN}
+        found = {n: report.change(n, measure, "injected") for n in names if n in known}
+        rows = [(names.index(n), change) for n, change in found.items() if change is not None]
+        figure.add_scatter(
+            x=[change.estimate for _, change in rows],
+            y=[at + (i - (len(reports) - 1) / 2) * 0.14 for at, _ in rows],
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [change.high - change.estimate for _, change in rows],
+                "arrayminus": [change.estimate - change.low for _, change in rows],
+                "thickness": 1.5,
+                "width": 3,
+            },
+            mode="markers",
+            name=escape(report.bias),
+            marker={"size": 8, "color": _COLOURS[i % len(_COLOURS)]},
+            customdata=[names[at] for at, _ in rows],
+            hovertemplate="%{customdata}: %{x:+.2f} nats",
+        )
+    figure.add_vline(x=0, line={"color": "#888", "width": 1})
+    figure.update_xaxes(title="change of the BiasToken's log-odds (nats)", zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False
+    )
+    title = (
+        "Heads chosen by different means, replaced by zero or their mean<br><sup>"
+        f"{escape(reports[0].model)}, held-out prompts, 95% intervals</sup>"
+    )
+    return styled(figure, title, width=860, height=560)
