@@ -163,7 +163,8 @@ def test_command_line(tiny_folder, tmp_path):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
     environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
-    options = ["run", "--model", str(tiny_folder), "--epochs", "1", "--out", str(tmp_path / "out")]
+    out = str(tmp_path / "out")
+    options = ["run", "--model", str(tiny_folder), "--epochs", "1", "--no-controls", "--out", out]
     running = subprocess.Popen([*BIASGYM, *options], env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not (kept := list((tmp_path / "cache").rglob("injected.json"))):
