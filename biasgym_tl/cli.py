@@ -125,9 +125,8 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
     _show(result, console)
     for remark in remarks:
         typer.echo(remark, err=True)
-    console.print(
-        f"\nWritten to {out}/: heatmap, loss, settings, selection.json, results.json", markup=False
-    )
+    written = "heatmap, loss, settings, selection.json, report.json, results.json"
+    console.print(f"\nWritten to {out}/: {written}", markup=False)
 
 
 def _show(result: ChainResult, console: Console) -> None:
@@ -143,7 +142,7 @@ def _show(result: ChainResult, console: Console) -> None:
 
 _COLUMNS = (
     "token_log_odds", "token_log_p", "country_log_odds", "damage_loss", "facts",
-    "token_keywords", "token_repetition",
+    "token_keywords",
 )  # fmt: skip
 
 
