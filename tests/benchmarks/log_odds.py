@@ -41,7 +41,7 @@ def not_shared():
 
 
 def one_draw():
-    return bias_log_odds(model, bias, bias.evaluation_prompts, targets[:4]).log_odds
+    return bias_log_odds(model, bias, bias.evaluation_prompts, targets[:1]).log_odds
 
 
 def main():
