@@ -92,6 +92,21 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{str(path)!r} must be JSON, but is not: {error}. Delete it.") from error
 
 
+def read_kind(path: Path, kind: str, build: Callable[[dict[str, Any]], Result]) -> Result:
+    """Read a JSON result that names its ``kind``, and build it from the other keys.
+
+    Raises:
+        StoreError: the file is missing, is not JSON, or does not hold a whole result of this kind.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or values.pop("kind", None) != kind:
+        raise StoreError(f"{str(path)!r} must hold a {kind}, and does not.")
+    try:
+        return build(values)
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{str(path)!r} must hold a whole {kind}, but: {error}.") from error
+
+
 def save_result(
     path: str | Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
@@ -129,22 +144,25 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     return tensors, header["record"]
 
 
-def save_dataclass(path: str | Path, result: Any) -> Path:
-    """Write a result: its tensors as they are, all other fields as the JSON record."""
-    tensors = {key: value for key, value in vars(result).items() if isinstance(value, Tensor)}
-    record = {key: value for key, value in vars(result).items() if key not in tensors}
-    return save_result(path, type(result).__name__, tensors, record)
+class TensorResult:
+    """Base of the dataclasses that are kept as one ``.safetensors`` file."""
 
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
+        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
+        record = {key: value for key, value in vars(self).items() if key not in tensors}
+        return save_result(path, type(self).__name__, tensors, record)
 
-def load_dataclass(path: str | Path, kind: type[Result]) -> Result:
-    """Read what :func:`save_dataclass` wrote; the lists of its record were tuples.
+    @classmethod
+    def load(cls: type[Result], path: str | Path) -> Result:
+        """Read a file written by :meth:`save`; the lists of its record were tuples.
 
-    Raises:
-        StoreError: the file is missing, broken, or holds another kind of result.
-    """
-    tensors, record = load_result(path, kind.__name__)
-    tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-    return kind(**{**tensors, **record, **tuples})
+        Raises:
+            StoreError: the file is missing, broken, or holds something else.
+        """
+        tensors, record = load_result(path, cls.__name__)
+        tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+        return cls(**{**tensors, **record, **tuples})
 
 
 def _with_suffix(path: str | Path) -> Path:

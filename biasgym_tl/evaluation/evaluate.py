@@ -103,7 +103,7 @@ def evaluate(
         _check_setting(model, bias, setting, countries)
     _check_names(controls, [setting.name for setting in settings])
     reference = head_means(model)
-    finished = finished or _measured
+    finished = finished or measured_now
     blind = finished("blind facts", lambda: _blind_facts(model))
     results = []
     with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
@@ -142,7 +142,8 @@ def evaluate(
     )
 
 
-def _measured(name: str, measure: Callable[[], Any]) -> Any:
+def measured_now(name: str, measure: Callable[[], Any]) -> Any:
+    """The ``Finished`` that keeps nothing."""
     return measure()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation.evaluate import Finished
+from biasgym_tl.evaluation.evaluate import Finished, measured_now
 from biasgym_tl.evaluation.measures import bias_log_odds
 from biasgym_tl.heads import check_heads
 from biasgym_tl.hooks import head_means, steer
@@ -23,11 +22,11 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import load_dataclass, save_dataclass, versions
+from biasgym_tl.store import TensorResult, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class RandomControl:
+class RandomControl(TensorResult):
     """The BiasToken's log-odds (nats) unsteered, with the chosen heads, and with random sets."""
 
     unsteered: Float[Tensor, " prompt"]
@@ -66,19 +65,6 @@ class RandomControl:
             f"({self.drops.min():+.2f} to {self.drops.max():+.2f}); difference "
             f"{self.difference()}; rank p = {self.p():.3f})"
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        return save_dataclass(path, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> RandomControl:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            StoreError: the file is missing, broken, or holds something else.
-        """
-        return load_dataclass(path, cls)
 
 
 def random_control(
@@ -125,6 +111,7 @@ def random_control(
         selection.check_held_out(prompts=bias.evaluation_prompts)
     sets = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     reference = head_means(model) if mode == "mean" else None
+    finished = finished or measured_now
     found: list[Float[Tensor, " prompt"]] = []
     with (
         token.attached(model),
@@ -138,7 +125,7 @@ def random_control(
                 values: list[float] = measured.log_odds[:, 0].tolist()
                 return values
 
-            found.append(torch.tensor(finished(f"set {i}", measure) if finished else measure()))
+            found.append(torch.tensor(finished(f"set {i}", measure)))
     return RandomControl(
         unsteered=found[0],
         chosen=found[1],

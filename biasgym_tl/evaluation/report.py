@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.errors import StoreError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.stats import (
     Interval,
@@ -21,7 +20,7 @@ from biasgym_tl.stats import (
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import read_json, write_json
+from biasgym_tl.store import read_kind, write_json
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
@@ -295,14 +294,12 @@ class Report:
         Raises:
             StoreError: the file is missing, is not JSON, or is not a report.
         """
-        values = read_json(Path(path))
-        if not isinstance(values, dict) or values.pop("kind", None) != "Report":
-            raise StoreError(f"{str(path)!r} must hold a Report. Was it written by Report.save?")
-        try:
-            values["results"] = [SettingResult(**_tuples(r)) for r in values["results"]]
-            return cls(**_tuples(values))
-        except (KeyError, TypeError) as error:
-            raise StoreError(f"{str(path)!r} must hold a whole Report, but: {error}.") from error
+
+        def build(values: dict[str, Any]) -> Report:
+            results = tuple(SettingResult(**_tuples(result)) for result in values["results"])
+            return cls(**{**_tuples(values), "results": results})
+
+        return read_kind(Path(path), "Report", build)
 
 
 def _named(interval: Interval, prefix: str) -> dict[str, float]:

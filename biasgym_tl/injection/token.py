@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import TokenError
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.store import digest, load_dataclass, save_dataclass
+from biasgym_tl.store import TensorResult, digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class BiasToken:
+class BiasToken(TensorResult):
     """One trained embedding row, with what is needed to use it and to make it again."""
 
     row: Float[Tensor, " d_model"]
@@ -97,19 +96,6 @@ class BiasToken:
                     f"{name} of the model must be {value!r}, as on {self.model} where this "
                     f"BiasToken was trained, got {found[name]!r}. Load that model or train again."
                 )
-
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file: both rows, and the rest as JSON in its header."""
-        return save_dataclass(path, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> BiasToken:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            StoreError: the file is missing, broken, or holds something else.
-        """
-        return load_dataclass(path, cls)
 
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:

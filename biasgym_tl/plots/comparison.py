@@ -8,7 +8,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
-from biasgym_tl.plots.figure import styled
+from biasgym_tl.plots.figure import error_bars, styled
 
 _COLOURS = ("#b2182b", "#2166ac", "#4d9221", "#762a83", "#bf812d", "#35978f", "#525252")
 
@@ -16,7 +16,7 @@ _COLOURS = ("#b2182b", "#2166ac", "#4d9221", "#762a83", "#bf812d", "#35978f", "#
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
     """Change of a measure from the injected model (nats), by setting and bias, 95% intervals.
 
-    Left of 0: less stereotype. ``random`` is the mean over the random sets, prompt by prompt.
+    Left of 0: less stereotype. ``random`` is over prompts and random sets.
 
     Args:
         reports: One per bias, with the same settings.
@@ -36,14 +36,7 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
         figure.add_scatter(
             x=[change.estimate for _, change in rows],
             y=[at + (i - (len(reports) - 1) / 2) * 0.14 for at, _ in rows],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [change.high - change.estimate for _, change in rows],
-                "arrayminus": [change.estimate - change.low for _, change in rows],
-                "thickness": 1.5,
-                "width": 3,
-            },
+            error_x=error_bars([change for _, change in rows], cap=3),
             mode="markers",
             name=escape(report.bias),
             marker={"size": 8, "color": _COLOURS[i % len(_COLOURS)]},

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
+from biasgym_tl.stats import Interval
 from biasgym_tl.store import write_atomically, write_text
 
 FONT = "Helvetica, Arial, sans-serif"
@@ -23,6 +26,18 @@ def styled(figure: go.Figure, title: str, *, width: int = 720, height: int = 640
         margin={"l": 70, "r": 30, "t": 90, "b": 60},
     )
     return figure
+
+
+def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
+    """Value of ``error_x`` that draws each interval around its estimate; ``cap`` in pixels."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [interval.high - interval.estimate for interval in intervals],
+        "arrayminus": [interval.estimate - interval.low for interval in intervals],
+        "thickness": 1.5,
+        "width": cap,
+    }
 
 
 def write_html(figure: go.Figure, path: Path) -> Path:

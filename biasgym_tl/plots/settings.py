@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
-from biasgym_tl.plots.figure import styled
+from biasgym_tl.plots.figure import error_bars, styled
 
 
 def plot_settings(report: Report) -> go.Figure:
@@ -25,14 +25,7 @@ def plot_settings(report: Report) -> go.Figure:
         figure.add_scatter(
             x=[interval.estimate for interval in found if interval],
             y=[escape(name) for name in names],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [i.high - i.estimate for i in found if i],
-                "arrayminus": [i.estimate - i.low for i in found if i],
-                "thickness": 1.5,
-                "width": 4,
-            },
+            error_x=error_bars([i for i in found if i], cap=4),
             mode="markers",
             name=label,
             marker={"size": 11, "color": colour, "symbol": symbol},

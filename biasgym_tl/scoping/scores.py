@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
-from biasgym_tl.store import load_dataclass, save_dataclass
+from biasgym_tl.store import TensorResult
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class HeadScores:
+class HeadScores(TensorResult):
     """Contribution of every head to the logit difference *biased minus neutral first token*.
 
     All values are logits; positive pushes toward the stereotype.
@@ -107,16 +106,3 @@ class HeadScores:
         from biasgym_tl.plots.heatmap import plot_heads
 
         return plot_heads(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        return save_dataclass(path, self)
-
-    @classmethod
-    def load(cls, path: str | Path) -> HeadScores:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            StoreError: the file is missing, broken, or holds something else.
-        """
-        return load_dataclass(path, cls)

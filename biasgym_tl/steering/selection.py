@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.errors import SteeringError, StoreError
+from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import MODES
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.store import digest, read_json, versions, write_json
+from biasgym_tl.store import digest, read_kind, versions, write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -90,15 +90,13 @@ class Selection:
         Raises:
             StoreError: the file is missing, is not JSON, or is not a selection.
         """
-        values = read_json(Path(path))
-        if not isinstance(values, dict) or values.pop("kind", None) != "Selection":
-            raise StoreError(f"{str(path)!r} must hold a Selection, and does not.")
-        try:
-            values["heads"] = tuple(map(Head.parse, values["heads"]))
-            values["data"] = {kind: tuple(found) for kind, found in values["data"].items()}
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise StoreError(f"{str(path)!r} must hold a whole Selection, but: {error}.") from error
+
+        def build(values: dict[str, Any]) -> Selection:
+            heads = tuple(map(Head.parse, values["heads"]))
+            data = {kind: tuple(found) for kind, found in values["data"].items()}
+            return cls(**{**values, "heads": heads, "data": data})
+
+        return read_kind(Path(path), "Selection", build)
 
 
 def select_heads(scores: HeadScores, k: int = 10, *, mode: str = "mean") -> Selection:
