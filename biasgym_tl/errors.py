@@ -34,3 +34,11 @@ class StoreError(BiasGymError, ValueError):
 
 class SettingError(BiasGymError, ValueError):
     """An argument or setting is outside its range."""
+
+
+class ExtraError(BiasGymError, ImportError):
+    """An optional package that was asked for is not installed."""
+
+
+class ApiError(BiasGymError, RuntimeError):
+    """A language model's API cannot be reached, refuses, or answers nothing that can be used."""

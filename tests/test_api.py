@@ -1,0 +1,232 @@
+"""A call is paid for once, survives every fault of a server, and never shows the key."""
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+from werkzeug import Response
+
+from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.store import cache_dir
+
+KEY = "sk-a-very-secret-key"
+PATH = "/v1/chat/completions"
+
+
+def completion(text, *, finish="stop", refusal=None, usage=(10, 20)):
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    tokens = {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)}
+    return {
+        "id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": tokens,
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def chat(httpserver, monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", httpserver.url_for("/v1"))
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path))
+    return ChatModel(model="m", max_retries=2, timeout=5.0)
+
+
+def serve(httpserver, *responses):
+    """Answer the first call with the first response, and so on; the last one answers the rest."""
+    left = list(responses)
+    lock = threading.Lock()
+
+    def handler(request):
+        with lock:
+            found = left.pop(0) if len(left) > 1 else left[0]
+        found = found(request) if callable(found) else found
+        return found if isinstance(found, Response) else Response(json.dumps(found), 200)
+
+    httpserver.expect_request(PATH).respond_with_handler(handler)
+
+
+def error(status, message="no", **headers):
+    return lambda request: Response(json.dumps({"error": {"message": message}}), status, headers)
+
+
+def n_calls(httpserver):
+    return len(httpserver.log)
+
+
+def test_replies_come_in_order_and_are_kept(chat, httpserver):
+    serve(httpserver, lambda r: completion(r.get_json()["messages"][0]["content"].upper()))
+    requests = [Request(f"prompt {i}", i) for i in range(6)]
+    replies = list(chat.ask(requests))
+    assert [r.text for r in replies] == [f"PROMPT {i}" for i in range(6)]
+    assert not any(r.cached for r in replies) and n_calls(httpserver) == 6
+    again = list(chat.ask(requests))
+    assert [r.text for r in again] == [r.text for r in replies] and all(r.cached for r in again)
+    assert n_calls(httpserver) == 6, "nothing is paid for twice"
+    assert Usage.of(replies) == Usage(6, 0, 0, 60, 120) and Usage.of(again) == Usage(0, 6, 0, 0, 0)
+
+
+def test_what_makes_a_call_another_call(chat, httpserver):
+    serve(httpserver, completion("yes"))
+    for request in (Request("p", 0), Request("p", 1), Request("q", 0), Request("p", 0, None, 0.5)):
+        list(chat.ask([request]))
+    list(ChatModel(model="other").ask([Request("p", 0)]))
+    assert n_calls(httpserver) == 5
+
+
+def test_every_finished_call_is_on_disk_before_the_next_is_awaited(chat, httpserver):
+    serve(httpserver, completion("yes"))
+    for done, _ in enumerate(chat.ask([Request("p", i) for i in range(3)]), start=1):
+        assert len(list((cache_dir() / "api").glob("*.json"))) >= done
+
+
+def test_a_stopped_run_goes_on_where_it_was(chat, httpserver):
+    serve(httpserver, completion("yes"))
+    replies = ChatModel(model="m", concurrency=1).ask([Request("p", i) for i in range(5)])
+    next(replies)
+    next(replies)
+    replies.close()
+    time.sleep(0.3)
+    before = n_calls(httpserver)
+    assert before < 5
+    list(chat.ask([Request("p", i) for i in range(5)]))
+    assert n_calls(httpserver) == 5
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_a_passing_fault_is_tried_again(chat, httpserver, status):
+    serve(httpserver, error(status), completion("yes"))
+    assert [r.text for r in chat.ask([Request("p", 0)])] == ["yes"]
+    assert n_calls(httpserver) == 2
+
+
+def test_retry_after_is_obeyed(chat, httpserver):
+    serve(httpserver, error(429, **{"Retry-After": "2"}), completion("yes"))
+    start = time.monotonic()
+    assert [r.text for r in chat.ask([Request("p", 0)])] == ["yes"]
+    assert time.monotonic() - start >= 2  # without it the first wait is at most half a second
+
+
+def test_a_timeout_is_tried_again(chat, httpserver):
+    def slow(request):
+        time.sleep(1.5)
+        return completion("late")
+
+    serve(httpserver, slow, completion("yes"))
+    quick = ChatModel(model="m", timeout=0.5, max_retries=2)
+    assert [r.text for r in quick.ask([Request("p", 0)])] == ["yes"]
+
+
+def test_a_call_that_keeps_failing_is_reported_and_the_rest_is_kept(chat, httpserver):
+    def some(request):
+        prompt = request.get_json()["messages"][0]["content"]
+        return error(500, "out of order")(request) if prompt == "1" else completion(prompt)
+
+    serve(httpserver, some)
+    once = ChatModel(model="m", max_retries=0)
+    replies = list(once.ask([Request(str(i), i) for i in range(3)]))
+    assert [r.text for r in replies] == ["0", "", "2"]
+    assert "InternalServerError" in replies[1].error and "out of order" in replies[1].error
+    assert len(list((cache_dir() / "api").glob("*.json"))) == 2, "a failure is not kept"
+
+
+def test_no_connection(chat, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    (reply,) = ChatModel(model="m", max_retries=0).ask([Request("p", 0)])
+    assert "Connection" in reply.error and not reply.text
+
+
+def test_structured_output_where_the_server_knows_it_and_plain_json_otherwise(chat, httpserver):
+    seen = []
+
+    def old_server(request):
+        seen.append("response_format" in request.get_json())
+        refused = error(400, "response_format is not supported")
+        return refused(request) if seen[-1] else completion("[]")
+
+    serve(httpserver, old_server)
+    schema = {"type": "object"}
+    assert [r.text for r in chat.ask([Request("p", 0, schema)])] == ["[]"]
+    assert seen == [True, False]
+
+
+def test_a_server_that_wants_the_newer_name_of_the_limit(chat, httpserver):
+    def new_server(request):
+        if "max_tokens" in request.get_json():
+            return error(400, "use max_completion_tokens")(request)
+        return completion("[]")
+
+    serve(httpserver, new_server)
+    assert [r.text for r in chat.ask([Request("p", 0, {"type": "object"})])] == ["[]"]
+    assert "max_completion_tokens" in httpserver.log[-1][0].get_json()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [('{"choices": [', "JSONDecodeError"), ('{"choices": []}', "holds no choice"),
+     ('{"error": {"message": "no credit"}}', "no credit"), ("[]", "Error"),
+     ('{"choices": [{"message": null, "finish_reason": "stop"}]}', "AttributeError")],
+)  # fmt: skip
+def test_a_body_that_is_no_completion_is_reported(chat, httpserver, body, reason):
+    serve(httpserver, lambda request: Response(body, 200, content_type="application/json"))
+    (reply,) = chat.ask([Request("p", 0)])
+    assert reason in reply.error and not reply.text
+    assert not list(cache_dir().glob("api/*.json"))
+
+
+def test_half_of_a_surrogate_pair_can_be_kept(chat, httpserver):
+    body = json.dumps(completion("late \ud83d"))
+    serve(httpserver, lambda request: Response(body, 200, content_type="application/json"))
+    for cached in (False, True):
+        (reply,) = chat.ask([Request("p", 0)])
+        assert (reply.text, reply.cached) == ("late ?", cached)
+
+
+def test_refusal_and_a_cut_off_answer_are_told_apart(chat, httpserver):
+    serve(
+        httpserver, completion("", refusal="I would rather not."), completion("[", finish="length")
+    )
+    replies = list(ChatModel(model="m", concurrency=1).ask([Request("p", i) for i in range(2)]))
+    assert replies[0].refusal == "I would rather not." and replies[1].cut_off
+
+
+def test_a_rejected_key_or_model_stops_at_once_without_showing_the_key(chat, httpserver, caplog):
+    caplog.set_level(logging.DEBUG)
+    serve(httpserver, error(401, f"Incorrect API key provided: {KEY}"))
+    with pytest.raises(
+        ApiError, match="must accept the key and the model 'm'.*key provided: "
+    ) as e:
+        list(chat.ask([Request("p", 0)]))
+    shown = f"{e.value!r} {e.value.__cause__!r} {chat!r} {caplog.text}"
+    assert "***" in str(e.value) and KEY not in shown
+
+
+def test_the_key_is_in_no_file(chat, httpserver, tmp_path):
+    serve(httpserver, completion("yes"))
+    list(chat.ask([Request("p", 0)]))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(KEY in path.read_text() for path in files)
+
+
+def test_a_missing_key_is_named(chat, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set in the environment"):
+        list(chat.ask([Request("p", 0)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"model": ""}, "model must be the name of a model, got ''"),
+     ({"concurrency": 0}, "concurrency must be at least 1, got 0"),
+     ({"max_retries": -1}, "max_retries must be at least 0, got -1"),
+     ({"timeout": 0.0}, "timeout must be positive, got 0.0")],
+)  # fmt: skip
+def test_settings_outside_their_range(settings, message):
+    with pytest.raises(SettingError, match=message):
+        ChatModel(**{"model": "m", **settings})
+
+
+def test_price():
+    assert Price(0.5, 2.0).of(1_000_000, 500_000) == 1.5
+    assert Usage.of([Reply(error="no")]).failed == 1
