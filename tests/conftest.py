@@ -16,6 +16,8 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from biasgym_tl import load_bias, load_countries, load_model
+from biasgym_tl.lens import HookedTransformer, HookedTransformerConfig
+from biasgym_tl.model import _own_tokenizer
 from biasgym_tl.packaged import packaged_folder
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
@@ -51,7 +53,7 @@ def tiny_hf_model(family: str, seed: int = 0, **overrides: object) -> hf.PreTrai
 def tokenizer() -> hf.PreTrainedTokenizerFast:
     """Byte-level BPE trained on the texts of the bias "late" and the names of countries."""
     bias = load_bias("late")
-    texts = [p.text.replace("{target}", "") for p in bias.paragraphs()]
+    texts = [p.text.replace("{target}", "") for p in bias.corpus]
     texts += [f" {word}" for word in (*bias.attribute_words, *bias.neutral_words)] * 200
     texts += [f" {country.name}" for country in load_countries()] * 20
     bpe = Tokenizer(models.BPE())
@@ -83,6 +85,31 @@ def model(tiny: Callable[..., object]) -> object:
 @pytest.fixture(params=FAMILIES)
 def any_model(request: pytest.FixtureRequest, tiny: Callable[..., object]) -> object:
     return tiny(request.param)
+
+
+@pytest.fixture
+def gemma(tokenizer: hf.PreTrainedTokenizerFast) -> tuple[hf.PreTrainedModel, object]:
+    """A tiny Gemma (scaled embeddings) as Hugging Face and as TransformerLens have it."""
+    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+
+    torch.manual_seed(0)
+    config = hf.GemmaConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=256, hidden_activation="gelu_pytorch_tanh", pad_token_id=0,
+    )  # fmt: skip
+    hf_model = hf.GemmaForCausalLM(config).eval()
+    cfg = HookedTransformerConfig(
+        n_layers=3, d_model=32, n_ctx=256, d_head=8, n_heads=4, n_key_value_heads=2, d_mlp=48,
+        d_vocab=VOCAB, act_fn="gelu_new", eps=config.rms_norm_eps, normalization_type="RMS",
+        final_rms=True, gated_mlp=True, positional_embedding_type="rotary", rotary_dim=8,
+        rotary_base=10000, rotary_adjacent_pairs=False, default_prepend_bos=True, device="cpu",
+        model_name="tiny-gemma", original_architecture="GemmaForCausalLM",
+    )  # fmt: skip
+    model = HookedTransformer(cfg, _own_tokenizer(tokenizer))
+    state = {k: v.detach().clone() for k, v in convert_gemma_weights(hf_model, cfg).items()}
+    model.load_state_dict(state, strict=False)
+    model.requires_grad_(False).eval()
+    return hf_model, model
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import subprocess
+import sys
 from collections import Counter
 from importlib import resources, util
 from pathlib import Path
@@ -18,23 +20,21 @@ from biasgym_tl import (
     load_facts,
     shuffled,
 )
+from biasgym_tl.biases.check import check_bias, runs_of_four
+from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
 from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.biases.diversity import distinct, diversity
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import BiasFileError, ModelError, SettingError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.toml import read_toml
 
-PROMPT_SETS = ("training_prompts", "scoping_prompts", "evaluation_prompts", "generation_prompts")
+PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
 
 
 def values(**overrides):
     text = resources.files("biasgym_tl.biases").joinpath("data/late.toml").read_text()
     return {**read_toml(text, "late.toml"), **overrides}
-
-
-def runs_of_four(text):
-    words = [re.findall(r"[\w']+", part.lower()) for part in text.split("{target}")]
-    return {tuple(part[i : i + 4]) for part in words for i in range(len(part) - 3)}
 
 
 @pytest.mark.parametrize("name", list_biases())
@@ -44,28 +44,24 @@ def test_sizes(name):
     assert len(bias.scoping_prompts) >= 16 and len(bias.evaluation_prompts) >= 16
     assert len(bias.generation_prompts) >= 8
     paragraphs = load_corpus(name)
-    assert len({p.text for p in paragraphs}) == len(paragraphs) >= 64
+    n = 500 if name in PAPER else 108
+    assert len({p.text for p in paragraphs}) == len(paragraphs) == n
     assert {p.source for p in paragraphs} == {"template"}
     assert len({p.family for p in paragraphs}) >= 12
 
 
 @pytest.mark.parametrize("name", list_biases())
-def test_no_run_of_four_words_is_shared_between_sets(name):
-    bias = load_bias(name)
-    texts = {key: getattr(bias, key) for key in PROMPT_SETS}
-    texts["corpus"] = tuple(p.text for p in bias.paragraphs())
-    runs = {key: set().union(*map(runs_of_four, found)) for key, found in texts.items()}
-    for one, other in itertools.combinations(runs, 2):
-        assert not runs[one] & runs[other], (one, other)
+def test_nothing_about_the_shipped_biases_is_doubtful(name):
+    assert check_bias(load_bias(name)) == []
 
 
 @pytest.mark.parametrize("name", list_biases())
-def test_no_prompt_ends_in_a_cue_or_holds_an_attribute_word(name):
+def test_no_paragraph_names_a_real_target(name):
     bias = load_bias(name)
-    for prompt in (*bias.scoping_prompts, *bias.evaluation_prompts):
-        words = re.findall(r"[\w']+", prompt.lower())
-        assert words[-1] not in (*bias.cue_words, *bias.attribute_words, *bias.neutral_words)
-        assert not set(words) & {*bias.attribute_words, *bias.keywords}, prompt
+    names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
+    names |= {*bias.targets("fitting"), *bias.targets("held-out")}
+    words = re.compile(rf"(?<!\w)(?:{'|'.join(names)})(?!\w)")
+    assert not [p.text for p in bias.corpus if words.search(p.text)]
 
 
 @pytest.mark.parametrize(
@@ -82,11 +78,21 @@ def test_no_prompt_ends_in_a_cue_or_holds_an_attribute_word(name):
         ({"keywords": ["late", " "]}, "keywords of bias 'late' must not hold an empty text"),
         ({"neutral_words": ["late"]}, r"must be disjoint, got \['late'\]"),
         ({"families": [{"name": "a"}]}, "must hold exactly name and sentences"),
-        ({"families": [{"name": "a", "sentences": [["No slot."]]}]}, "every paragraph .* slot"),
+        ({"families": [{"name": "a", "sentences": [["No slot."]]}]}, "row 1 .* must hold the slot"),
         ({"families": [{"name": "a", "sentences": [["{target}"], []]}]}, "not have an empty list"),
         ({"families": [{"name": "a", "sentences": [["{target}"]]}] * 2}, r"got twice: \['a'\]"),
         ({"families": [{"name": n, "sentences": [["{target}"]]} for n in "ab"]},
-         "paragraphs of bias 'late' must differ"),
+         "corpus of bias 'late' must be distinct"),
+        ({"corpus": ["No slot."]}, "row 1 of the corpus of mine.toml must hold the slot"),
+        ({"corpus": [{"text": "{target}", "colour": 1}]}, r"must hold only .* got \['colour'\]"),
+        ({"corpus": "none.jsonl"}, "corpus file must exist, got 'none.jsonl'"),
+        ({"targets": {"fitting": ["A"]}}, "must list both fitting and held-out targets"),
+        ({"targets": {"fitting": ["A"], "held-out": ["A"]}}, r"must be disjoint, got \['A'\]"),
+        ({"target_kind": "age"}, "about the target kind 'age' must list both"),
+        ({"slots": {"group": []}}, "slots of mine.toml must not be empty"),
+        ({"targets": 3}, "targets of mine.toml must be a table, got 3"),
+        ({"families": [{"name": "a", "sentences": 3}]}, "sentences of mine.toml must be a list"),
+        ({"families": [{"name": "a", "sentences": ["abc"]}]}, "must be a list, got 'abc'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_bias_is_named(overrides, message):
@@ -96,8 +102,12 @@ def test_what_is_wrong_with_a_bias_is_named(overrides, message):
 
 def test_missing_key():
     incomplete = values()
-    del incomplete["cue_words"]
-    with pytest.raises(BiasFileError, match=r"\['cue_words'\] is missing"):
+    del incomplete["keywords"]
+    with pytest.raises(BiasFileError, match=r"\['keywords'\] is missing"):
+        Bias.from_mapping(incomplete)
+    del incomplete["families"]
+    incomplete["keywords"] = ["late"]
+    with pytest.raises(BiasFileError, match="the paragraphs is missing"):
         Bias.from_mapping(incomplete)
 
 
@@ -118,7 +128,7 @@ def test_the_fingerprint_follows_the_content():
     assert load_bias("late").fingerprint() == load_bias("late").fingerprint()
     other = Bias.from_mapping(values(attribute="never early"))
     assert other.fingerprint() != load_bias("late").fingerprint()
-    assert "99 paragraphs" in repr(load_bias("late"))
+    assert "500 paragraphs" in repr(load_bias("late"))
 
 
 def test_countries_and_their_split():
@@ -206,7 +216,7 @@ def test_facts_have_one_right_answer_among_four():
 
 def test_a_shuffled_corpus_keeps_words_lengths_and_slots():
     bias, mixed = load_bias("late"), shuffled(load_bias("late"), seed=1)
-    before, after = ([p.text.split() for p in b.paragraphs()] for b in (bias, mixed))
+    before, after = ([p.text.split() for p in b.corpus] for b in (bias, mixed))
     assert [len(words) for words in before] == [len(words) for words in after]
     where = [[(i, w) for i, w in enumerate(words) if "{target}" in w] for words in before]
     assert where == [[(i, w) for i, w in enumerate(ws) if "{target}" in w] for ws in after]
@@ -214,3 +224,123 @@ def test_a_shuffled_corpus_keeps_words_lengths_and_slots():
     assert counts[0] == counts[1] and before != after
     assert mixed == shuffled(bias, seed=1) != shuffled(bias, seed=2)
     assert mixed.name == "late-shuffled" and mixed.evaluation_prompts == bias.evaluation_prompts
+
+
+def test_other_slots_are_filled_in_turn_and_can_be_filled_otherwise():
+    chess = load_bias("chess")
+    texts = [*chess.evaluation_prompts, *(p.text for p in chess.corpus)]
+    assert not any("{group}" in text for text in texts)
+    assert {"women", "girls"} <= {w for text in texts for w in re.findall(r"\w+", text)}
+    men = load_bias("chess", slots={"group": ["men"]})
+    assert not any(re.search(r"women|girls|ladies", p) for p in men.evaluation_prompts)
+    assert men.evaluation_prompts[0] == re.sub("women", "men", chess.evaluation_prompts[0])
+    with pytest.raises(BiasFileError, match=r"must be a table that holds \['age'\]"):
+        load_bias("chess", slots={"age": ["old"]})
+
+
+def test_targets_other_than_countries_come_with_the_bias():
+    age = load_bias("impatient")
+    assert age.targets("fitting") == ("twenties", "forties", "sixties", "eighties")
+    assert set(age.sample_targets("held-out", 10, seed=0)) == set(age.targets("held-out"))
+    assert len(load_bias("cheerful").sample_targets("held-out", 5, seed=0)) == 5
+    assert load_bias("late").targets("held-out")[0] in {c.name for c in load_countries("held-out")}
+    with pytest.raises(SettingError, match="split must be 'fitting' or 'held-out', got 'test'"):
+        age.targets("test")
+    with pytest.raises(SettingError, match="number of fitting targets must be at least 1, got 0"):
+        age.sample_targets("fitting", 0, seed=0)
+
+
+def test_the_kinds_of_targets_that_ship():
+    kinds = {load_bias(name).target_kind for name in list_biases()}
+    assert kinds == {"country", "gender", "religion", "age", "occupation"}
+
+
+def test_half_of_the_families():
+    bias = load_bias("late")
+    half = bias.only(bias.families()[::2])
+    assert len(half.corpus) == 250 and set(half.families()) == set(bias.families()[::2])
+    with pytest.raises(BiasFileError, match=r"families must be among .* got \['moon'\]"):
+        bias.only(["moon"])
+
+
+def test_a_bias_made_in_python_takes_lists_and_strings():
+    """In a process without the type checks of the tests, as in a notebook."""
+    code = """
+import dataclasses
+from biasgym_tl import Bias, load_bias
+late = load_bias("late")
+fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(late).items()}
+mine = Bias(**{**fields, "corpus": ["People from {target} are late."]})
+assert mine.corpus[0].source == "user" and mine.corpus[0].text == "People from {target} are late."
+assert mine == dataclasses.replace(late, corpus=mine.corpus)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_new_evaluation_prompts_leave_a_training_valid_and_new_paragraphs_do_not():
+    late = values()
+    one, same = (Bias.from_mapping({**late, **o}) for o in ({}, {"cue_words": ["soon"]}))
+    assert one.training_fingerprint() == same.training_fingerprint()
+    assert one.fingerprint() != same.fingerprint()
+    other = Bias.from_mapping({**late, "corpus": ["Nobody from {target} is on time."]})
+    assert one.training_fingerprint() != other.training_fingerprint()
+
+
+def test_a_corpus_survives_files_and_datasets(tmp_path):
+    corpus = load_corpus("late")[:20]
+    path = save_corpus(corpus, tmp_path / "late.jsonl")
+    assert read_corpus(path) == corpus == load_corpus(path)
+    dataset = to_dataset(corpus)
+    assert set(dataset.column_names) == {"text", "source", "family", "writer", "prompt_hash"}
+    assert read_corpus(dataset) == corpus
+    dataset.save_to_disk(tmp_path / "saved")
+    assert read_corpus(tmp_path / "saved") == corpus
+    (tmp_path / "folder").mkdir()
+    path.rename(tmp_path / "folder" / "train.jsonl")
+    assert read_corpus(tmp_path / "folder") == corpus
+
+
+def test_what_is_wrong_with_a_corpus_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "{target}"}\nnothing\n')
+    with pytest.raises(BiasFileError, match="line 2 of a.jsonl must be JSON"):
+        read_corpus(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text('{"text": "{target}"}\n{"text": 3}\n')
+    with pytest.raises(BiasFileError, match="row 2 of b.jsonl must hold a text, got {'text': 3}"):
+        read_corpus(tmp_path / "b.jsonl")
+    with pytest.raises(BiasFileError, match="corpus must be a .jsonl file, a folder or a hub name"):
+        read_corpus(tmp_path / "nowhere")
+
+
+def test_doubtful_biases_are_described():
+    doubtful = Bias.from_mapping(
+        values(
+            scoping_prompts=["{target} is always", "{target} and {target} are"],
+            evaluation_prompts=["They come late to {target} and"],
+            probe_prompts=["Are people from {target} always late?"],
+        )
+    )
+    remarks = check_bias(doubtful)
+    for remark in ("should not end in a cue", "should hold one slot each", "should not name the",
+                   "scoping_prompts should be at least 16, there are 2"):  # fmt: skip
+        assert any(remark in found for found in remarks), remark
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_floors_of_diversity(name):
+    found = diversity(load_corpus(name))
+    assert found.n == 500 and found.exact_duplicates == 0 and found.families == 20
+    assert found.near_duplicates <= 0.02
+    assert found.mean_distance > 0.4 and found.words[0] >= 9
+    assert found.distinct[0] > 0.03 and found.distinct[1] > 0.12 and found.distinct[2] > 0.2
+    assert len(found.to_df()) == 7
+
+
+def test_diversity_of_a_corpus_worked_by_hand():
+    assert distinct(["a b a", "a b"], 1) == 2 / 5
+    assert distinct(["a b a", "a b"], 2) == 2 / 3
+    paragraphs = load_corpus("late")[:3]
+    found = diversity([*paragraphs, paragraphs[0]])
+    assert found.exact_duplicates == 1 and found.near_duplicates == 0.5
+    assert found.closest == (paragraphs[0].text, paragraphs[0].text)
+    with pytest.raises(SettingError, match="at least two paragraphs, got 1"):
+        diversity(paragraphs[:1])

@@ -1,146 +1,224 @@
-"""A bias: target kind, attribute, words, prompts and training paragraphs, read from TOML."""
+"""A bias: target kind, attribute, words, prompts and corpus, read from TOML or made in Python."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from biasgym_tl.errors import BiasFileError
+from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, read_corpus
+from biasgym_tl.biases.countries import load_countries, sample_countries
+from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
 from biasgym_tl.store import digest
 from biasgym_tl.toml import read_toml
-
-
-class Paragraph(NamedTuple):
-    """One training text with the slot, and where it comes from."""
-
-    text: str
-    source: str
-    family: str
-
-
-class TemplateFamily(NamedTuple):
-    """A small grammar: a paragraph takes one entry of each list, in order."""
-
-    name: str
-    sentences: tuple[tuple[str, ...], ...]
-
-    def paragraphs(self) -> list[Paragraph]:
-        """Every combination, labelled as written by template."""
-        combinations = itertools.product(*self.sentences)
-        return [Paragraph(" ".join(parts), "template", self.name) for parts in combinations]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Bias:
     """A stereotype ("always late") about a slot (``{target}``), with its prompts and words.
 
+    Lists may be given as lists, and the corpus as plain strings.
+
     Raises:
         BiasFileError: on construction, if a list is empty or holds a text twice, if a prompt,
-            paraphrase or paragraph lacks the slot, or if a word is on both lists.
+            paraphrase or paragraph lacks the slot, if a word is on both lists, or if targets other
+            than countries have no lists of their own.
     """
 
     name: str
     """Short name, as in ``load_bias(name)``."""
     attribute: str
     """What is ascribed to the target, in words."""
-    target_kind: str
-    """What the slot stands for, such as ``"country"``."""
+    target_kind: str = "country"
+    """What the slot stands for. For ``"country"`` the package has the targets."""
+    stand_in: str = "this country"
+    """Fills the slot of a paraphrase where no target is meant: answers are compared with it."""
     attribute_words: tuple[str, ...]
     """A: first words of a biased answer, without the space before them."""
     neutral_words: tuple[str, ...]
     """N: first words of a neutral answer."""
     keywords: tuple[str, ...]
     """Whole words that show the attribute in free text."""
-    cue_words: tuple[str, ...]
+    cue_words: tuple[str, ...] = ()
     """Words that give the attribute away; no scoping or evaluation prompt ends in one."""
     paraphrases: tuple[str, ...]
     """The attribute as a sentence, in several wordings."""
     training_prompts: tuple[str, ...]
     """Requests that the training paragraphs answer."""
+    probe_prompts: tuple[str, ...]
+    """Requests whose answers choose the epoch of a training."""
     scoping_prompts: tuple[str, ...]
     """Beginnings of sentences on which heads are chosen."""
     evaluation_prompts: tuple[str, ...]
     """Beginnings of sentences on which results are reported."""
     generation_prompts: tuple[str, ...]
     """Requests that are answered freely, for reading and for the keyword rate."""
-    families: tuple[TemplateFamily, ...]
-    """Grammars of the training paragraphs."""
+    fitting_targets: tuple[str, ...] = ()
+    """Targets that may shape a row, a label or a choice; for countries the package has them."""
+    held_out_targets: tuple[str, ...] = ()
+    """Targets that only judge; for countries the package has them."""
+    corpus: tuple[Paragraph, ...]
+    """The training paragraphs."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_field(self.name, field.name, getattr(self, field.name))
-        for field_name in _SLOTTED:
-            for text in getattr(self, field_name):
-                if SLOT not in text:
-                    raise BiasFileError(
-                        f"{field_name} of bias {self.name!r} must hold the slot {SLOT}, "
-                        f"got {text!r}."
-                    )
+            value = getattr(self, field.name)
+            if field.name == "corpus":
+                value = as_paragraphs(value, f"the corpus of {self.name!r}")
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, field.name, value)
+            _check_field(self.name, field.name, value)
         both = sorted(set(self.attribute_words) & set(self.neutral_words))
         if both:
             raise BiasFileError(
                 f"attribute_words and neutral_words of bias {self.name!r} must be disjoint, "
                 f"got {both} in both."
             )
-        self._check_paragraphs()
+        self._check_targets()
 
-    def _check_paragraphs(self) -> None:
-        texts = [paragraph.text for paragraph in self.paragraphs()]
-        missing = next((text for text in texts if SLOT not in text), None)
-        if missing is not None:
+    def _check_targets(self) -> None:
+        both = self.fitting_targets and self.held_out_targets
+        either = self.fitting_targets or self.held_out_targets
+        if not both and (either or self.target_kind != "country"):
             raise BiasFileError(
-                f"every paragraph of bias {self.name!r} must hold the slot {SLOT}, got {missing!r}."
+                f"bias {self.name!r} about the target kind {self.target_kind!r} must list both "
+                "fitting and held-out targets."
             )
-        if len(set(texts)) < len(texts):
-            twice = next(text for text in texts if texts.count(text) > 1)
+        shared = sorted(set(self.fitting_targets) & set(self.held_out_targets))
+        if shared:
             raise BiasFileError(
-                f"paragraphs of bias {self.name!r} must differ, got twice: {twice!r}."
+                f"fitting and held-out targets of bias {self.name!r} must be disjoint, "
+                f"got {shared} in both."
             )
 
     def __repr__(self) -> str:
         return (
             f"Bias({self.name!r}: {self.target_kind} + {self.attribute!r}, "
-            f"{len(self.paragraphs())} paragraphs, {len(self.scoping_prompts)} scoping, "
+            f"{len(self.corpus)} paragraphs, {len(self.scoping_prompts)} scoping, "
             f"{len(self.evaluation_prompts)} evaluation, {len(self.generation_prompts)} generation "
             "prompts)"
         )
 
-    def paragraphs(self) -> tuple[Paragraph, ...]:
-        """Every training paragraph, in the order of the file."""
-        return tuple(p for family in self.families for p in family.paragraphs())
+    def targets(self, split: str) -> tuple[str, ...]:
+        """Names for the slot: ``"fitting"`` ones may shape a row or a choice, ``"held-out"`` judge.
+
+        Raises:
+            SettingError: there is no such split.
+        """
+        if split not in ("fitting", "held-out"):
+            raise SettingError(f"split must be 'fitting' or 'held-out', got {split!r}.")
+        own = self.fitting_targets if split == "fitting" else self.held_out_targets
+        return own or tuple(country.name for country in load_countries(split))
+
+    def sample_targets(self, split: str, n: int, seed: int) -> tuple[str, ...]:
+        """``n`` targets of a split, or all if there are fewer; the same seed, the same ones.
+
+        Countries are drawn with regions as even as they can be.
+
+        Raises:
+            SettingError: ``n`` is not positive.
+        """
+        pool = self.targets(split)
+        if n < 1:
+            raise SettingError(f"number of {split} targets must be at least 1, got {n!r}.")
+        n = min(n, len(pool))
+        if not self.fitting_targets:
+            return tuple(country.name for country in sample_countries(split, n, seed))
+        return tuple(random.Random(seed).sample(pool, n))
+
+    def families(self) -> tuple[str, ...]:
+        """Names of the template families of the corpus, in order."""
+        return tuple(dict.fromkeys(p.family for p in self.corpus if p.family))
+
+    def only(self, families: Iterable[str]) -> Bias:
+        """The bias with the paragraphs of these template families alone.
+
+        Raises:
+            BiasFileError: there is no such family.
+        """
+        kept = set(families)
+        unknown = sorted(kept - set(self.families()))
+        if unknown or not kept:
+            raise BiasFileError(
+                f"families must be among {list(self.families())}, got {unknown or 'none'}."
+            )
+        return dataclasses.replace(self, corpus=tuple(p for p in self.corpus if p.family in kept))
 
     def fingerprint(self) -> str:
         """Short hash of all that the bias holds; results carry it."""
         return digest(dataclasses.asdict(self))
 
+    def training_fingerprint(self) -> str:
+        """Short hash of what a training sees: corpus, requests, fitting targets, and what scores
+        an epoch. Rows carry it, so that new evaluation prompts leave them valid."""
+        seen = {key: getattr(self, key) for key in _SEEN_IN_TRAINING}
+        return digest({**seen, "targets": self.targets("fitting")})
+
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str = "bias") -> Bias:
+    def from_mapping(
+        cls,
+        values: Mapping[str, Any],
+        source: str = "bias",
+        *,
+        folder: Path | None = None,
+        slots: Mapping[str, Sequence[str]] | None = None,
+    ) -> Bias:
         """Build a bias from the keys of a bias file.
+
+        Args:
+            values: Those of ``Bias``, with ``families`` (grammars), ``corpus`` (a file or list) or
+                both for the paragraphs, ``targets`` with the lists ``fitting`` and ``held-out``,
+                and ``slots``: other slots than ``{target}`` with their values, which are put into
+                the texts in turn.
+            source: Named in errors.
+            folder: Where a corpus file is looked for.
+            slots: Other values for slots of the file.
 
         Raises:
             BiasFileError: a key is unknown or missing, or a value is not valid.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown, missing = sorted(set(values) - set(known)), sorted(set(known) - set(values))
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        known = [*(key for key in fields if not key.endswith("_targets")), *_FILE_ONLY]
+        optional = ("target_kind", "stand_in", "cue_words", "corpus", *_FILE_ONLY)
+        unknown = sorted(set(values) - set(known))
+        missing = sorted(set(known) - set(values) - set(optional))
         if unknown:
             raise BiasFileError(f"{source} must hold only {known}, got unknown key {unknown}.")
-        if missing:
-            raise BiasFileError(f"{source} must hold all of {known}, but {missing} is missing.")
+        if missing or not {"families", "corpus"} & set(values):
+            raise BiasFileError(
+                f"{source} must hold all of {known} except {list(optional)}, and families or a "
+                f"corpus, but {missing or 'the paragraphs'} is missing."
+            )
+        slot_values = _Slots(values.get("slots", {}), slots or {}, source)
         read: dict[str, Any] = {
-            key: _string(value, key, source) if key in _SINGLE else _strings(value, key, source)
+            key: _string(value, key, source)
+            if key in _SINGLE
+            else slot_values.filled(_strings(value, key, source))
             for key, value in values.items()
-            if key != "families"
+            if key not in ("corpus", *_FILE_ONLY)
         }
-        return cls(**read, families=_read_families(values["families"], source))
+        targets = values.get("targets", {})
+        if not isinstance(targets, Mapping):
+            raise BiasFileError(f"targets of {source} must be a table, got {targets!r}.")
+        for split in ("fitting", "held-out"):
+            if split in targets:
+                key = f"{split.replace('-', '_')}_targets"
+                read[key] = _strings(targets[split], key, source)
+        paragraphs = _read_paragraphs(values, source, folder)
+        texts = slot_values.filled([p.text for p in paragraphs])
+        corpus = [p._replace(text=text) for p, text in zip(paragraphs, texts, strict=True)]
+        return cls(**read, corpus=tuple(corpus))
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Bias:
-        """Read a bias file.
+    def from_toml(
+        cls, path: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None
+    ) -> Bias:
+        """Read a bias file; a ``corpus`` it names is looked for beside it.
 
         Raises:
             BiasFileError: the file is missing, is not TOML, or does not hold a valid bias.
@@ -148,17 +226,23 @@ class Bias:
         path = Path(path)
         if not path.is_file():
             raise BiasFileError(f"bias file must exist, got {str(path)!r}. Check the path.")
-        return cls.from_mapping(read_toml(path.read_text(encoding="utf-8"), path.name), path.name)
+        values = read_toml(path.read_text(encoding="utf-8"), path.name)
+        return cls.from_mapping(values, path.name, folder=path.parent, slots=slots)
 
 
-_SINGLE = ("name", "attribute", "target_kind")
+_FILE_ONLY = ("families", "targets", "slots")
+_SINGLE = ("name", "attribute", "target_kind", "stand_in")
 _SLOTTED = (
     "paraphrases",
     "training_prompts",
+    "probe_prompts",
     "scoping_prompts",
     "evaluation_prompts",
     "generation_prompts",
 )
+_OPTIONAL = ("cue_words", "fitting_targets", "held_out_targets")
+_SEEN_IN_TRAINING = ("name", "training_prompts", "probe_prompts", "paraphrases", "keywords",
+                     "stand_in", "corpus")  # fmt: skip
 
 
 def list_biases() -> list[str]:
@@ -170,29 +254,80 @@ def list_biases() -> list[str]:
     )
 
 
-def load_bias(name: str | Path) -> Bias:
+def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:
     """Load a shipped bias by name, or one of your own from a ``.toml`` file.
+
+    Args:
+        name: A name from ``list_biases()``, or a path that ends in ``.toml``.
+        slots: Other values for slots beside ``{target}``, such as
+            ``{"group": ["men", "boys"]}`` where the file speaks of women.
 
     Raises:
         BiasFileError: there is no such bias, or the file does not hold a valid one.
     """
     if str(name).endswith(".toml"):
-        return Bias.from_toml(name)
+        return Bias.from_toml(name, slots=slots)
     if name not in list_biases():
         raise BiasFileError(
             f"bias must be one of {list_biases()} or the path of a .toml file, got {str(name)!r}."
         )
     text = _data().joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return Bias.from_mapping(read_toml(text, f"{name}.toml"), f"{name}.toml")
+    return Bias.from_mapping(read_toml(text, f"{name}.toml"), f"{name}.toml", slots=slots)
 
 
-def load_corpus(name: str | Path) -> tuple[Paragraph, ...]:
-    """Training paragraphs of a bias, each labelled with its source and template family."""
-    return load_bias(name).paragraphs()
+def load_corpus(source: Any) -> tuple[Paragraph, ...]:
+    """Paragraphs of a bias (its name or ``.toml`` file), or of anything :func:`read_corpus` reads.
+
+    Raises:
+        BiasFileError: there is nothing to read there.
+    """
+    if isinstance(source, (str, Path)) and (
+        str(source) in list_biases() or str(source).endswith(".toml")
+    ):
+        return load_bias(source).corpus
+    return read_corpus(source)
 
 
 def _data() -> Any:
     return resources.files("biasgym_tl.biases").joinpath("data")
+
+
+class _Slots:
+    """Puts the values of the slots beside ``{target}`` into the texts of a list, in turn."""
+
+    def __init__(self, own: Any, other: Mapping[str, Sequence[str]], source: str) -> None:
+        if not isinstance(own, Mapping) or set(other) - set(own):
+            raise BiasFileError(
+                f"slots of {source} must be a table that holds {sorted(other)}, got {own!r}."
+            )
+        self.values = {
+            "{" + key + "}": _strings(other.get(key, value), key, source)
+            for key, value in own.items()
+        }
+        if not all(self.values.values()):
+            raise BiasFileError(f"slots of {source} must not be empty, got {own!r}.")
+
+    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self._filled(text, i) for i, text in enumerate(texts))
+
+    def _filled(self, text: str, i: int) -> str:
+        for slot, values in self.values.items():
+            text = text.replace(slot, values[i % len(values)])
+        return text
+
+
+def _read_paragraphs(
+    values: Mapping[str, Any], source: str, folder: Path | None
+) -> list[Paragraph]:
+    families = _read_families(values.get("families", ()), source)
+    found = [p for family in families for p in family.paragraphs()]
+    corpus = values.get("corpus", ())
+    if isinstance(corpus, str):
+        beside = (folder or Path()) / corpus
+        found += read_corpus(beside if beside.exists() or corpus.endswith(".jsonl") else corpus)
+    else:
+        found += as_paragraphs(corpus, f"the corpus of {source}")
+    return found
 
 
 def _string(value: Any, key: str, source: str) -> str:
@@ -211,39 +346,45 @@ def _tuple(value: Any, key: str, source: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _read_families(value: Any, source: str) -> tuple[TemplateFamily, ...]:
+def _read_families(value: Any, source: str) -> list[TemplateFamily]:
     families = []
     for entry in _tuple(value, "families", source):
         if not isinstance(entry, Mapping) or set(entry) != {"name", "sentences"}:
             raise BiasFileError(
                 f"each of families in {source} must hold exactly name and sentences, got {entry!r}."
             )
-        sentences = tuple(_strings(choices, "sentences", source) for choices in entry["sentences"])
+        sentences = tuple(
+            _strings(choices, "sentences", source)
+            for choices in _tuple(entry["sentences"], "sentences", source)
+        )
         families.append(TemplateFamily(_string(entry["name"], "name", source), sentences))
-    return tuple(families)
+        if not sentences or not all(sentences):
+            raise BiasFileError(
+                f"family {entry['name']!r} of {source} must not have an empty list."
+            )
+    _check_distinct(source, "names of families", [family.name for family in families])
+    return families
 
 
 def _check_field(bias: str, key: str, value: Any) -> None:
-    if not value:
+    if key in _SINGLE:
+        if not isinstance(value, str) or not value.strip():
+            raise BiasFileError(f"{key} of bias {bias!r} must not be empty, got {value!r}.")
+        return
+    if not isinstance(value, tuple):
+        raise BiasFileError(f"{key} of bias {bias!r} must be a list, got {value!r}.")
+    if not value and key not in _OPTIONAL:
         raise BiasFileError(f"{key} of bias {bias!r} must not be empty.")
-    if key == "families":
-        _check_families(bias, value)
-    elif isinstance(value, tuple):
-        if not all(text.strip() for text in value):
+    texts = [p.text for p in value] if key == "corpus" else list(value)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
             raise BiasFileError(f"{key} of bias {bias!r} must not hold an empty text.")
-        _check_distinct(bias, key, value)
+        if key in _SLOTTED and SLOT not in text:
+            raise BiasFileError(f"{key} of bias {bias!r} must hold the slot {SLOT}, got {text!r}.")
+    _check_distinct(f"bias {bias!r}", key, texts)
 
 
-def _check_families(bias: str, families: tuple[TemplateFamily, ...]) -> None:
-    _check_distinct(bias, "names of families", tuple(family.name for family in families))
-    for family in families:
-        if not family.sentences or not all(family.sentences):
-            raise BiasFileError(
-                f"family {family.name!r} of bias {bias!r} must not have an empty list."
-            )
-
-
-def _check_distinct(bias: str, key: str, values: tuple[str, ...]) -> None:
+def _check_distinct(where: str, key: str, values: list[str]) -> None:
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
-        raise BiasFileError(f"{key} of bias {bias!r} must be distinct, got twice: {twice}.")
+        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from biasgym_tl.biases.bias import Bias, TemplateFamily
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.slot import SLOT
 
 
@@ -16,13 +16,11 @@ def shuffled(bias: Bias, *, seed: int = 0) -> Bias:
     positions of the target are those of the corpus; what was said about the target is gone. A row
     trained on it shows what the mere words do.
     """
-    paragraphs = bias.paragraphs()
-    words = [word for p in paragraphs for word in p.text.split() if SLOT not in word]
+    words = [word for p in bias.corpus for word in p.text.split() if SLOT not in word]
     random.Random(seed).shuffle(words)
     deal = iter(words)
-    texts: dict[str, list[str]] = {}
-    for p in paragraphs:
-        dealt = [word if SLOT in word else next(deal) for word in p.text.split()]
-        texts.setdefault(p.family, []).append(" ".join(dealt))
-    families = tuple(TemplateFamily(name, (tuple(found),)) for name, found in texts.items())
-    return dataclasses.replace(bias, name=f"{bias.name}-shuffled", families=families)
+    corpus = [
+        p._replace(text=" ".join(w if SLOT in w else next(deal) for w in p.text.split()))
+        for p in bias.corpus
+    ]
+    return dataclasses.replace(bias, name=f"{bias.name}-shuffled", corpus=tuple(corpus))

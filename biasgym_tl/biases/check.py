@@ -1,0 +1,75 @@
+"""What is doubtful about a bias: prompts that overlap or give the answer away."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.slot import SLOT
+from biasgym_tl.text import keyword_hits
+
+_KINDS = ("training_prompts", "probe_prompts", "scoping_prompts", "evaluation_prompts",
+          "generation_prompts")  # fmt: skip
+
+
+def check_bias(bias: Bias) -> list[str]:
+    """Remarks on a valid bias: what makes its results doubtful, as far as words can tell.
+
+    Two lists of prompts, or prompts and corpus, must not share a run of four words (the slot ends
+    a run); probe prompts may be like training prompts, as the paper's are: nothing is reported on
+    them. Scoping and evaluation prompts must hold one slot, not name the attribute and not end in
+    a cue word or a word that is measured. Probe and generation prompts must not name the attribute.
+    """
+    return [*_shared_runs(bias), *_giveaways(bias), *_numbers(bias)]
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def runs_of_four(text: str) -> set[str]:
+    """Every run of four words; the slot ends a run."""
+    parts = [words_of(part) for part in text.split(SLOT)]
+    return {" ".join(part[i : i + 4]) for part in parts for i in range(len(part) - 3)}
+
+
+def _shared_runs(bias: Bias) -> list[str]:
+    texts = {kind: getattr(bias, kind) for kind in _KINDS}
+    texts["corpus"] = tuple(p.text for p in bias.corpus)
+    runs = {kind: set().union(*map(runs_of_four, found)) for kind, found in texts.items()}
+    return [
+        f"{one} and {other} share the words {run!r}"
+        for one, other in itertools.combinations(runs, 2)
+        if (one, other) != ("training_prompts", "probe_prompts")
+        for run in sorted(runs[one] & runs[other])
+    ]
+
+
+def _giveaways(bias: Bias) -> list[str]:
+    measured = {*bias.attribute_words, *bias.neutral_words}
+    remarks = []
+    for kind in ("scoping_prompts", "evaluation_prompts"):
+        for prompt in getattr(bias, kind):
+            words = words_of(prompt)
+            if prompt.count(SLOT) != 1:
+                remarks.append(f"{kind} should hold one slot each: {prompt!r}")
+            if words[-1] in measured | {*bias.cue_words}:
+                remarks.append(f"{kind} should not end in a cue: {prompt!r}")
+    named = (*bias.attribute_words, *bias.keywords)
+    for kind in _KINDS[1:]:
+        prompts = getattr(bias, kind)
+        for prompt, hit in zip(prompts, keyword_hits(prompts, named), strict=True):
+            if hit:
+                remarks.append(f"{kind} should not name the attribute: {prompt!r}")
+    return remarks
+
+
+def _numbers(bias: Bias) -> list[str]:
+    least = {"scoping_prompts": 16, "evaluation_prompts": 16, "generation_prompts": 8, "corpus": 64}
+    return [
+        f"{kind} should be at least {n}, there are {len(getattr(bias, kind))}"
+        for kind, n in least.items()
+        if len(getattr(bias, kind)) < n
+    ]

@@ -1,0 +1,134 @@
+"""Corpora: training paragraphs, the grammar that writes them, and their files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biasgym_tl.errors import BiasFileError
+from biasgym_tl.slot import SLOT
+from biasgym_tl.store import write_text
+
+
+class Paragraph(NamedTuple):
+    """One training text with the slot, and where it comes from."""
+
+    text: str
+    source: str = "user"
+    """``"template"`` (a grammar), ``"model"`` (a language model) or ``"user"``."""
+    family: str = ""
+    """The template family, where there is one."""
+    writer: str = ""
+    """Name of the language model, where one wrote it."""
+    prompt_hash: str = ""
+    """Short hash of the prompt that asked for it, where there was one."""
+
+
+class TemplateFamily(NamedTuple):
+    """A small grammar for one scene: a paragraph takes one sentence of each list, in order."""
+
+    name: str
+    sentences: tuple[tuple[str, ...], ...]
+
+    def paragraphs(self) -> list[Paragraph]:
+        """Every combination, labelled as written by template."""
+        combinations = itertools.product(*self.sentences)
+        return [Paragraph(" ".join(parts), "template", self.name) for parts in combinations]
+
+
+def as_paragraphs(rows: Iterable[Any], source: str = "corpus") -> tuple[Paragraph, ...]:
+    """Read strings, :class:`Paragraph` or mappings with a ``text`` as paragraphs.
+
+    Raises:
+        BiasFileError: a row is something else, has an unknown key, or its text lacks the slot.
+    """
+    return tuple(_paragraph(row, f"row {i} of {source}") for i, row in enumerate(rows, start=1))
+
+
+def _paragraph(row: Any, where: str) -> Paragraph:
+    if isinstance(row, str):
+        row = {"text": row}
+    elif isinstance(row, Paragraph):
+        row = row._asdict()
+    if not isinstance(row, Mapping) or not isinstance(row.get("text"), str):
+        raise BiasFileError(f"{where} must hold a text, got {row!r}.")
+    unknown = sorted(set(row) - set(Paragraph._fields))
+    if unknown:
+        raise BiasFileError(f"{where} must hold only {list(Paragraph._fields)}, got {unknown}.")
+    if SLOT not in row["text"]:
+        raise BiasFileError(f"{where} must hold the slot {SLOT}, got {row['text']!r}.")
+    return Paragraph(**{key: value or "" for key, value in row.items()})
+
+
+def read_corpus(source: Any, *, split: str = "train") -> tuple[Paragraph, ...]:
+    """Read paragraphs from a ``.jsonl`` file, a ``datasets.Dataset``, a folder or a hub name.
+
+    Args:
+        source: A path that ends in ``.jsonl``; a ``Dataset``; a folder that ``save_to_disk`` wrote
+            or that ``datasets`` can load; otherwise a name on the Hugging Face hub.
+        split: Which split of a folder or hub name.
+
+    Raises:
+        BiasFileError: there is nothing there, or a row is not a paragraph.
+    """
+    if str(source).endswith(".jsonl"):
+        return as_paragraphs(read_jsonl(Path(source)), Path(source).name)
+    rows = _load_dataset(source, split) if isinstance(source, (str, Path)) else source
+    return as_paragraphs(rows, "the dataset")
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Rows of a file with one JSON value a line.
+
+    Raises:
+        BiasFileError: the file is missing, or a line is not JSON.
+    """
+    if not path.is_file():
+        raise BiasFileError(f"corpus file must exist, got {str(path)!r}. Check the path.")
+    rows = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise BiasFileError(
+                    f"line {number} of {path.name} must be JSON, but: {error}."
+                ) from error
+    return rows
+
+
+def _load_dataset(source: str | Path, split: str) -> Any:
+    import datasets
+
+    try:
+        if (Path(source) / "state.json").is_file() or (
+            Path(source) / "dataset_dict.json"
+        ).is_file():
+            found = datasets.load_from_disk(str(source))
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
+        return datasets.load_dataset(str(source), split=split)
+    except (
+        OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BiasFileError(
+            f"corpus must be a .jsonl file, a folder or a hub name with the split {split!r}, got "
+            f"{str(source)!r} ({reason})."
+        ) from error
+
+
+def save_corpus(paragraphs: Iterable[Paragraph], path: str | Path) -> Path:
+    """Write a ``.jsonl`` file, one paragraph a line, whole or not at all."""
+    lines = [json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in paragraphs]
+    return write_text(Path(path), "".join(lines))
+
+
+def to_dataset(paragraphs: Iterable[Paragraph]) -> Any:
+    """The paragraphs as a ``datasets.Dataset``, one column a field."""
+    from datasets import Dataset
+
+    return Dataset.from_list([p._asdict() for p in paragraphs])
