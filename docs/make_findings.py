@@ -65,7 +65,7 @@ def tables(reports):
         "log-odds": table(reports, ROWS, level("token_log_odds")),
         "log-p": table(reports, ROWS, level("token_log_p")),
         "against": table(reports, others, chosen_against),
-        "countries": table(reports, STEERED, change("original", "country_log_odds")),
+        "targets": table(reports, STEERED, change("original", "target_log_odds")),
         "damage": table(reports, STEERED, change("original", "damage_loss", 3)),
         "facts": table(reports, STEERED, change("original", "facts")),
         "fact-head": fact_head(reports),

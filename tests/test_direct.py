@@ -19,7 +19,7 @@ B, N = torch.tensor([10, 11, 12, 13]), torch.tensor([20, 21, 22, 23])
 
 @pytest.fixture(scope="module")
 def late_token(tiny):
-    inject = BiasInject(epochs=1, n_paragraphs=8)
+    inject = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
     return inject.fit(tiny(), load_bias("late"), progress=False)
 
 
@@ -137,13 +137,13 @@ def test_labels_by_hand():
     assert b.tolist() == [2, 2] and n.tolist() == [1, 1]
 
 
-def test_pairs_use_scoping_prompts_and_fitting_countries_only(model, late_token):
+def test_pairs_use_scoping_prompts_and_fitting_targets_only(model, late_token):
     from biasgym_tl import load_countries
 
     bias = load_bias("late")
     pairs = build_pairs(model, bias, late_token, seed=3)
     assert pairs.prompts == bias.scoping_prompts
-    assert set(pairs.countries) <= {c.name for c in load_countries("fitting")}
+    assert set(pairs.targets) <= {c.name for c in load_countries("fitting")}
     assert all(late_token.d_vocab in tokens for tokens in pairs.biased)
     assert all(late_token.d_vocab not in tokens for tokens in pairs.neutral)
     for i, tokens in enumerate(pairs.neutral):
@@ -151,11 +151,11 @@ def test_pairs_use_scoping_prompts_and_fitting_countries_only(model, late_token)
         expected = (logits[pairs.biased_ids[i]] - logits[pairs.neutral_ids[i]]).item()
         assert pairs.neutral_delta[i].item() == pytest.approx(expected, abs=1e-4)
     again = build_pairs(model, bias, late_token, seed=3)
-    assert again.countries == pairs.countries != build_pairs(model, bias, late_token).countries
+    assert again.targets == pairs.targets != build_pairs(model, bias, late_token).targets
 
 
 def test_head_scores(model, late_token, tmp_path):
-    scores = BiasScope(n_countries=3).attribute(model, load_bias("late"), late_token)
+    scores = BiasScope(n_targets=3).attribute(model, load_bias("late"), late_token)
     assert scores.values.shape == (3, 4) and scores.pair_values.shape == (24, 3, 4)
     assert torch.allclose(scores.values, scores.pair_values.mean(0))
     assert scores.reconstruction_error.max() < 1e-5
@@ -184,7 +184,7 @@ def test_head_scores(model, late_token, tmp_path):
 def test_the_heatmap_shows_the_values_centred_at_zero(model, late_token):
     from dataclasses import replace
 
-    scores = BiasScope(n_countries=3).attribute(model, load_bias("late"), late_token)
+    scores = BiasScope(n_targets=3).attribute(model, load_bias("late"), late_token)
     figure = replace(scores, bias="<script>").plot(mark_top=4)
     heatmap, frames = figure.data
     assert torch.equal(torch.tensor(heatmap.z, dtype=torch.float64), scores.values)
@@ -199,7 +199,7 @@ def test_the_heatmap_shows_the_values_centred_at_zero(model, late_token):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("method", "magic"), ("n_countries", 0), ("batch_size", 0), ("tolerance", 0.0)],
+    [("method", "magic"), ("n_targets", 0), ("batch_size", 0), ("tolerance", 0.0)],
 )
 def test_settings_outside_their_range_are_refused(field, value):
     with pytest.raises(SettingError, match=f"{field} must be .*{value!r}"):

@@ -24,22 +24,23 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.biases.words import word_ids
+from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 from biasgym_tl.evaluation import evaluate as evaluate_module
-from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds, fact_margins
+from biasgym_tl.evaluation.measures import fact_margins
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 
 LATE = load_bias("late")
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
-OPTIONS = {"n_countries": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
+OPTIONS = {"n_targets": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
 
 
 @pytest.fixture(scope="module")
 def setup(tiny):
     model = tiny()
-    token = BiasInject(epochs=1, n_paragraphs=8).fit(model, LATE, progress=False)
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
     return model, token, evaluate(model, LATE, token=token, heads=HEADS, **OPTIONS)
 
 
@@ -65,15 +66,15 @@ def test_settings_and_their_items(setup):
                      "random 1", "random 2"]  # fmt: skip
     for result in report.results:
         assert len(result.token_log_odds) == len(LATE.evaluation_prompts)
-        assert [len(row) for row in result.country_log_odds] == [3] * len(LATE.evaluation_prompts)
+        assert [len(row) for row in result.target_log_odds] == [3] * len(LATE.evaluation_prompts)
         steered_at_random = result.name.startswith("random")
         assert len(result.token_texts) == (0 if steered_at_random else 16)
-    assert set(report.countries) <= {c.name for c in load_countries("held-out")}
+    assert set(report.targets) <= {c.name for c in load_countries("held-out")}
 
 
-def test_the_token_changes_nothing_for_countries(setup):
+def test_the_token_changes_nothing_for_targets(setup):
     _, _, report = setup
-    assert report["original"].country_log_odds == report["injected"].country_log_odds
+    assert report["original"].target_log_odds == report["injected"].target_log_odds
     assert report["original"].damage_loss == report["injected"].damage_loss
     assert report["original"].token_log_odds != report["injected"].token_log_odds
 
@@ -92,7 +93,7 @@ def test_the_same_seed_reproduces_every_number(setup):
     model, token, report = setup
     assert evaluate(model, LATE, token=token, heads=HEADS, **OPTIONS) == report
     other = evaluate(model, LATE, token=token, heads=HEADS, seed=1, **OPTIONS)
-    assert other.countries == report.countries
+    assert other.targets == report.targets
     assert other["random 1"].heads != report["random 1"].heads
 
 
@@ -115,9 +116,9 @@ def test_report_in_numbers(setup, tmp_path):
     (tmp_path / "part.json").write_text('{"kind": "Report", "results": []}')
     with pytest.raises(StoreError, match="must hold a whole Report"):
         Report.load(tmp_path / "part.json")
-    tokens, token_draws, countries, _ = report.plot().data
+    tokens, token_draws, targets, _ = report.plot().data
     assert list(tokens.y) == ["original", "injected", "steered, zero", "steered, mean"]
-    assert tokens.x[1] == pytest.approx(mean) and countries.name == "held-out countries"
+    assert tokens.x[1] == pytest.approx(mean) and targets.name == "held-out targets"
     assert sorted(token_draws.x) == pytest.approx(sorted(controls))
 
 
@@ -141,7 +142,7 @@ def test_changes_are_paired_and_have_intervals(setup):
 
 def test_random_sets_are_columns_and_few_give_no_interval(setup):
     model, token, report = setup
-    assert report.values("random", "country_log_odds").shape == (len(LATE.evaluation_prompts), 2)
+    assert report.values("random", "target_log_odds").shape == (len(LATE.evaluation_prompts), 2)
     assert math.isnan(report.interval("random", "token_log_odds").low)
     options = {**OPTIONS, "n_random": 5}
     more = evaluate(model, LATE, token=token, heads=HEADS, modes=("mean",), **options)
@@ -151,12 +152,12 @@ def test_random_sets_are_columns_and_few_give_no_interval(setup):
     assert more.change("steered, mean", "token_log_odds", "random") == crossed_interval(
         chosen - draws
     )
-    countries = more.change("random", "country_log_odds", "original")
+    targets = more.change("random", "target_log_odds", "original")
     means = (
-        more.values("random", "country_log_odds").mean(),
-        report.to_df().loc["original", "country_log_odds"],
+        more.values("random", "target_log_odds").mean(),
+        report.to_df().loc["original", "target_log_odds"],
     )
-    assert countries.estimate == pytest.approx(means[0].item() - means[1])
+    assert targets.estimate == pytest.approx(means[0].item() - means[1])
 
 
 def test_beyond_random_by_hand(setup):
@@ -175,14 +176,16 @@ def test_beyond_random_by_hand(setup):
 
 def test_measures_at_their_floor_are_not_informative(setup):
     _, _, report = setup
-    # A random model guesses facts, and shows no keywords about countries.
+    # A random model guesses facts, and shows no keywords about targets.
     assert "over its floor (blind)" in report.not_informative("facts")
-    assert "floor (0.0)" in report.not_informative("country_keywords")
+    silent = dataclasses.replace(report["original"], target_texts=["It rains."] * 16)
+    quiet = dataclasses.replace(report, results=(silent, *report.results[1:]))
+    assert "floor (0.0)" in quiet.not_informative("target_keywords")
     assert report.not_informative("damage_loss") == ""  # a loss has no floor
     known = dataclasses.replace(report["original"], fact_margins=[1.0] * len(load_facts()))
     knows = dataclasses.replace(report, results=(known, *report.results[1:]))
     assert knows.not_informative("facts") == ""
-    # What is right without the country is no knowledge of it.
+    # What is right without the target is no knowledge of it.
     blind = dataclasses.replace(knows, blind_fact_margins=tuple(known.fact_margins))
     assert "not informative" in blind.not_informative("facts")
     untrained = dataclasses.replace(report["original"], name="injected")
@@ -237,11 +240,11 @@ def test_selections_that_have_seen_the_evaluation_are_refused(setup):
         SteeringError, match=f"prompts of an evaluation .* got ..{LATE.evaluation_prompts[3][:9]}"
     ):
         evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
-    peeked = dataclasses.replace(scores, label_countries=("Italy", report.countries[0]))
+    peeked = dataclasses.replace(scores, label_targets=("Italy", report.targets[0]))
     control = Setting("control", token, select_heads(peeked, 3), "mean")
-    with pytest.raises(SteeringError, match=f"countries of .* got .'{report.countries[0]}'"):
+    with pytest.raises(SteeringError, match=f"targets of .* got .'{report.targets[0]}'"):
         evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
-    with pytest.raises(SteeringError, match="countries of an evaluation"):
+    with pytest.raises(SteeringError, match="targets of an evaluation"):
         evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
     peeked = dataclasses.replace(scores, prompts=LATE.evaluation_prompts[:1])
     with pytest.raises(SteeringError, match="prompts of an evaluation"):

@@ -15,7 +15,7 @@ LATE = load_bias("late")
 @pytest.fixture(scope="module")
 def setup(tiny):
     model = tiny()
-    token = BiasInject(epochs=1, n_paragraphs=8).fit(model, LATE, progress=False)
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
     return model, token, BiasScope().attribute(model, LATE, token)
 
 
@@ -42,12 +42,12 @@ def test_it_comes_back_from_its_file(setup, tmp_path):
 
 def test_it_knows_all_that_it_has_seen_and_nothing_held_out(setup):
     selection = select_heads(setup[2], 3)
-    held_out = [country.name for country in load_countries("held-out")]
+    held_out = [target.name for target in load_countries("held-out")]
     prompts = LATE.evaluation_prompts + LATE.generation_prompts
-    selection.check_held_out(prompts=prompts, countries=held_out, texts=load_passages("damage"))
+    selection.check_held_out(prompts=prompts, targets=held_out, texts=load_passages("damage"))
     seen = {
         "prompts": LATE.scoping_prompts,
-        "countries": setup[2].label_countries,
+        "targets": setup[2].label_targets,
         "texts": load_passages("reference"),
     }
     for kind, items in seen.items():
@@ -55,7 +55,7 @@ def test_it_knows_all_that_it_has_seen_and_nothing_held_out(setup):
             with pytest.raises(SteeringError, match=f"{kind} of an evaluation must not be"):
                 selection.check_held_out(**{kind: [item]})
     with pytest.raises(SteeringError, match="in both"):  # not by a change of case or space
-        selection.check_held_out(countries=[f" {setup[2].label_countries[0].upper()}"])
+        selection.check_held_out(targets=[f" {setup[2].label_targets[0].upper()}"])
 
 
 def test_wrong_input(setup):
@@ -65,7 +65,7 @@ def test_wrong_input(setup):
         select_heads(setup[2], 3, mode="average")
 
 
-def test_without_injection_the_country_stands_on_both_sides(setup):
+def test_without_injection_the_target_stands_on_both_sides(setup):
     model, _, _ = setup
     scores = BiasScope().attribute(model, LATE, None)
     assert scores.token == "no injection"

@@ -1,4 +1,4 @@
-"""Measure a BiasToken and a steering on held-out prompts and countries."""
+"""Measure a BiasToken and a steering on held-out prompts and targets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.words import word_ids
+from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError
-from biasgym_tl.evaluation.measures import answer_freely, bias_log_odds, fact_margins
+from biasgym_tl.evaluation.measures import fact_margins
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import MODES, head_means, steer
@@ -52,14 +52,14 @@ def evaluate(
     heads: Iterable[tuple[int, int]],
     modes: tuple[str, ...] = MODES,
     controls: Sequence[Setting] = (),
-    n_countries: int = 10,
+    n_targets: int = 10,
     n_random: int = 5,
     max_new_tokens: int = 48,
     seed: int = 0,
     progress: bool = True,
     finished: Finished | None = None,
 ) -> Report:
-    """Compare settings on evaluation prompts, held-out countries and unseen damage texts.
+    """Compare settings on evaluation prompts, held-out targets and unseen damage texts.
 
     Settings: ``original`` (the token's row as it was before training), ``injected``, ``steered,
     zero`` and ``steered, mean`` (the chosen heads), whatever ``controls`` adds, and ``random 1..n``
@@ -70,13 +70,13 @@ def evaluate(
         bias: Gives the held-out prompts and the words.
         token: A trained BiasToken.
         heads: The heads to steer, chosen beforehand. A ``Selection`` is refused if it rests on a
-            prompt, country or text of this evaluation; of other heads nothing is known.
+            prompt, target or text of this evaluation; of other heads nothing is known.
         modes: What the chosen heads are replaced with.
         controls: More settings, measured in the same way on the same items.
-        n_countries: Held-out countries, regions as even as they can be; a fixed sample.
+        n_targets: Held-out targets, regions as even as they can be; a fixed sample.
         n_random: Random controls; they are mean-ablated.
         max_new_tokens: Length of the free answers.
-        seed: Decides the random heads. Countries do not depend on it, so runs can be compared.
+        seed: Decides the random heads. Targets do not depend on it, so runs can be compared.
         progress: Show a bar.
         finished: Called with each measurement's name and the measurement; may return a stored
             result instead of measuring again.
@@ -89,7 +89,7 @@ def evaluate(
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
     word_ids(model, bias)
-    countries = tuple(c.name for c in sample_countries("held-out", n_countries, seed=0))
+    targets = bias.sample_targets("held-out", n_targets, seed=0)
     heads = heads if isinstance(heads, Selection) else tuple(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     settings = [
@@ -100,7 +100,7 @@ def evaluate(
         *_random_settings(model, token, chosen, n_random, seed),
     ]
     for setting in settings:
-        _check_setting(model, bias, setting, countries)
+        _check_setting(model, bias, setting, targets)
     _check_names(controls, [setting.name for setting in settings])
     reference = head_means(model)
     finished = finished or measured_now
@@ -111,7 +111,7 @@ def evaluate(
             bar.set_postfix_str(setting.name)
 
             def measure(setting: Setting = setting) -> SettingResult:
-                return _measure(model, bias, setting, countries, reference, max_new_tokens)
+                return _measure(model, bias, setting, targets, reference, max_new_tokens)
 
             results.append(finished(setting.name, measure))
     return Report(
@@ -121,8 +121,8 @@ def evaluate(
         keywords=bias.keywords,
         evaluation_prompts=bias.evaluation_prompts,
         generation_prompts=bias.generation_prompts,
-        countries=countries,
-        generation_countries=tuple(_dealt(countries, len(bias.generation_prompts))),
+        targets=targets,
+        generation_targets=tuple(_dealt(targets, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
         blind_fact_margins=tuple(blind),
         results=tuple(results),
@@ -131,7 +131,7 @@ def evaluate(
             "modes": list(modes),
             "mean_reference": "load_passages('reference')",
             "selection": repr(heads) if isinstance(heads, Selection) else None,
-            "n_countries": n_countries,
+            "n_targets": n_targets,
             "n_random": n_random,
             "max_new_tokens": max_new_tokens,
             "seed": seed,
@@ -163,7 +163,7 @@ def _random_settings(
 
 
 def _check_setting(
-    model: HookedTransformer, bias: Bias, setting: Setting, countries: tuple[str, ...]
+    model: HookedTransformer, bias: Bias, setting: Setting, targets: tuple[str, ...]
 ) -> None:
     """Find out before the first measurement what could not be measured or should not be."""
     setting.token.check(model)
@@ -177,7 +177,7 @@ def _check_setting(
         setting.heads.check_model(model.cfg.model_name)
         setting.heads.check_held_out(
             prompts=(*bias.evaluation_prompts, *bias.generation_prompts),
-            countries=countries,
+            targets=targets,
             texts=load_passages("damage"),
         )
 
@@ -195,20 +195,20 @@ def _measure(
     model: HookedTransformer,
     bias: Bias,
     setting: Setting,
-    countries: tuple[str, ...],
+    targets: tuple[str, ...],
     reference: Float[Tensor, "n_layers n_heads d_head"],
     max_new_tokens: int,
 ) -> SettingResult:
     texts: list[str] = []
     prompts = bias.generation_prompts
     with setting.token.attached(model), _steered(model, setting, reference):
-        # Column 0 is the BiasToken, the others are the countries.
-        targets = (setting.token.text, *countries)
-        measured = bias_log_odds(model, bias, bias.evaluation_prompts, targets)
+        # Column 0 is the BiasToken, the others are the targets.
+        names = (setting.token.text, *targets)
+        measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
         damage = mean_loss(model, load_passages("damage"))
         margins = fact_margins(model, load_facts())
         if setting.generates:
-            slots = [setting.token.text] * len(prompts) + _dealt(countries, len(prompts))
+            slots = [setting.token.text] * len(prompts) + _dealt(targets, len(prompts))
             texts = answer_freely(model, prompts * 2, slots, max_new_tokens=max_new_tokens)
     return SettingResult(
         name=setting.name,
@@ -217,18 +217,18 @@ def _measure(
         token=setting.token.label,
         token_log_odds=measured.log_odds[:, 0].tolist(),
         token_log_p=measured.log_p[:, 0].tolist(),
-        country_log_odds=measured.log_odds[:, 1:].tolist(),
-        country_log_p=measured.log_p[:, 1:].tolist(),
+        target_log_odds=measured.log_odds[:, 1:].tolist(),
+        target_log_p=measured.log_p[:, 1:].tolist(),
         damage_loss=damage.tolist(),
         fact_margins=margins.tolist(),
         token_texts=texts[: len(prompts)],
-        country_texts=texts[len(prompts) :],
+        target_texts=texts[len(prompts) :],
     )
 
 
-def _dealt(countries: tuple[str, ...], n: int) -> list[str]:
-    """A country for each of ``n`` prompts, in turn."""
-    return [countries[i % len(countries)] for i in range(n)]
+def _dealt(targets: tuple[str, ...], n: int) -> list[str]:
+    """A target for each of ``n`` prompts, in turn."""
+    return [targets[i % len(targets)] for i in range(n)]
 
 
 @contextlib.contextmanager

@@ -8,19 +8,10 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import Fact
-from biasgym_tl.biases.words import word_ids
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
-from biasgym_tl.slot import fill
-from biasgym_tl.text import (
-    continuation_log_probs,
-    generate,
-    log_odds,
-    log_p_any,
-    next_token_log_probs,
-)
+from biasgym_tl.prompts import encode_answer, encode_prompt
+from biasgym_tl.text import continuation_log_probs
 
 
 class Measure(NamedTuple):
@@ -43,8 +34,8 @@ MEASURES = {
     for m in (
         Measure("token_log_odds", "BiasToken log-odds", "nats", "injected", floor="original"),
         Measure("token_log_p", "BiasToken log P(A)", "nats", "injected", floor="original"),
-        Measure("country_log_odds", "countries log-odds", "nats", "original"),
-        Measure("country_log_p", "countries log P(A)", "nats", "original"),
+        Measure("target_log_odds", "targets log-odds", "nats", "original"),
+        Measure("target_log_p", "targets log P(A)", "nats", "original"),
         Measure("damage_loss", "loss on neutral text", "nats per token", "original", decimals=3),
         Measure("facts", "country facts", "share right", "original", "share", "blind"),
         Measure(
@@ -52,59 +43,22 @@ MEASURES = {
             "original",
         ),
         Measure(
-            "country_keywords", "countries keywords", "share of answers", "original", "share", 0.0
+            "target_keywords", "targets keywords", "share of answers", "original", "share", 0.0
         ),
         Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
-        Measure("country_empty", "countries empty answers", "share", "original", "share"),
+        Measure("target_empty", "targets empty answers", "share", "original", "share"),
         Measure(
             "token_repetition", "BiasToken repetition", "share of 3-word runs", "original", "sparse"
         ),
         Measure(
-            "country_repetition", "countries repetition", "share of 3-word runs", "original",
+            "target_repetition", "targets repetition", "share of 3-word runs", "original",
             "sparse",
         ),
         Measure("token_words", "BiasToken answer length", "words", "original", decimals=1),
-        Measure("country_words", "countries answer length", "words", "original", decimals=1),
+        Measure("target_words", "targets answer length", "words", "original", decimals=1),
     )
 }  # fmt: skip
 """Everything that a report measures. Log-odds and loss have no floor: they can always fall."""
-
-
-class BiasLogOdds(NamedTuple):
-    """How much likelier the attribute's words are than the neutral ones, by prompt and target."""
-
-    log_odds: Float[Tensor, "prompt target"]
-    """``logsumexp over A of log p - logsumexp over N of log p`` (nats)."""
-    log_p: Float[Tensor, "prompt target"]
-    """``log P(A)`` (nats); it also falls when the model is merely broken."""
-
-
-def bias_log_odds(
-    model: HookedTransformer, bias: Bias, prompts: Sequence[str], targets: Sequence[str]
-) -> BiasLogOdds:
-    """Measure ``bias`` at the end of every prompt, with every target in the slot.
-
-    Args:
-        model: The model in the setting to be measured: token attached, steering active.
-        bias: Gives the words A and N.
-        prompts: Beginnings of sentences with the slot.
-        targets: Names as they are written in a prompt.
-    """
-    ids = word_ids(model, bias)
-    sequences = [encode_sentence(model, fill(prompt, t)) for prompt in prompts for t in targets]
-    log_probs = next_token_log_probs(model, sequences).view(len(prompts), len(targets), -1)
-    return BiasLogOdds(
-        log_odds(log_probs, ids.attribute, ids.neutral), log_p_any(log_probs, ids.attribute)
-    )
-
-
-def answer_freely(
-    model: HookedTransformer, prompts: Sequence[str], targets: Sequence[str], *, max_new_tokens: int
-) -> list[str]:
-    """Greedy answer to each request; the slot of ``prompts[i]`` is filled with ``targets[i]``."""
-    filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
-    requests = [encode_prompt(model, request) for request in filled]
-    return generate(model, requests, max_new_tokens=max_new_tokens)
 
 
 def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:

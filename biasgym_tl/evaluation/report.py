@@ -42,17 +42,17 @@ class SettingResult:
     token_log_odds: list[float]
     """One per evaluation prompt, with the BiasToken (nats)."""
     token_log_p: list[float]
-    country_log_odds: list[list[float]]
-    """[prompt][country], held-out countries (nats)."""
-    country_log_p: list[list[float]]
+    target_log_odds: list[list[float]]
+    """[prompt][target], held-out targets (nats)."""
+    target_log_p: list[list[float]]
     damage_loss: list[float]
     """Mean loss of each damage passage (nats per token)."""
     fact_margins: list[float]
     """Of each fact: right answer over the best wrong one (nats); positive is right."""
     token_texts: list[str]
     """Free answers with the BiasToken, one per generation prompt; empty for random controls."""
-    country_texts: list[str]
-    """The same with held-out countries."""
+    target_texts: list[str]
+    """The same with held-out targets."""
 
 
 class BeyondRandom(NamedTuple):
@@ -80,8 +80,8 @@ class Report:
     keywords: tuple[str, ...]
     evaluation_prompts: tuple[str, ...]
     generation_prompts: tuple[str, ...]
-    countries: tuple[str, ...]
-    generation_countries: tuple[str, ...]
+    targets: tuple[str, ...]
+    generation_targets: tuple[str, ...]
     fact_countries: tuple[str, ...]
     """The country of each fact. All countries, fitting ones too: nothing is fitted to facts."""
     blind_fact_margins: tuple[float, ...]
@@ -114,7 +114,7 @@ class Report:
         return tuple(r for r in self.results if r.name.startswith(RANDOM))
 
     def values(self, name: str, measure: str) -> Float[Tensor, "row column"] | None:
-        """Item values of a measure: prompts by countries, texts, or countries of facts.
+        """Item values of a measure: prompts by targets, texts, or countries of facts.
 
         ``name`` is a setting, or ``"random"``: then a column for each random control. None where
         the setting was not measured so.
@@ -152,7 +152,7 @@ class Report:
         return [float(n == 0) for n in lengths] if kind == "empty" else [float(n) for n in lengths]
 
     def interval(self, name: str, measure: str) -> Interval | None:
-        """Mean of a measure with its 95% interval over the items (prompts and countries).
+        """Mean of a measure with its 95% interval over the items (prompts and targets).
 
         For ``"random"`` over items and draws; the ends are NaN where no interval can be given
         (fewer than 4 draws, or a sparse measure).
@@ -278,7 +278,7 @@ class Report:
         )
 
     def plot(self) -> go.Figure:
-        """Log-odds of every setting, for the BiasToken and for countries."""
+        """Log-odds of every setting, for the BiasToken and for targets."""
         from biasgym_tl.plots.settings import plot_settings
 
         return plot_settings(self)
@@ -307,8 +307,8 @@ def _named(interval: Interval, prefix: str) -> dict[str, float]:
     return dict(zip(names, interval, strict=True))
 
 
-_TUPLES = ("heads", "keywords", "evaluation_prompts", "generation_prompts", "countries",
-           "generation_countries", "fact_countries", "blind_fact_margins", "results")  # fmt: skip
+_TUPLES = ("heads", "keywords", "evaluation_prompts", "generation_prompts", "targets",
+           "generation_targets", "fact_countries", "blind_fact_margins", "results")  # fmt: skip
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from biasgym_tl.plots.figure import styled
 def plot_loss(token: BiasToken) -> go.Figure:
     """Loss of each step (nats per answer token) and its running mean over one epoch."""
     losses = list(token.losses)
-    window = max(1, len(losses) // int(token.settings.get("epochs", 1)))
+    window = max(1, len(losses) // max(1, len(token.epochs) - 1))
     smooth = [
         sum(losses[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(losses))
     ]

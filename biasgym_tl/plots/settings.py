@@ -11,14 +11,14 @@ from biasgym_tl.plots.figure import error_bars, styled
 
 
 def plot_settings(report: Report) -> go.Figure:
-    """Log-odds (nats) by setting with 95% intervals, for the BiasToken and for countries.
+    """Log-odds (nats) by setting with 95% intervals, for the BiasToken and for targets.
 
     Open marks are random controls, without an interval.
     """
     figure = go.Figure()
     for key, label, colour, symbol in (
         ("token_log_odds", "BiasToken", "#b2182b", "circle"),
-        ("country_log_odds", "held-out countries", "#2166ac", "diamond"),
+        ("target_log_odds", "held-out targets", "#2166ac", "diamond"),
     ):
         names = [result.name for result in report.results if not result.name.startswith(RANDOM)]
         found = [report.interval(name, key) for name in names]

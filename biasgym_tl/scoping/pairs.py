@@ -1,4 +1,4 @@
-"""Contrastive pairs: one prompt with the BiasToken and with a country, and their first tokens."""
+"""Contrastive pairs: one prompt with the BiasToken and with a target, and their first tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -24,14 +23,14 @@ class Pairs(NamedTuple):
 
     prompts: tuple[str, ...]
     """The prompt of each pair, with its slot."""
-    countries: tuple[str, ...]
-    """The country on the neutral side of each pair."""
-    label_countries: tuple[str, ...]
-    """All countries that the neutral labels rest on."""
+    targets: tuple[str, ...]
+    """The target on the neutral side of each pair."""
+    label_targets: tuple[str, ...]
+    """All targets that the neutral labels rest on."""
     biased: tuple[tuple[int, ...], ...]
     """Token ids with the BiasToken in the slot."""
     neutral: tuple[tuple[int, ...], ...]
-    """Token ids with the country in the slot."""
+    """Token ids with the target in the slot."""
     biased_ids: Int[Tensor, " pair"]
     """b: first token of the biased answer."""
     neutral_ids: Int[Tensor, " pair"]
@@ -45,35 +44,35 @@ def build_pairs(
     bias: Bias,
     token: BiasToken | None,
     *,
-    n_countries: int = 8,
+    n_targets: int = 8,
     seed: int = 0,
 ) -> Pairs:
     """Build one pair per scoping prompt and freeze its labels.
 
-    ``n`` is the token outside A with the highest mean probability under ``n_countries`` fitting
-    countries. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
+    ``n`` is the token outside A with the highest mean probability under ``n_targets`` fitting
+    targets. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
     most likely token of A, so it is the most likely token of A either way. The neutral side of a
-    pair is one of those countries, drawn at random.
+    pair is one of those targets, drawn at random.
 
     Args:
         model: The model, without the token attached.
         bias: Gives the scoping prompts and the words A.
         token: The BiasToken of the biased side; None: the neutral side stands on both sides, and
-            ``b`` is the most likely token of A under the countries.
-        n_countries: Fitting countries that the neutral labels are taken from.
-        seed: Decides the countries.
+            ``b`` is the most likely token of A under the targets.
+        n_targets: Fitting targets that the neutral labels are taken from.
+        seed: Decides the targets.
     """
     attribute = list(word_ids(model, bias).attribute)
-    names = tuple(country.name for country in sample_countries("fitting", n_countries, seed))
+    names = bias.sample_targets("fitting", n_targets, seed)
     prompts = bias.scoping_prompts
-    by_country = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
-    flat = next_token_log_probs(model, [tokens for row in by_country for tokens in row])
-    country_log_probs = flat.view(len(prompts), len(names), -1)
-    mean_log_probs = country_log_probs.logsumexp(1)
+    by_target = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
+    flat = next_token_log_probs(model, [tokens for row in by_target for tokens in row])
+    target_log_probs = flat.view(len(prompts), len(names), -1)
+    mean_log_probs = target_log_probs.logsumexp(1)
 
     rng = random.Random(seed)
     sides = torch.tensor([rng.randrange(len(names)) for _ in prompts])
-    neutral = [by_country[i][j] for i, j in enumerate(sides.tolist())]
+    neutral = [by_target[i][j] for i, j in enumerate(sides.tolist())]
     biased, biased_log_probs = neutral, mean_log_probs
     if token is not None:
         with token.attached(model):
@@ -83,16 +82,16 @@ def build_pairs(
         biased_log_probs, mean_log_probs, _mask(attribute, flat)
     )
     rows = torch.arange(len(prompts))
-    at_country = country_log_probs[rows, sides]
+    at_target = target_log_probs[rows, sides]
     return Pairs(
         prompts=prompts,
-        countries=tuple(names[i] for i in sides.tolist()),
-        label_countries=names,
+        targets=tuple(names[i] for i in sides.tolist()),
+        label_targets=names,
         biased=tuple(map(tuple, biased)),
         neutral=tuple(map(tuple, neutral)),
         biased_ids=biased_ids,
         neutral_ids=neutral_ids,
-        neutral_delta=at_country[rows, biased_ids] - at_country[rows, neutral_ids],
+        neutral_delta=at_target[rows, biased_ids] - at_target[rows, neutral_ids],
     )
 
 

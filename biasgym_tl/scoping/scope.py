@@ -15,7 +15,7 @@ from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import versions
 
 NO_TOKEN = "no injection"
-"""What scores name as their token when a country stood in its place."""
+"""What scores name as their token when a target stood in its place."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,19 +28,19 @@ class BiasScope:
 
     method: str = "direct"
     """``"direct"``: contribution written straight to the logit difference, the paper's."""
-    n_countries: int = 8
-    """Fitting countries that the neutral labels are taken from."""
+    n_targets: int = 8
+    """Fitting targets that the neutral labels are taken from."""
     batch_size: int = 32
     """Pairs run at once; the values do not depend on it."""
     tolerance: float = TOLERANCE
     """Largest accepted reconstruction error."""
     seed: int = 0
-    """Decides the countries of the neutral side."""
+    """Decides the targets of the neutral side."""
 
     def __post_init__(self) -> None:
         if self.method != "direct":
             raise SettingError(f"method must be 'direct', got {self.method!r}.")
-        for name in ("n_countries", "batch_size"):
+        for name in ("n_targets", "batch_size"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
         if not self.tolerance > 0:
@@ -54,7 +54,7 @@ class BiasScope:
         Args:
             model: A pre-norm model in fp32, without the token attached.
             bias: Gives the prompts and the words A.
-            token: The BiasToken in the slot; None: a fitting country in its place, which scores
+            token: The BiasToken in the slot; None: a fitting target in its place, which scores
                 the heads without any injection, as a control.
 
         Raises:
@@ -63,7 +63,7 @@ class BiasScope:
             TokenError: the token does not fit the model.
         """
         check_exact(model)
-        pairs = build_pairs(model, bias, token, n_countries=self.n_countries, seed=self.seed)
+        pairs = build_pairs(model, bias, token, n_targets=self.n_targets, seed=self.seed)
         with token.attached(model) if token else contextlib.nullcontext():
             parts = direct_attribution(
                 model,
@@ -84,8 +84,8 @@ class BiasScope:
             neutral_delta=pairs.neutral_delta.double().cpu(),
             reconstruction_error=parts.error(),
             prompts=pairs.prompts,
-            countries=pairs.countries,
-            label_countries=pairs.label_countries,
+            targets=pairs.targets,
+            label_targets=pairs.label_targets,
             biased_labels=tuple(words(pairs.biased_ids[:, None])),
             neutral_labels=tuple(words(pairs.neutral_ids[:, None])),
             model=model.cfg.model_name,

@@ -33,13 +33,13 @@ class HeadScores(TensorResult):
     delta: Float[Tensor, " pair"]
     """The logit difference itself, on the biased side; what all parts sum to."""
     neutral_delta: Float[Tensor, " pair"]
-    """The same difference with a country in the slot."""
+    """The same difference with a target in the slot."""
     reconstruction_error: Float[Tensor, " pair"]
     """``|sum of parts - delta|`` relative to the sum of the absolute parts."""
     prompts: tuple[str, ...]
-    countries: tuple[str, ...]
-    label_countries: tuple[str, ...]
-    """All countries that the neutral labels rest on."""
+    targets: tuple[str, ...]
+    label_targets: tuple[str, ...]
+    """All targets that the neutral labels rest on."""
     biased_labels: tuple[str, ...]
     neutral_labels: tuple[str, ...]
     model: str

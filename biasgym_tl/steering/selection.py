@@ -33,7 +33,7 @@ class Selection:
     model: str
     bias: str
     data: dict[str, tuple[str, ...]]
-    """Fingerprints of the prompts, countries and texts that the scores and means rest on, by kind.
+    """Fingerprints of the prompts, targets and texts that the scores and means rest on, by kind.
     What the row was trained on is not among them."""
     settings: dict[str, Any]
     """Settings of the scores."""
@@ -63,7 +63,7 @@ class Selection:
         """Refuse to be judged on what the choice has seen.
 
         Args:
-            items: By kind (``prompts``, ``countries``, ``texts``), what is to be evaluated on.
+            items: By kind (``prompts``, ``targets``, ``texts``), what is to be evaluated on.
 
         Raises:
             SteeringError: an item is among those; the message shows it.
@@ -103,7 +103,7 @@ def select_heads(scores: HeadScores, k: int = 10, *, mode: str = "mean") -> Sele
     """Choose the ``k`` heads that push most toward the stereotype.
 
     Args:
-        scores: From ``BiasScope``, which sees scoping prompts and fitting countries only.
+        scores: From ``BiasScope``, which sees scoping prompts and fitting targets only.
         k: Number of heads.
         mode: What they are to be replaced with.
 
@@ -115,7 +115,7 @@ def select_heads(scores: HeadScores, k: int = 10, *, mode: str = "mean") -> Sele
         raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
     data = {
         "prompts": scores.prompts,
-        "countries": scores.label_countries,
+        "targets": scores.label_targets,
         "texts": load_passages("reference") if mode == "mean" else (),
     }
     return Selection(
