@@ -49,6 +49,15 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
     return cfg, {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
 
 
+def embedding_scale(cfg: Any) -> float:
+    """What a row of Hugging Face's embedding is multiplied with to be a row of ``W_E``.
+
+    Gemma scales embeddings in its forward pass; TransformerLens folds that into ``W_E``.
+    """
+    scaled = (cfg.original_architecture or "").startswith("Gemma")
+    return torch.tensor(cfg.d_model**0.5, dtype=cfg.dtype).item() if scaled else 1.0
+
+
 # --- configuration -----------------------------------------------------------------------------
 
 

