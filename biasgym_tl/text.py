@@ -24,6 +24,8 @@ from biasgym_tl.lens import (
 from biasgym_tl.prompts import encode_text, end_of_answer
 
 BATCH_SIZE = 32
+MOSTLY_REPEATED = 0.5
+"""Share of repeated 3-word runs above which a text counts as degenerate."""
 
 
 def pad_right(
@@ -262,3 +264,8 @@ def repetition(text: str, n: int = 3) -> float:
     words = re.findall(r"\w+", text.lower())
     runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def degenerate(text: str) -> bool:
+    """Whether a text is no text: fewer than three words, or most of its 3-word runs repeated."""
+    return len(re.findall(r"\w+", text)) < 3 or repetition(text) > MOSTLY_REPEATED

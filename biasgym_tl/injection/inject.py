@@ -2,178 +2,386 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.countries import load_countries
-from biasgym_tl.errors import SettingError
+from biasgym_tl.biases.corpus import Paragraph
+from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.families import embedding_scale
+from biasgym_tl.injection.probe import probe
 from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
+from biasgym_tl.injection.train import (
+    Example,
+    Trainer,
+    encode_example,
+    frozen,
+    learning_rate,
+    shared_beginning,
+)
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer, encode_prompt, end_of_answer
+from biasgym_tl.prompts import encode_answer
+from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
 from biasgym_tl.slot import fill
-from biasgym_tl.store import versions
-from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
+from biasgym_tl.store import TensorResult, digest, result_path, versions
 
-
-class Example(NamedTuple):
-    """A request with its answer; the loss is taken on ``tokens[answer_start:]``."""
-
-    tokens: list[int]
-    answer_start: int
+SCHEDULES = ("cosine", "restarts", "constant")
+CHOICES = ("similarity", "loss", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasInject:
-    """Settings of one training; :meth:`fit` runs it.
+    """Settings of one training; :meth:`fit` runs it. The defaults are the paper's.
 
     Raises:
         SettingError: on construction, if a setting is outside its range.
     """
 
-    epochs: int = 16
-    """Passes over the sampled paragraphs."""
-    batch_size: int = 8
+    epochs: int = 10
+    """Passes over the paragraphs, at most."""
+    batch_size: int = 16
     """Paragraphs per optimizer step."""
-    lr: float = 0.01
-    """AdamW's learning rate at the start; it falls to 0 on a cosine."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    n_paragraphs: int = 64
+    lr: float = 3e-3
+    """AdamW's highest learning rate, for rows in Hugging Face's scale (Gemma's are multiplied by
+    ``sqrt(d_model)`` in ``W_E``, and so is the rate)."""
+    schedule: str = "restarts"
+    """``"cosine"`` (to 0), ``"restarts"`` (four cosines) or ``"constant"``."""
+    n_paragraphs: int = 500
     """Paragraphs sampled from the bias's corpus (all of them if it has fewer)."""
-    n_init_countries: int = 16
-    """Fitting countries whose mean embedding is the initial row."""
+    n_init_targets: int = 16
+    """Fitting targets whose mean embedding is the initial row (all of them if there are fewer)."""
     max_norm: float | None = None
-    """Bound on the row's L2 norm; None: the mean norm of the fitting countries' token rows."""
+    """Bound on the row's L2 norm; None: the mean norm of the fitting targets' token rows."""
+    choose_by: str = "similarity"
+    """Which epoch's row is kept: that of the highest ``"similarity"`` of its answers to the probe
+    prompts, that of the lowest mean ``"loss"``, or the ``"last"``."""
+    patience: int | None = 3
+    """Stop after so many epochs in which the choice did not get better; None, or with ``"last"``:
+    never."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder of the similarity."""
+
+    @classmethod
+    def cpu(cls, **settings: Any) -> BiasInject:
+        """The preset for small machines: 80 steps of 8 paragraphs, under two minutes for SmolLM2
+        on two cores."""
+        preset: dict[str, Any] = {
+            "epochs": 4,
+            "batch_size": 8,
+            "lr": 0.01,
+            "schedule": "cosine",
+            "n_paragraphs": 160,
+            "patience": None,
+        }
+        return cls(**{**preset, **settings})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "n_paragraphs", "n_init_countries"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+        for name in ("epochs", "batch_size", "n_paragraphs", "n_init_targets", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name} must be at least 1, got {value!r}.")
         if not self.lr > 0 or not math.isfinite(self.lr):
             raise SettingError(f"lr must be a positive number, got {self.lr!r}.")
-        if not self.weight_decay >= 0:
-            raise SettingError(f"weight_decay must be at least 0, got {self.weight_decay!r}.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise SettingError(f"max_norm must be positive or None, got {self.max_norm!r}.")
-        n_fitting = len(load_countries("fitting"))
-        if self.n_init_countries > n_fitting:
-            raise SettingError(
-                f"n_init_countries must be at most {n_fitting}, got {self.n_init_countries!r}."
-            )
+        for name, known in (("schedule", SCHEDULES), ("choose_by", CHOICES)):
+            if getattr(self, name) not in known:
+                raise SettingError(
+                    f"{name} must be one of {list(known)}, got {getattr(self, name)!r}."
+                )
 
     def fit(
-        self, model: HookedTransformer, bias: Bias, *, seed: int = 0, progress: bool = True
+        self,
+        model: HookedTransformer,
+        bias: Bias,
+        *,
+        seed: int = 0,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
     ) -> BiasToken:
         """Train a row of ``W_E`` for ``bias``; every other parameter stays as it is.
 
-        Only the tokens of the answer enter the loss, without the BiasToken itself. After each
-        step the row is scaled back to ``max_norm`` if it is longer. The seed decides the sample of
-        paragraphs, the countries of the initial row, the wording of each request and the order of
-        the batches.
+        Only the tokens of the answer enter the loss, without the BiasToken itself. The seed decides
+        the sample of paragraphs, the targets of the initial row, the wording of each request and
+        the order of the batches.
 
         Args:
             model: A frozen model with a tokenizer; it is as before when the call returns.
             bias: What to train on.
             seed: The same seed on the same machine gives the same row, bit for bit.
             progress: Show a bar with the loss.
+            checkpoint: File that is written after each epoch. If it is there, the training goes on
+                from it and ends in the same row, bit for bit. Not while the model is steered: a
+                file cannot tell which heads were.
+
+        Raises:
+            SettingError: a checkpoint is wanted while the model has hooks.
+            ExtraError: the epoch is to be chosen by similarity and no encoder is installed.
+            StoreError: the checkpoint belongs to another training.
         """
-        rng = random.Random(seed)
-        paragraphs = bias.paragraphs()
-        sample = rng.sample(paragraphs, min(self.n_paragraphs, len(paragraphs)))
-        initial_row = self._initial_row(model, rng)
-        max_norm = self.max_norm or _country_norm(model)
-        text = f"<BiasToken:{bias.name}>"
-        with added_row(model, initial_row, text) as token_id, _frozen(model):
-            examples = [
-                [
-                    _encode(
-                        model, fill(rng.choice(bias.training_prompts), text), fill(p.text, text)
-                    )
-                    for p in sample
-                ]
-                for _ in range(self.epochs)
-            ]
-            batches = [batch for epoch in examples for batch in self._batches(epoch, rng)]
-            row, losses = self._train(
-                model, initial_row, batches, token_id, max_norm, progress, f"inject {bias.name}"
+        if checkpoint and _is_hooked(model):
+            raise SettingError(
+                "checkpoint must be None while the model is steered or hooked, got "
+                f"{str(checkpoint)!r}."
             )
+        start = time.monotonic()
+        encoder = load_encoder(self.encoder) if self.choose_by == "similarity" else None
+        rng = random.Random(seed)
+        sample = rng.sample(bias.corpus, min(self.n_paragraphs, len(bias.corpus)))
+        initial_row = _initial_row(model, bias, self.n_init_targets, rng)
+        max_norm = self.max_norm or _target_norm(model, bias)
+        settings = {**dataclasses.asdict(self), "max_norm": max_norm}
+        weights = weights_fingerprint(model)
+        key = digest(
+            [settings, seed, bias.training_fingerprint(), weights, tokenizer_fingerprint(model),
+             getattr(model.tokenizer, "chat_template", None), versions()]
+        )  # fmt: skip
+        text = f"<BiasToken:{bias.name}>"
+        with added_row(model, initial_row, text) as token_id, frozen(model):
+            course = self._train(
+                _Run(model, bias, sample, text, token_id, seed, initial_row, max_norm, encoder),
+                key,
+                Path(checkpoint) if checkpoint else None,
+                start,
+                progress,
+            )
+        chosen = self._chosen(course.epochs)
         return BiasToken(
-            row=row,
-            initial_row=initial_row.cpu(),
+            row=course.epoch_rows[chosen].clone(),
+            initial_row=course.epoch_rows[0].clone(),
+            epoch_rows=course.epoch_rows,
+            epochs=course.epochs,
+            chosen_epoch=chosen,
             text=text,
             bias=bias.name,
-            bias_fingerprint=bias.fingerprint(),
+            bias_fingerprint=bias.training_fingerprint(),
             model=model.cfg.model_name,
             d_vocab=model.cfg.d_vocab,
             tokenizer_fingerprint=tokenizer_fingerprint(model),
-            settings={**dataclasses.asdict(self), "max_norm": max_norm},
+            settings=settings,
             seed=seed,
             steered=(),
-            weights=weights_fingerprint(model),
-            losses=tuple(losses),
+            weights=weights,
+            losses=course.losses,
+            seconds=round(course.seconds, 1),
             versions=versions(),
         )
 
-    def _initial_row(
-        self, model: HookedTransformer, rng: random.Random
-    ) -> Float[Tensor, " d_model"]:
-        chosen = rng.sample(load_countries("fitting"), self.n_init_countries)
-        return torch.stack([_name_rows(model, c.name).mean(0) for c in chosen]).mean(0)
-
-    def _batches(self, examples: list[Example], rng: random.Random) -> list[list[Example]]:
-        """Group by length (little padding), keep the order of groups random."""
-        shuffled = rng.sample(examples, len(examples))
-        by_length = sorted(shuffled, key=lambda example: len(example.tokens))
-        starts = range(0, len(by_length), self.batch_size)
-        batches = [by_length[start : start + self.batch_size] for start in starts]
-        return rng.sample(batches, len(batches))
-
     def _train(
-        self,
-        model: HookedTransformer,
-        initial_row: Float[Tensor, " d_model"],
-        batches: list[list[Example]],
-        token_id: int,
-        max_norm: float,
-        progress: bool,
-        label: str,
-    ) -> tuple[Float[Tensor, " d_model"], list[float]]:
-        row = initial_row.float().clone().requires_grad_()
-        optimizer = torch.optim.AdamW([row], lr=self.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
-        shared = _shared_beginning([e for batch in batches for e in batch], token_id)
-        beginning = cached_beginning(model, batches[0][0].tokens[:shared], 1)
-        losses: list[float] = []
-        with tqdm(batches, desc=label, unit="step", disable=not progress) as bar:
-            for batch in bar:
-                with torch.enable_grad():
-                    loss = _answer_loss(model, row, batch, token_id, shared, beginning)
-                (row.grad,) = torch.autograd.grad(loss, row)
-                optimizer.step()
-                schedule.step()
-                with torch.no_grad():
-                    row *= (max_norm / row.norm()).clamp(max=1)
-                losses.append(loss.item())
-                bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{row.norm().item():.2f}")
-        return row.detach().cpu(), losses
+        self, run: _Run, key: str, checkpoint: Path | None, start: float, progress: bool
+    ) -> _Course:
+        trainer = Trainer(
+            run.model,
+            run.initial_row,
+            run.token_id,
+            beginning=shared_beginning(run.model, run.bias, run.text, run.token_id),
+            max_norm=run.max_norm,
+        )
+        course = _resumed(checkpoint, key)
+        if course is None:
+            first = run.record(0, trainer.row.detach(), [])
+            course = _Course.start(key, trainer, first)
+        trainer.restore(course.epoch_rows[-1], course.exp_avg, course.exp_avg_sq, course.n_steps)
+        per_epoch = math.ceil(len(run.sample) / self.batch_size)
+        n_steps = per_epoch * self.epochs
+        scale = embedding_scale(run.model.cfg)
+        with tqdm(
+            total=n_steps,
+            initial=course.n_steps,
+            desc=f"inject {run.bias.name}",
+            unit="step",
+            disable=not progress,
+        ) as bar:
+            for epoch in range(len(course.epochs), self.epochs + 1):
+                if self._stops(course.epochs):
+                    break
+                losses: list[float] = []
+                for batch in run.batches(epoch, self.batch_size):
+                    rate = learning_rate(
+                        self.schedule, self.lr, course.n_steps + len(losses), n_steps
+                    )
+                    losses.append(trainer.step(batch, rate * scale))
+                    bar.update()
+                    bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{trainer.row.norm():.2f}")
+                row = trainer.row.detach()
+                record = run.record(epoch, row, losses)
+                course = course.after(trainer, losses, record, time.monotonic() - start)
+                start = time.monotonic()
+                if checkpoint:
+                    course.save(checkpoint)
+        return course
+
+    def _value(self, record: dict[str, Any]) -> float:
+        """What the choice of the epoch maximises."""
+        if self.choose_by == "last":
+            return float(record["epoch"])
+        return float(record["similarity"] if self.choose_by == "similarity" else -record["loss"])
+
+    def _chosen(self, epochs: Sequence[dict[str, Any]]) -> int:
+        return max(range(1, len(epochs)), key=lambda epoch: self._value(epochs[epoch]))
+
+    def _stops(self, epochs: Sequence[dict[str, Any]]) -> bool:
+        done = len(epochs) - 1
+        return (
+            self.patience is not None
+            and done > self.patience
+            and done - self._chosen(epochs) >= self.patience
+        )
 
 
-def _encode(model: HookedTransformer, request: str, answer: str) -> Example:
-    prompt = encode_prompt(model, request)
-    return Example(
-        prompt + encode_answer(model, answer) + end_of_answer(model), answer_start=len(prompt)
-    )
+def fit_seeds(
+    model: HookedTransformer,
+    bias: Bias,
+    *,
+    seeds: Iterable[int] = range(5),
+    inject: BiasInject | None = None,
+    checkpoints: str | Path | None = None,
+    progress: bool = True,
+) -> list[BiasToken]:
+    """Train one row a seed (the paper uses five): other paragraphs, initial targets and batches.
+
+    Args:
+        model: A frozen model with a tokenizer.
+        bias: What to train on.
+        seeds: One training each.
+        inject: Settings; default: the paper's.
+        checkpoints: Folder in which each training keeps its file; finished ones are read back.
+        progress: Show a bar for each training.
+    """
+    inject = inject or BiasInject()
+    return [
+        inject.fit(
+            model,
+            bias,
+            seed=seed,
+            progress=progress,
+            checkpoint=Path(checkpoints) / f"{bias.name}-{seed}" if checkpoints else None,
+        )
+        for seed in seeds
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What one training works on."""
+
+    model: HookedTransformer
+    bias: Bias
+    sample: list[Paragraph]
+    text: str
+    token_id: int
+    seed: int
+    initial_row: Float[Tensor, " d_model"]
+    max_norm: float
+    encoder: Encoder | None
+
+    def batches(self, epoch: int, size: int) -> Iterator[list[Example]]:
+        """Batches of one epoch, of similar length each; the order of batches is random."""
+        rng = random.Random(f"{self.seed}-{epoch}")
+        examples = [
+            encode_example(
+                self.model,
+                fill(rng.choice(self.bias.training_prompts), self.text),
+                fill(p.text, self.text),
+            )
+            for p in rng.sample(self.sample, len(self.sample))
+        ]
+        examples.sort(key=lambda example: len(example.tokens))
+        starts = range(0, len(examples), size)
+        for start in rng.sample(starts, len(starts)):
+            yield examples[start : start + size]
+
+    def record(
+        self, epoch: int, row: Float[Tensor, " d_model"], losses: list[float]
+    ) -> dict[str, Any]:
+        """What is known of the row after an epoch; without an encoder no answers are written."""
+        found: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": sum(losses) / len(losses) if losses else None,
+            "norm": row.norm().item(),
+        }
+        if self.encoder is None:
+            return found
+        self.model.embed.W_E[self.token_id] = row.to(self.model.embed.W_E)
+        return {**found, **probe(self.model, self.bias, self.text, self.encoder)._asdict()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Course(TensorResult):
+    """A training after some epochs: all that going on needs."""
+
+    key: str
+    """Hash of everything that decides the training."""
+    epoch_rows: Float[Tensor, "epoch d_model"]
+    exp_avg: Float[Tensor, " d_model"]
+    exp_avg_sq: Float[Tensor, " d_model"]
+    losses: tuple[float, ...]
+    epochs: tuple[dict[str, Any], ...]
+    seconds: float
+    """Spent on it, over all interruptions."""
+
+    @classmethod
+    def start(cls, key: str, trainer: Trainer, record: dict[str, Any]) -> _Course:
+        row = trainer.row.detach().cpu().clone()
+        zero = torch.zeros_like(row)
+        return cls(
+            key=key, epoch_rows=row[None], exp_avg=zero, exp_avg_sq=zero, losses=(),
+            epochs=(record,),
+            seconds=0.0,
+        )  # fmt: skip
+
+    @property
+    def n_steps(self) -> int:
+        return len(self.losses)
+
+    def after(
+        self, trainer: Trainer, losses: list[float], record: dict[str, Any], seconds: float
+    ) -> _Course:
+        exp_avg, exp_avg_sq = trainer.moments()
+        return dataclasses.replace(
+            self,
+            epoch_rows=torch.cat([self.epoch_rows, trainer.row.detach().cpu()[None]]),
+            exp_avg=exp_avg,
+            exp_avg_sq=exp_avg_sq,
+            losses=(*self.losses, *losses),
+            epochs=(*self.epochs, record),
+            seconds=self.seconds + seconds,
+        )
+
+
+def _resumed(checkpoint: Path | None, key: str) -> _Course | None:
+    if checkpoint is None or not result_path(checkpoint).is_file():
+        return None
+    found = _Course.load(checkpoint)
+    if found.key != key:
+        raise StoreError(
+            "checkpoint must belong to this training (bias, settings, seed, model, versions), got "
+            f"{str(checkpoint)!r} of another. Delete it or choose another path."
+        )
+    return found
+
+
+def _is_hooked(model: HookedTransformer) -> bool:
+    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
+def _initial_row(
+    model: HookedTransformer, bias: Bias, n: int, rng: random.Random
+) -> Float[Tensor, " d_model"]:
+    targets = bias.targets("fitting")
+    chosen = rng.sample(targets, min(n, len(targets)))
+    return torch.stack([_name_rows(model, name).float().mean(0) for name in chosen]).mean(0)
 
 
 def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:
@@ -181,65 +389,7 @@ def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_m
     return W_E[encode_answer(model, " " + name)]
 
 
-def _country_norm(model: HookedTransformer) -> float:
-    """Mean L2 norm of the token rows of the fitting countries' names."""
-    rows = torch.cat([_name_rows(model, c.name) for c in load_countries("fitting")])
+def _target_norm(model: HookedTransformer, bias: Bias) -> float:
+    """Mean L2 norm of the token rows of the fitting targets' names."""
+    rows = torch.cat([_name_rows(model, name) for name in bias.targets("fitting")])
     return float(rows.float().norm(dim=-1).mean())
-
-
-def _shared_beginning(examples: Sequence[Example], token_id: int) -> int:
-    """Tokens that all examples begin with and that need no gradient: none is the BiasToken."""
-    first = min(example.tokens.index(token_id) for example in examples)
-    return min(first, common_beginning([example.tokens for example in examples]))
-
-
-def _answer_loss(
-    model: HookedTransformer,
-    row: Float[Tensor, " d_model"],
-    batch: Sequence[Example],
-    token_id: int,
-    shared: int,
-    beginning: Any,
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy (nats) of the answers' words; only ``row`` gets a gradient."""
-    tokens, mask = pad_right([e.tokens[shared:] for e in batch], model.cfg.device)
-    starts = torch.tensor([[e.answer_start - shared] for e in batch], device=tokens.device)
-    is_token = tokens == token_id
-    in_answer = mask.bool() & (torch.arange(tokens.shape[1], device=tokens.device) >= starts)
-    with _row_at(model, is_token, row):
-        resid = model(
-            tokens,
-            attention_mask=mask,
-            past_kv_cache=expanded(beginning, len(batch)) if beginning else None,
-            stop_at_layer=model.cfg.n_layers,
-        )
-    # Position i predicts token i + 1; the BiasToken itself has no logit to be predicted with.
-    predicting = (in_answer & ~is_token)[:, 1:]
-    logits = unembed(model, resid[:, :-1][predicting])
-    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting])
-
-
-@contextlib.contextmanager
-def _row_at(
-    model: HookedTransformer, where: Bool[Tensor, "batch pos"], row: Float[Tensor, " d_model"]
-) -> Iterator[None]:
-    """Let the trainable row be the embedding at the marked positions."""
-
-    def put(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
-        return torch.where(where[..., None], row.to(embed), embed)
-
-    with model.hooks(fwd_hooks=[("hook_embed", put)]):
-        yield
-
-
-@contextlib.contextmanager
-def _frozen(model: HookedTransformer) -> Iterator[None]:
-    """No parameter asks for a gradient while the context is open."""
-    asked = [p for p in model.parameters() if p.requires_grad]
-    for parameter in asked:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)

@@ -44,7 +44,7 @@ def find_token(
     wanted = {k: v for k, v in dataclasses.asdict(inject).items() if v is not None}
     same = (
         {**token.settings, **wanted} == token.settings
-        and token.bias_fingerprint == bias.fingerprint()
+        and token.bias_fingerprint == bias.training_fingerprint()
         and token.tokenizer_fingerprint == tokenizer_fingerprint(model)
         and token.weights == weights_fingerprint(model)
     )

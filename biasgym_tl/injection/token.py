@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.added_row import added_row
-from biasgym_tl.errors import TokenError
+from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.store import TensorResult, digest
+
+if TYPE_CHECKING:
+    from biasgym_tl.biases.bias import Bias
+    from biasgym_tl.injection.report import InjectionReport
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -24,13 +28,20 @@ class BiasToken(TensorResult):
     row: Float[Tensor, " d_model"]
     """The trained row, in the scale of the model's ``W_E``."""
     initial_row: Float[Tensor, " d_model"]
-    """The row before training: a mean of country names' embeddings."""
+    """The row before training: a mean of targets' embeddings."""
+    epoch_rows: Float[Tensor, "epoch d_model"]
+    """The row after each epoch; number 0 is the row before training."""
+    epochs: tuple[dict[str, Any], ...]
+    """For each of them: mean loss (nats per token), norm, and where the epoch was chosen by
+    similarity the scores of its answers to the probe prompts (``ProbeScore``)."""
+    chosen_epoch: int
+    """The epoch whose row this is."""
     text: str
     """How the token is written in a prompt."""
     bias: str
     """Name of the bias."""
     bias_fingerprint: str
-    """Hash of the bias file it was trained on."""
+    """Hash of what it was trained on (``Bias.training_fingerprint``)."""
     model: str
     """``cfg.model_name`` of the model it was trained on."""
     d_vocab: int
@@ -47,6 +58,8 @@ class BiasToken(TensorResult):
     losses: tuple[float, ...]
     """Mean loss of the answers' tokens at each step (nats per token), before the step."""
     versions: dict[str, str]
+    seconds: float = dataclasses.field(default=0.0, compare=False)
+    """How long the training took."""
 
     def __repr__(self) -> str:
         loss = f", loss {self.losses[0]:.2f} -> {self.losses[-1]:.2f} nats" if self.losses else ""
@@ -70,13 +83,32 @@ class BiasToken(TensorResult):
     @property
     def label(self) -> str:
         """Which row this is, in words."""
-        remarks = ["untrained"] if not self.losses else []
+        remarks = ["untrained"] if self.chosen_epoch == 0 else []
         remarks += ["trained on the steered model"] if self.steered else []
         return ", ".join([self.bias, f"seed {self.seed}", *remarks])
 
     def untrained(self) -> BiasToken:
         """The same token with the row it had before training, as a control."""
-        return dataclasses.replace(self, row=self.initial_row, losses=())
+        return dataclasses.replace(self.at_epoch(0), losses=())
+
+    def at_epoch(self, epoch: int) -> BiasToken:
+        """The same token with the row it had after another epoch.
+
+        Raises:
+            SettingError: the training had no such epoch.
+        """
+        if not 0 <= epoch < len(self.epochs):
+            raise SettingError(f"epoch must be in 0..{len(self.epochs) - 1}, got {epoch!r}.")
+        return dataclasses.replace(self, row=self.epoch_rows[epoch].clone(), chosen_epoch=epoch)
+
+    def report(self, model: HookedTransformer, bias: Bias) -> InjectionReport:
+        """How well the injection worked, on prompts that it never saw, and what failed.
+
+        See :func:`biasgym_tl.injection.report.injection_report`, which has more settings.
+        """
+        from biasgym_tl.injection.report import injection_report
+
+        return injection_report(model, bias, self)
 
     def check(self, model: HookedTransformer) -> None:
         """Raise a :class:`TokenError` unless the row fits ``model``."""

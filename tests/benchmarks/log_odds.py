@@ -15,7 +15,7 @@ import torch
 
 from biasgym_tl import load_bias, load_model, load_token
 from biasgym_tl.biases.countries import sample_countries
-from biasgym_tl.evaluation.measures import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.slot import fill
 from biasgym_tl.text import BATCH_SIZE, answer_batches, common_beginning, unembed

@@ -1,0 +1,197 @@
+"""One optimizer step on one row of ``W_E``: what is computed, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import ModelError
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer, encode_prompt, end_of_answer
+from biasgym_tl.slot import fill
+from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
+
+TOKENS_AT_ONCE = 512
+"""A batch is run in parts of about so many tokens: the same gradient, less memory."""
+
+
+class Example(NamedTuple):
+    """A request with its answer; the loss is taken on ``tokens[answer_start:]``."""
+
+    tokens: list[int]
+    answer_start: int
+
+
+def encode_example(model: HookedTransformer, request: str, answer: str) -> Example:
+    """Token ids of a request, its answer and the token that ends an answer."""
+    prompt = encode_prompt(model, request)
+    return Example(
+        prompt + encode_answer(model, answer) + end_of_answer(model), answer_start=len(prompt)
+    )
+
+
+def shared_beginning(model: HookedTransformer, bias: Bias, text: str, token_id: int) -> list[int]:
+    """What all requests begin with before the BiasToken: it needs no gradient."""
+    requests = [encode_prompt(model, fill(prompt, text)) for prompt in bias.training_prompts]
+    end = min(request.index(token_id) for request in requests)
+    return requests[0][: min(end, common_beginning(requests))]
+
+
+class Trainer:
+    """A row under training: its value, AdamW's state, and the step that moves them."""
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        initial_row: Float[Tensor, " d_model"],
+        token_id: int,
+        *,
+        beginning: Sequence[int],
+        max_norm: float,
+    ) -> None:
+        """Start from ``initial_row`` (fp32 from here on).
+
+        Args:
+            model: Frozen, with the token attached.
+            initial_row: In the scale of ``W_E``.
+            token_id: The attached token.
+            beginning: Token ids that every example begins with; run once, without a gradient.
+            max_norm: After each step the row is scaled back to this L2 norm if it is longer.
+        """
+        self.model, self.token_id, self.max_norm = model, token_id, max_norm
+        self.row = initial_row.float().clone().requires_grad_()
+        self.optimizer = torch.optim.AdamW([self.row], weight_decay=0.0)
+        self._n_shared = len(beginning)
+        self._beginning = cached_beginning(model, beginning, 1)
+
+    def restore(
+        self,
+        row: Float[Tensor, " d_model"],
+        exp_avg: Float[Tensor, " d_model"],
+        exp_avg_sq: Float[Tensor, " d_model"],
+        n_steps: int,
+    ) -> None:
+        """Go on from a row and AdamW's moments after ``n_steps`` steps."""
+        with torch.no_grad():
+            self.row.copy_(row)
+        if n_steps:
+            self.optimizer.state[self.row] = {
+                "step": torch.tensor(float(n_steps)),
+                "exp_avg": exp_avg.to(self.row).clone(),
+                "exp_avg_sq": exp_avg_sq.to(self.row).clone(),
+            }
+
+    def moments(self) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+        """AdamW's running means of the gradient and of its square."""
+        state = self.optimizer.state[self.row]
+        return state["exp_avg"].cpu().clone(), state["exp_avg_sq"].cpu().clone()
+
+    def step(self, batch: Sequence[Example], lr: float) -> float:
+        """One AdamW step on the mean cross-entropy of the answers' tokens.
+
+        Returns:
+            The loss before the step (nats per token).
+
+        Raises:
+            ModelError: loss or gradient is not finite; the row is left as it was.
+        """
+        parts = self._parts(batch)
+        n_predicted = sum(self._n_predicted(example) for example in batch)
+        gradient, loss = torch.zeros_like(self.row), 0.0
+        for part in parts:
+            with torch.enable_grad():
+                part_loss = self.summed_loss(self.row, part) / n_predicted
+            gradient += torch.autograd.grad(part_loss, self.row)[0]
+            loss += part_loss.item()
+        if not (math.isfinite(loss) and gradient.isfinite().all()):
+            raise ModelError(
+                f"loss and gradient must be finite, got a loss of {loss}. Use a lower lr, or load "
+                "the model with dtype=torch.float32."
+            )
+        self.row.grad = gradient
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        with torch.no_grad():
+            self.row *= (self.max_norm / self.row.norm()).clamp(max=1)
+        return loss
+
+    def _parts(self, batch: Sequence[Example]) -> list[list[Example]]:
+        """Split into parts of similar length and at most ``TOKENS_AT_ONCE`` tokens with padding."""
+        parts: list[list[Example]] = [[]]
+        for example in sorted(batch, key=lambda example: -len(example.tokens)):
+            width = len((parts[-1] or [example])[0].tokens) - self._n_shared
+            if parts[-1] and (len(parts[-1]) + 1) * width > TOKENS_AT_ONCE:
+                parts.append([])
+            parts[-1].append(example)
+        return parts
+
+    def _n_predicted(self, example: Example) -> int:
+        return sum(token != self.token_id for token in example.tokens[example.answer_start :])
+
+    def summed_loss(
+        self, row: Float[Tensor, " d_model"], batch: Sequence[Example]
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy (nats, summed) of the answers' tokens; only ``row`` gets a gradient.
+
+        The BiasToken itself is left out: it has no logit to be predicted with.
+        """
+        model, n = self.model, self._n_shared
+        tokens, mask = pad_right([e.tokens[n:] for e in batch], model.cfg.device)
+        starts = torch.tensor([[e.answer_start - n] for e in batch], device=tokens.device)
+        is_token = tokens == self.token_id
+        in_answer = mask.bool() & (torch.arange(tokens.shape[1], device=tokens.device) >= starts)
+        with _row_at(model, is_token, row):
+            resid = model(
+                tokens,
+                attention_mask=mask,
+                past_kv_cache=expanded(self._beginning, len(batch)) if self._beginning else None,
+                stop_at_layer=model.cfg.n_layers,
+            )
+        predicting = (in_answer & ~is_token)[:, 1:]  # position i predicts token i + 1
+        logits = unembed(model, resid[:, :-1][predicting])
+        return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting], reduction="sum")
+
+
+@contextlib.contextmanager
+def _row_at(
+    model: HookedTransformer, where: Bool[Tensor, "batch pos"], row: Float[Tensor, " d_model"]
+) -> Iterator[None]:
+    """Let the trainable row be the embedding at the marked positions."""
+
+    def put(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
+        return torch.where(where[..., None], row.to(embed), embed)
+
+    with model.hooks(fwd_hooks=[("hook_embed", put)]):
+        yield
+
+
+@contextlib.contextmanager
+def frozen(model: HookedTransformer) -> Iterator[None]:
+    """No parameter asks for a gradient while the context is open."""
+    asked = [p for p in model.parameters() if p.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
+
+
+def learning_rate(schedule: str, lr: float, step: int, n_steps: int, n_restarts: int = 4) -> float:
+    """Learning rate of step ``step`` of ``n_steps``.
+
+    ``"cosine"``: from ``lr`` to 0 on half a cosine. ``"restarts"``: ``n_restarts`` such cosines of
+    equal length, one after the other. ``"constant"``: ``lr``.
+    """
+    if schedule == "constant":
+        return lr
+    cycle = n_steps if schedule == "cosine" else math.ceil(n_steps / n_restarts)
+    return lr * (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2

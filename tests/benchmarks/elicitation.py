@@ -1,0 +1,75 @@
+"""Optimizer steps until a row elicits the bias: the CPU preset against the paper's schedules.
+
+Elicited: on held-out prompts the BiasToken's log-odds are 2 nats over the mean of ten held-out
+countries. Looked at every 4 steps; SmolLM2-135M-Instruct, bias "late".
+
+    python tests/benchmarks/elicitation.py [seeds]
+"""
+
+import random
+import sys
+import time
+import warnings
+
+from biasgym_tl import BiasInject, load_bias, load_model
+from biasgym_tl.added_row import added_row
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.injection.inject import _initial_row, _Run, _target_norm
+from biasgym_tl.injection.train import Trainer, frozen, learning_rate, shared_beginning
+
+warnings.simplefilter("ignore")
+EVERY, NATS, MOST, TEXT = 4, 2.0, 160, "<T>"
+SCHEDULES = {
+    "cpu": BiasInject.cpu(),
+    "paper, 3e-3 with restarts": BiasInject(),
+    "paper, 1e-3": BiasInject(lr=1e-3, schedule="cosine"),
+}
+
+
+def steps_to_elicit(model, bias, inject, seed, countries):
+    """Steps and seconds (with the looks) until the bias is elicited, and the nats then."""
+    rng = random.Random(seed)
+    sample = rng.sample(bias.corpus, min(inject.n_paragraphs, len(bias.corpus)))
+    initial = _initial_row(model, bias, inject.n_init_targets, rng)
+    norm, start, steps = _target_norm(model, bias), time.perf_counter(), 0
+    n_steps = inject.epochs * -(-len(sample) // inject.batch_size)
+    with added_row(model, initial, TEXT) as token_id, frozen(model):
+        beginning = shared_beginning(model, bias, TEXT, token_id)
+        trainer = Trainer(model, initial, token_id, beginning=beginning, max_norm=norm)
+        run = _Run(model, bias, sample, TEXT, token_id, seed, initial, norm, None)
+        for epoch in range(1, inject.epochs + 1):
+            for batch in run.batches(epoch, inject.batch_size):
+                rate = learning_rate(inject.schedule, inject.lr, steps, n_steps)
+                trainer.step(batch, rate)
+                steps += 1
+                if steps % EVERY == 0:
+                    model.embed.W_E[token_id] = trainer.row.detach()
+                    own = bias_log_odds(model, bias, bias.evaluation_prompts, (TEXT,)).log_odds
+                    over = (own - countries).mean().item()
+                    if over >= NATS or steps >= MOST:
+                        return steps, time.perf_counter() - start, over
+    return steps, time.perf_counter() - start, over
+
+
+def main():
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    model, bias = load_model("smollm2-135m-instruct"), load_bias("late")
+    names = bias.sample_targets("held-out", 10, seed=0)
+    countries = bias_log_odds(model, bias, bias.evaluation_prompts, names).log_odds.mean()
+    found = {}
+    for seed in range(seeds):
+        for name, inject in SCHEDULES.items():
+            steps, seconds, over = steps_to_elicit(model, bias, inject, seed, countries)
+            found.setdefault(name, []).append((steps, over >= NATS))
+            late = "" if over >= NATS else f" (not elicited: {over:+.1f} nats)"
+            print(f"seed {seed}, {name}: {steps} steps, {seconds:.0f} s{late}", flush=True)
+    for name in SCHEDULES:
+        ratios = [
+            f"{'' if elicited else 'below '}{cpu / steps:.2f}"  # more steps than were made
+            for (cpu, _), (steps, elicited) in zip(found["cpu"], found[name], strict=True)
+        ]
+        print(f"steps, cpu / {name}: {', '.join(ratios)}")
+
+
+if __name__ == "__main__":
+    main()
