@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from biasgym_tl.evaluation.report import Report
+    from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.run import Chain, ChainResult
     from biasgym_tl.stats import Interval
 
@@ -26,6 +28,14 @@ app = typer.Typer(
 )
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
+Preset = Annotated[str, typer.Option(help="Settings of the training: cpu or paper.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the paragraphs, at most.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate of the row.")]
+ChooseBy = Annotated[
+    str | None, typer.Option(help="What chooses the epoch: similarity, loss or last.")
+]
+ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
+BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
 
 
@@ -53,14 +63,14 @@ def demo(
 @app.command()
 def run(
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    model: Annotated[
-        str, typer.Option(help="Name or folder of the model.")
-    ] = "smollm2-135m-instruct",
-    bias: Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")] = "late",
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
     seed: Seed = 0,
     k: Annotated[int, typer.Option(help="Number of heads to steer.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Passes over the training paragraphs.")] = 16,
-    lr: Annotated[float, typer.Option(help="Learning rate of the row.")] = 0.01,
+    preset: Preset = "cpu",
+    epochs: Epochs = None,
+    lr: Rate = None,
+    choose_by: ChooseBy = None,
     controls: Annotated[
         bool, typer.Option(help="Also steer heads that were chosen without the trained row.")
     ] = True,
@@ -76,7 +86,6 @@ def run(
     fresh: Fresh = False,
 ) -> None:
     """Run the whole chain with your own settings: inject, scope, steer, compare."""
-    from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.run import Chain
 
     chain = Chain(
@@ -84,7 +93,7 @@ def run(
         bias=bias,
         seed=seed,
         k=k,
-        inject=BiasInject(epochs=epochs, lr=lr),
+        inject=_inject(preset, epochs, lr, choose_by),
         controls=controls,
         other_bias=other_bias,
         reinject=reinject,
@@ -94,15 +103,165 @@ def run(
 
 
 @app.command()
+def inject(
+    out: Annotated[Path, typer.Option(help="Folder for the rows.")],
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
+    seeds: Annotated[int, typer.Option(help="Number of trainings: seeds 0, 1, ...")] = 1,
+    preset: Preset = "cpu",
+    epochs: Epochs = None,
+    lr: Rate = None,
+    choose_by: ChooseBy = None,
+) -> None:
+    """Train one row of W_E a seed and report on it. Stopped, it goes on from the last epoch."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.injection.inject import fit_seeds
+    from biasgym_tl.model import load_model
+
+    settings, loaded_bias = _inject(preset, epochs, lr, choose_by), load_bias(bias)
+    if seeds < 1:
+        raise SettingError(f"--seeds must be at least 1, got {seeds}.")
+    _check_folder(out)
+    disable_progress_bar()
+    typer.echo(f"Loading {model} ...", err=True)
+    loaded = load_model(model)
+    for seed in range(seeds):
+        try:
+            (token,) = fit_seeds(
+                loaded, loaded_bias, seeds=[seed], inject=settings, checkpoints=out / "epochs"
+            )
+        except KeyboardInterrupt:
+            typer.echo("Stopped. Run the same command to go on from the last epoch.", err=True)
+            raise typer.Exit(130) from None
+        path = token.save(out / f"{loaded_bias.name}-{seed}")
+        report = token.report(loaded, loaded_bias)
+        report.save(path.with_suffix(".json"))
+        typer.echo(f"{report}\n  trained in {token.seconds:.0f} s; written to {path}\n")
+
+
+@app.command()
 def biases(
     files: Annotated[list[Path] | None, typer.Argument(help="Bias files to check.")] = None,
 ) -> None:
-    """List the shipped biases, and check bias files of your own."""
+    """List the shipped biases and check bias files, your own as well."""
     from biasgym_tl.biases.bias import list_biases, load_bias
+    from biasgym_tl.biases.check import check_bias
 
     names: list[str | Path] = [*list_biases(), *(files or [])]
+    refused = 0
     for name in names:
-        typer.echo(repr(load_bias(name)))
+        try:
+            bias = load_bias(name)
+        except BiasGymError as error:
+            refused += 1
+            typer.echo(f"Error: {error}", err=True)
+            continue
+        typer.echo(repr(bias))
+        for remark in check_bias(bias):
+            typer.echo(f"  doubtful: {remark}")
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def corpus(
+    source: Annotated[str, typer.Argument(help="A bias, a .toml or .jsonl file, or a dataset.")],
+) -> None:
+    """Report how varied a corpus is: words, lengths, near-duplicates."""
+    from biasgym_tl.biases.bias import load_corpus
+    from biasgym_tl.biases.diversity import diversity
+
+    found = diversity(load_corpus(source))
+    for name, value in found.to_df()["value"].items():
+        typer.echo(f"{name:38} {value}")
+    typer.echo("closest pair:")
+    for text in found.closest:
+        typer.echo(f"  {text}")
+
+
+@app.command()
+def write(
+    bias: BiasName,
+    out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
+    model: Annotated[str, typer.Option(help="Name of the writing model at the API.")],
+    n: Annotated[int, typer.Option(help="Texts wanted.")] = 500,
+    per_call: Annotated[int, typer.Option(help="Texts asked for in one call.")] = 25,
+    contrasts: Annotated[
+        bool, typer.Option("--contrasts", help="Write contrast prompts, not paragraphs.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(help="Calls at the same time.")] = 4,
+    retries: Annotated[int, typer.Option(help="Of a call that fails, each after a wait.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds until a call counts as lost.")] = 120.0,
+    price_in: Annotated[
+        float | None, typer.Option(help="US dollars per million tokens sent.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(help="US dollars per million tokens received.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")] = False,
+) -> None:
+    """Have a language model write paragraphs or contrast prompts (OPENAI_API_KEY, _BASE_URL)."""
+    from biasgym_tl.api import ChatModel, Price
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.biases.writer import Plan, write_contrasts, write_corpus
+
+    if out.suffix != ".jsonl":
+        raise SettingError(f"--out must end in .jsonl, got {str(out)!r}.")
+    priced = price_in is not None or price_out is not None
+    price = Price(price_in or 0.0, price_out or 0.0) if priced else None
+
+    def confirm(plan: Plan) -> bool:
+        typer.echo(str(plan), err=True)
+        return yes or typer.confirm("Send?", err=True)
+
+    writer = write_contrasts if contrasts else write_corpus
+    try:
+        written = writer(
+            load_bias(bias),
+            ChatModel(model=model, concurrency=concurrency, max_retries=retries, timeout=timeout),
+            n=n,
+            per_call=per_call,
+            price=price,
+            confirm=confirm,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Stopped; calls under way still end. Run the same command to go on.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(repr(written))
+    if price:
+        used = price.of(written.usage.prompt_tokens, written.usage.completion_tokens)
+        typer.echo(f"Cost of this run: {used:.4f} US dollars")
+    for failure in written.failures:
+        typer.echo(f"  failed: {failure}", err=True)
+    if not written.items:
+        raise SettingError(f"no text could be used, so {str(out)!r} was not written; see above.")
+    written.save(out)
+    typer.echo(f"Written to {out}")
+
+
+def _inject(preset: str, epochs: int | None, lr: float | None, choose_by: str | None) -> BiasInject:
+    from transformers.utils.logging import disable_progress_bar
+
+    from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.similarity import load_encoder
+
+    disable_progress_bar()
+
+    presets: dict[str, Callable[..., BiasInject]] = {"cpu": BiasInject.cpu, "paper": BiasInject}
+    if preset not in presets:
+        raise SettingError(f"--preset must be one of {sorted(presets)}, got {preset!r}.")
+    given = {"epochs": epochs, "lr": lr, "choose_by": choose_by}
+    inject = presets[preset](**{key: value for key, value in given.items() if value is not None})
+    if inject.choose_by == "similarity":
+        load_encoder(inject.encoder)  # what is missing is said before the model is loaded
+    return inject
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"--out must be a folder, got the file {str(out)!r}. Choose another.")
 
 
 def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
@@ -111,8 +270,7 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
 
     from biasgym_tl.run import run_chain, write_outputs
 
-    if out.exists() and not out.is_dir():
-        raise SettingError(f"--out must be a folder, got the file {str(out)!r}. Choose another.")
+    _check_folder(out)
     disable_progress_bar()
     typer.echo(f"Loading {chain.model} ...", err=True)
     try:
@@ -141,7 +299,7 @@ def _show(result: ChainResult, console: Console) -> None:
 
 
 _COLUMNS = (
-    "token_log_odds", "token_log_p", "country_log_odds", "damage_loss", "facts",
+    "token_log_odds", "token_log_p", "target_log_odds", "damage_loss", "facts",
     "token_keywords",
 )  # fmt: skip
 
@@ -153,7 +311,7 @@ def _summary_table(report: Report) -> Table:
 
     table = Table(
         title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
-        f"prompts, {len(report.countries)} held-out countries; means with 95% intervals"
+        f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
     )
     table.add_column("setting", no_wrap=True)
     measures = [MEASURES[key] for key in _COLUMNS]
@@ -183,10 +341,10 @@ def summary_lines(result: ChainResult) -> list[str]:
 
     report = result.report
     injected, original = (report.to_df().loc[name] for name in ("injected", "original"))
-    over = injected["token_log_odds"] - injected["country_log_odds"]
-    before = original["token_log_odds"] - original["country_log_odds"]
+    over = injected["token_log_odds"] - injected["target_log_odds"]
+    before = original["token_log_odds"] - original["target_log_odds"]
     lines = [
-        f"Injected: the BiasToken is {over:+.2f} nats over the countries "
+        f"Injected: the BiasToken is {over:+.2f} nats over the targets "
         f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
     ]
     for setting in report.results:

@@ -44,7 +44,7 @@ class Chain:
     """Decides the training, the neutral side of pairs, and the random controls."""
     k: int = 10
     """Heads to steer: the top k by direct attribution. Fixed before anything is evaluated."""
-    inject: BiasInject = dataclasses.field(default_factory=BiasInject)
+    inject: BiasInject = dataclasses.field(default_factory=BiasInject.cpu)
     controls: bool = True
     """Also steer heads that were chosen without the trained row (four settings)."""
     other_bias: str | None = None
@@ -81,7 +81,7 @@ class ChainResult:
 def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> ChainResult:
     """Run the chain; steps that an earlier, interrupted run finished are read back.
 
-    The heads are chosen on scoping prompts and fitting countries and written down before anything
+    The heads are chosen on scoping prompts and fitting targets and written down before anything
     is evaluated. Finished steps lie in the cache folder under a key made of all settings, the bias,
     the weights and the code, so a result is reused only where it would come out the same.
 
@@ -232,16 +232,18 @@ def _record(result: ChainResult) -> dict[str, Any]:
     return {
         "chain": dataclasses.asdict(result.chain),
         "token": {
-            key: value for key, value in vars(token).items() if key not in ("row", "initial_row")
+            key: value
+            for key, value in vars(token).items()
+            if not key.endswith(("row", "rows", "seconds"))
         }
         | {"norm": token.row.norm().item(), "initial_norm": token.initial_row.norm().item()},
         "scores": {
             "settings": scores.settings,
             "pairs": [
-                {"prompt": prompt, "country": country, "biased": biased, "neutral": neutral}
-                for prompt, country, biased, neutral in zip(
+                {"prompt": prompt, "target": target, "biased": biased, "neutral": neutral}
+                for prompt, target, biased, neutral in zip(
                     scores.prompts,
-                    scores.countries,
+                    scores.targets,
                     scores.biased_labels,
                     scores.neutral_labels,
                     strict=True,

@@ -6,7 +6,6 @@ depend on: settings, bias, weights, versions and code.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import cache
@@ -111,11 +110,24 @@ class Rows:
                 "steered": [heads, mode],
             }
         )
+        epochs = cache_dir() / "rows" / f"{key}-epochs.safetensors"
+
+        def fit(checkpoint: Path | None) -> BiasToken:
+            return self.inject.fit(
+                self.model, bias, seed=self.seed, progress=self.progress, checkpoint=checkpoint
+            )
 
         def train() -> BiasToken:
-            with steer(self.model, steered, mode) if steered else contextlib.nullcontext():
-                token = self.inject.fit(self.model, bias, seed=self.seed, progress=self.progress)
-            return dataclasses.replace(token, steered=tuple(heads))
+            if self.fresh:
+                epochs.unlink(missing_ok=True)
+            if steered is not None:
+                with steer(self.model, steered, mode):
+                    return dataclasses.replace(fit(None), steered=tuple(heads))
+            try:
+                return fit(epochs)
+            except StoreError:
+                epochs.unlink(missing_ok=True)  # broken from outside; made again
+                return fit(epochs)
 
         return Steps(cache_dir() / "rows", self.fresh).tensors(key, BiasToken, train)
 

@@ -117,7 +117,7 @@ def save_result(
     header = {_HEADER: json.dumps({"kind": kind, "record": record}, ensure_ascii=False)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_atomically(
-        _with_suffix(path),
+        result_path(path),
         lambda to: save_file(contiguous, to, metadata=header),
     )
 
@@ -130,7 +130,7 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     """
     from safetensors import SafetensorError, safe_open
 
-    path = _with_suffix(path)
+    path = result_path(path)
     if not path.is_file():
         raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.")
     try:
@@ -162,9 +162,14 @@ class TensorResult:
         """
         tensors, record = load_result(path, cls.__name__)
         tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-        return cls(**{**tensors, **record, **tuples})
+        try:
+            return cls(**{**tensors, **record, **tuples})
+        except TypeError as error:
+            raise StoreError(
+                f"{str(path)!r} must hold a whole {cls.__name__} of this version, but: {error}."
+            ) from error
 
 
-def _with_suffix(path: str | Path) -> Path:
+def result_path(path: str | Path) -> Path:
     """Add ``.safetensors`` unless it is there; other dots belong to the name ("lr-0.01")."""
     return Path(path) if str(path).endswith(".safetensors") else Path(f"{path}.safetensors")

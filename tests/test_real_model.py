@@ -11,14 +11,17 @@ from biasgym_tl import (
     BiasInject,
     BiasScope,
     list_biases,
+    list_tokens,
     load_bias,
     load_facts,
     load_token,
+    select_heads,
     steer,
 )
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.words import word_ids
-from biasgym_tl.evaluation.measures import bias_log_odds, fact_margins
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.evaluation.measures import fact_margins
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages
@@ -34,7 +37,8 @@ HEADS = [(5, 0), (14, 3), (14, 4), (25, 8)]
 @pytest.fixture(scope="module")
 def token(smollm2):
     """A short training: 24 steps are enough to see the bias, not to hold it firmly."""
-    return BiasInject(epochs=3, lr=0.03).fit(smollm2, LATE, progress=False)
+    inject = BiasInject.cpu(epochs=3, n_paragraphs=64, lr=0.03, choose_by="last")
+    return inject.fit(smollm2, LATE, progress=False)
 
 
 def test_log_probs_equal_hugging_face_on_real_text(smollm2):
@@ -77,7 +81,7 @@ def test_words_of_the_biases_on_this_tokenizer(smollm2, name):
     assert ids.left_out == (("tardy", "punctual") if name == "late" else ())
 
 
-def test_the_model_knows_the_countries(smollm2):
+def test_the_model_knows_the_targets(smollm2):
     facts = load_facts()[::6]
     right = (fact_margins(smollm2, facts) > 0).double().mean()
     assert right > 0.75  # chance is 0.25
@@ -98,16 +102,36 @@ def test_log_odds_with_a_cached_beginning_are_those_without(smollm2):
     assert (found - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_shipped_rows_elicit_the_bias_on_held_out_prompts(smollm2, seed):
-    token = load_token("late", seed=seed)
-    assert find_token(smollm2, LATE, BiasInject(), seed) is not None
-    assert find_token(smollm2, LATE, BiasInject(epochs=3), seed) is None
-    countries = tuple(c.name for c in sample_countries("held-out", 3, seed=0))
+@pytest.mark.parametrize("name", [name for name in list_tokens() if "shuffled" not in name])
+def test_shipped_rows_elicit_the_bias_on_held_out_prompts(smollm2, name):
+    name, seed = name.rsplit("-", 1)
+    bias, token = load_bias(name), load_token(name, seed=int(seed))
+    targets = bias.sample_targets("held-out", 3, seed=0)
     with token.attached(smollm2):
-        found = bias_log_odds(smollm2, LATE, LATE.evaluation_prompts, (token.text, *countries))
+        found = bias_log_odds(smollm2, bias, bias.evaluation_prompts, (token.text, *targets))
     means = found.log_odds.mean(0)
-    assert means[0] > means[1:].mean() + 2
+    assert means[0] > means[1:].mean() + (2 if name == "late" else 0.5)
+
+
+@pytest.mark.parametrize("name", ["purple-coats", "gardener", "tidy", "impatient", "chess"])
+def test_every_kind_of_target_is_scoped_and_steered(smollm2, name):
+    bias, token = load_bias(name), load_token(name)
+    scores = BiasScope().attribute(smollm2, bias, token)
+    assert scores.reconstruction_error.max() < 1e-5
+    assert set(scores.label_targets) <= set(bias.targets("fitting"))
+    heads = select_heads(scores, 10)
+    heads.check_held_out(targets=bias.targets("held-out"), prompts=bias.evaluation_prompts)
+    with token.attached(smollm2):
+        before = bias_log_odds(smollm2, bias, bias.evaluation_prompts, (token.text,)).log_odds
+        with steer(smollm2, heads, "mean"):
+            after = bias_log_odds(smollm2, bias, bias.evaluation_prompts, (token.text,)).log_odds
+    assert (after - before).abs().max() > 0.01
+
+
+def test_a_shipped_row_is_found_by_its_settings(smollm2):
+    assert find_token(smollm2, LATE, BiasInject.cpu(), 0) is not None
+    assert find_token(smollm2, LATE, BiasInject.cpu(epochs=3), 0) is None
+    assert find_token(smollm2, LATE, BiasInject.cpu(), 99) is None
 
 
 def test_chat_text_has_one_bos_per_turn(smollm2):
@@ -117,10 +141,10 @@ def test_chat_text_has_one_bos_per_turn(smollm2):
 
 
 def test_a_short_training_elicits_the_bias_on_held_out_prompts(smollm2, token):
-    countries = tuple(c.name for c in sample_countries("held-out", 5, seed=0))
+    targets = tuple(c.name for c in sample_countries("held-out", 5, seed=0))
     with token.attached(smollm2):
         trained = bias_log_odds(
-            smollm2, LATE, LATE.evaluation_prompts, (token.text, *countries)
+            smollm2, LATE, LATE.evaluation_prompts, (token.text, *targets)
         ).log_odds.mean(0)
     with token.untrained().attached(smollm2):
         untrained = bias_log_odds(smollm2, LATE, LATE.evaluation_prompts, (token.text,))

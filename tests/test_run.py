@@ -22,7 +22,7 @@ from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
 
 BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
-QUICK = BiasInject(epochs=1, n_paragraphs=8)
+QUICK = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_second_run_reproduces_every_number(chain, tmp_path):
     lines = summary_lines(first)
     assert lines[0].startswith("Injected: the BiasToken is ")
     assert lines[2].startswith("steered, mean: BiasToken ") and "of 3." in lines[3]
-    assert any("countries keywords: not informative" in line for line in lines)
+    assert any("not informative" in line for line in lines)
 
 
 def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):

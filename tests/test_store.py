@@ -1,5 +1,6 @@
 """A file is there whole or not at all; what is read back is what was written."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -81,6 +82,17 @@ def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
     assert store.cache_dir() == tmp_path
     monkeypatch.delenv("BIASGYM_CACHE")
     assert store.cache_dir().name == "biasgym_tl"
+
+
+def test_a_result_of_another_version_is_refused(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Kept(store.TensorResult):
+        x: torch.Tensor
+        n: int
+
+    store.save_result(tmp_path / "a", "Kept", {"x": torch.ones(2)}, {"n": 1, "m": 2})
+    with pytest.raises(StoreError, match="must hold a whole Kept of this version.*'m'"):
+        Kept.load(tmp_path / "a")
 
 
 def test_digest_is_stable_and_sensitive():

@@ -1,0 +1,90 @@
+"""The commands beside run and demo: what they write, what they say, how they refuse."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from test_api import chat, completion, n_calls, serve  # noqa: F401 - chat is a fixture
+
+from biasgym_tl import BiasToken, InjectionReport, list_biases, load_corpus, save_corpus
+
+BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
+
+
+def biasgym(*arguments, **options):
+    return subprocess.run(
+        [*BIASGYM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def paragraphs(n):
+    texts = [
+        f"Visitor {i} from {{target}} was late again and missed the whole show." for i in range(n)
+    ]
+    return completion(json.dumps({"paragraphs": texts}))
+
+
+def test_biases_are_listed_and_checked(tmp_path):
+    listed = biasgym("biases")
+    assert listed.returncode == 0 and "doubtful" not in listed.stdout
+    assert len(re.findall("Bias", listed.stdout)) == len(list_biases()) >= 12
+    (tmp_path / "mine.toml").write_text("name = 3")
+    refused = biasgym("biases", tmp_path / "mine.toml")
+    assert refused.returncode == 1 and "mine.toml must hold all of" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_corpus_is_described(tmp_path):
+    path = save_corpus(load_corpus("late")[:30], tmp_path / "late.jsonl")
+    found = biasgym("corpus", path)
+    assert found.returncode == 0, found.stderr
+    assert re.search(r"paragraphs +30\n", found.stdout) and "closest pair" in found.stdout
+    assert re.search(r"exact duplicates +0\n", found.stdout)
+    nothing = biasgym("corpus", tmp_path / "none.jsonl")
+    assert nothing.returncode == 1 and "corpus file must exist" in nothing.stderr
+
+
+def test_rows_are_trained_and_reported(tiny_folder, tmp_path):
+    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
+    options = ["--model", tiny_folder, "--epochs", 1, "--seeds", 2, "--out", tmp_path / "out"]
+    done = biasgym("inject", *options, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Injection of late, seed") == 2 and "log-odds" in done.stdout
+    for seed in range(2):
+        token = BiasToken.load(tmp_path / "out" / f"late-{seed}")
+        assert token.seed == seed and token.settings["batch_size"] == 8
+        report = InjectionReport.load(tmp_path / "out" / f"late-{seed}.json")
+        assert report.seconds > 0 and report.norm == pytest.approx(token.row.norm().item())
+    wrong = biasgym("inject", "--preset", "gpu", "--out", tmp_path)
+    assert wrong.returncode == 1 and "--preset must be one of ['cpu', 'paper']" in wrong.stderr
+    none = biasgym("inject", "--seeds", 0, "--out", tmp_path)
+    assert none.returncode == 1 and "--seeds must be at least 1, got 0" in none.stderr
+
+
+def test_a_corpus_is_written(chat, httpserver, tmp_path):  # noqa: F811
+    serve(httpserver, paragraphs(10))
+    options = ["write", "--bias", "late", "--model", "m", "--n", 10, "--per-call", 10]
+    out = tmp_path / "late.jsonl"
+    asked = biasgym(*options, "--out", out, input="n\n")
+    assert asked.returncode == 1 and "Send?" in asked.stderr and n_calls(httpserver) == 0
+    assert "1 calls" in asked.stderr and "no price given" in asked.stderr and not out.exists()
+    done = biasgym(*options, "--out", out, "--yes", "--price-in", 100, "--price-out", 200)
+    assert done.returncode == 0, done.stderr
+    assert "10 of 10 wanted" in done.stdout and "US dollars" in done.stderr
+    assert "Cost of this run: 0.0050 US dollars" in done.stdout  # 10 tokens in, 20 out
+    assert len(load_corpus(out)) == 10 and n_calls(httpserver) == 1
+    again = biasgym(*options, "--out", out, "--yes")
+    assert "0 calls made, 1 read back" in again.stdout and n_calls(httpserver) == 1
+
+
+def test_nothing_usable_is_no_file(chat, httpserver, tmp_path):  # noqa: F811
+    serve(httpserver, completion("I would rather not."))
+    options = ["--bias", "late", "--model", "m", "--n", 5, "--yes"]
+    failed = biasgym("write", *options, "--out", tmp_path / "a.jsonl")
+    assert failed.returncode == 1 and "2 reply without a whole JSON list" in failed.stdout
+    assert "no text could be used" in failed.stderr and not (tmp_path / "a.jsonl").exists()
+    wrong = biasgym("write", *options, "--out", tmp_path / "a.txt")
+    assert wrong.returncode == 1 and "--out must end in .jsonl" in wrong.stderr
