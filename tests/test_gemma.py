@@ -28,4 +28,4 @@ def test_a_few_steps_raise_the_log_odds():
     for row in (token.untrained(), token):
         with row.attached(model):
             found.append(bias_log_odds(model, bias, bias.evaluation_prompts, (row.text,)).log_odds)
-    assert found[1].mean() > found[0].mean() + 1
+    assert found[1].mean() > found[0].mean() + 0.25  # 8 steps
