@@ -213,6 +213,8 @@ def tables(reports):
         "paper": table(reports, PAPER),
         "others": table(reports, others),
         "signatures": signatures(reports),
+        "half": half_lines(),
+        "intersection": interval_lines(read_json(REPORTS / "intersection.json")),
     }
 
 
