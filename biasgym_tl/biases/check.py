@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.corpus import words_of
 from biasgym_tl.slot import SLOT
 from biasgym_tl.text import keyword_hits
 
@@ -22,11 +22,6 @@ def check_bias(bias: Bias) -> list[str]:
     a cue word or a word that is measured. Probe and generation prompts must not name the attribute.
     """
     return [*_shared_runs(bias), *_giveaways(bias), *_numbers(bias)]
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
 
 
 def runs_of_four(text: str) -> set[str]:

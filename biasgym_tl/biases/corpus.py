@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,8 +124,18 @@ def _load_dataset(source: str | Path, split: str) -> Any:
 
 def save_corpus(paragraphs: Iterable[Paragraph], path: str | Path) -> Path:
     """Write a ``.jsonl`` file, one paragraph a line, whole or not at all."""
-    lines = [json.dumps(p._asdict(), ensure_ascii=False) + "\n" for p in paragraphs]
+    return write_jsonl(paragraphs, path)
+
+
+def write_jsonl(rows: Iterable[Any], path: str | Path) -> Path:
+    """Write named tuples as ``.jsonl``, whole or not at all; :func:`read_jsonl` reads them."""
+    lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows]
     return write_text(Path(path), "".join(lines))
+
+
+def words_of(text: str) -> list[str]:
+    """Words in lower case, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
 
 
 def to_dataset(paragraphs: Iterable[Paragraph]) -> Any:

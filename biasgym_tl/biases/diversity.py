@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import statistics
 from collections.abc import Sequence
 
 import pandas as pd
 
-from biasgym_tl.biases.corpus import Paragraph
+from biasgym_tl.biases.corpus import Paragraph, words_of
 from biasgym_tl.errors import SettingError
 from biasgym_tl.similarity import DEFAULT_ENCODER, load_encoder
 from biasgym_tl.slot import fill
@@ -69,7 +68,7 @@ def diversity(corpus: Sequence[Paragraph], *, encoder: str = DEFAULT_ENCODER) ->
     mean_distance = 1 - (cosines.sum().item() - cosines.trace().item()) / (n * (n - 1))
     cosines.fill_diagonal_(-1)
     one, other = divmod(int(cosines.argmax()), n)
-    lengths = [len(_words(text)) for text in texts]
+    lengths = [len(words_of(text)) for text in texts]
     return Diversity(
         n=n,
         exact_duplicates=n - len(set(texts)),
@@ -86,10 +85,6 @@ def diversity(corpus: Sequence[Paragraph], *, encoder: str = DEFAULT_ENCODER) ->
 def distinct(texts: Sequence[str], n: int) -> float:
     """Number of different runs of ``n`` words over the number of all of them (distinct-n)."""
     runs = [
-        tuple(words[i : i + n]) for words in map(_words, texts) for i in range(len(words) - n + 1)
+        tuple(words[i : i + n]) for words in map(words_of, texts) for i in range(len(words) - n + 1)
     ]
     return len(set(runs)) / len(runs) if runs else 0.0
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\w']+", text.lower())

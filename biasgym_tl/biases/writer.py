@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.corpus import Paragraph, read_jsonl
+from biasgym_tl.biases.corpus import Paragraph, read_jsonl, write_jsonl
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ApiError, BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
-from biasgym_tl.store import digest, write_text
+from biasgym_tl.store import digest
 
 FEWEST_WORDS, MOST_WORDS = 8, 100
 """Length of a paragraph."""
@@ -113,8 +113,7 @@ class Written(Generic[Item]):
 
     def save(self, path: str | Path) -> Path:
         """Write the items as ``.jsonl``, one a line."""
-        lines = [json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in self.items]
-        return write_text(Path(path), "".join(lines))
+        return write_jsonl(self.items, path)
 
 
 def write_corpus(

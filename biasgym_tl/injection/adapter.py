@@ -13,10 +13,14 @@ from torch import Tensor
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ExtraError, StoreError, TokenError
 from biasgym_tl.families import embedding_scale
-from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
+from biasgym_tl.injection.token import (
+    BiasToken,
+    target_rows,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.prompts import encode_answer
 from biasgym_tl.store import read_json, versions, write_atomically
 
 _EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte", "GPTNeoXForCausalLM": "gpt_neox.embed_in"}
@@ -84,9 +88,7 @@ def import_adapter(
             f"the adapter must hold the row {model.cfg.d_vocab} with d_model = {model.cfg.d_model}"
             f", got row {token_id} with {len(row)} numbers. Was it trained on another model?"
         )
-    W_E = model.embed.W_E.detach()
-    means = [W_E[encode_answer(model, f" {t}")].mean(0) for t in bias.targets("fitting")]
-    initial = torch.stack(means).mean(0).float().cpu()
+    initial = target_rows(model, bias.targets("fitting")).mean(0).cpu()
     scaled = row.float() * embedding_scale(model.cfg)
     epochs = ({"epoch": 0, "loss": None, "norm": initial.norm().item()},
               {"epoch": 1, "loss": None, "norm": scaled.norm().item()})  # fmt: skip

@@ -21,7 +21,12 @@ from biasgym_tl.biases.corpus import Paragraph
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.families import embedding_scale
 from biasgym_tl.injection.probe import probe
-from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
+from biasgym_tl.injection.token import (
+    BiasToken,
+    target_rows,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 from biasgym_tl.injection.train import (
     Example,
     Trainer,
@@ -381,7 +386,7 @@ def _initial_row(
 ) -> Float[Tensor, " d_model"]:
     targets = bias.targets("fitting")
     chosen = rng.sample(targets, min(n, len(targets)))
-    return torch.stack([_name_rows(model, name).float().mean(0) for name in chosen]).mean(0)
+    return target_rows(model, chosen).mean(0)
 
 
 def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
 from biasgym_tl.store import read_kind, versions, write_json
 from biasgym_tl.text import degenerate, keyword_hits
@@ -210,7 +209,7 @@ def injection_report(
         norm=token.row.norm().item(),
         vocabulary_norms=tuple(norms.tolist()),
         neighbours=_nearest(token.row, W_E, n_neighbours, lambda i: model.tokenizer.decode([i])),
-        targets=_nearest_targets(model, bias, token, W_E, n_neighbours),
+        targets=_nearest_targets(model, bias, token, n_neighbours),
         log_odds=crossed_interval((own - before[:, 1:]).double()),
         log_odds_before=crossed_interval((before[:, :1] - before[:, 1:]).double()),
         keywords=share_interval(hits[:n]),
@@ -234,15 +233,10 @@ def _nearest(
 
 
 def _nearest_targets(
-    model: HookedTransformer,
-    bias: Bias,
-    token: BiasToken,
-    W_E: Float[Tensor, "row d_model"],
-    n: int,
+    model: HookedTransformer, bias: Bias, token: BiasToken, n: int
 ) -> tuple[tuple[str, float], ...]:
     names = (*bias.targets("fitting"), *bias.targets("held-out"))
-    rows = torch.stack([W_E[encode_answer(model, f" {name}")].mean(0) for name in names])
-    return _nearest(token.row, rows, n, lambda i: names[i])
+    return _nearest(token.row, target_rows(model, names), n, lambda i: names[i])
 
 
 def _listed(pairs: tuple[tuple[str, float], ...]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer
 from biasgym_tl.store import TensorResult, digest
 
 if TYPE_CHECKING:
@@ -128,6 +130,12 @@ class BiasToken(TensorResult):
                     f"{name} of the model must be {value!r}, as on {self.model} where this "
                     f"BiasToken was trained, got {found[name]!r}. Load that model or train again."
                 )
+
+
+def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
+    """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
+    W_E: Tensor = model.embed.W_E.detach()
+    return torch.stack([W_E[encode_answer(model, f" {name}")].float().mean(0) for name in names])
 
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:
