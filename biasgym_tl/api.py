@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,12 +120,16 @@ class ChatModel:
         self.check_key()
         client = self._client(self.base_url or os.environ.get("OPENAI_BASE_URL"))
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="biasgym-api")
+        futures = [pool.submit(self._kept, client, request) for request in requests]
         try:
-            futures = [pool.submit(self._kept, client, request) for request in requests]
             for future in futures:
                 yield future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                future.cancel()
+            # Calls under way end and are kept; only then are the connections closed.
+            pool.submit(lambda: (wait(futures), client.close()))
+            pool.shutdown(wait=False)
 
     def check_key(self) -> None:
         """Raise an :class:`ApiError` unless there is a key in the environment."""

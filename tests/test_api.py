@@ -94,6 +94,27 @@ def test_a_stopped_run_goes_on_where_it_was(chat, httpserver):
     assert n_calls(httpserver) == 5
 
 
+@pytest.mark.parametrize("wanted", [1, 4])
+def test_connections_are_closed_after_the_last_call_under_way(
+    chat, httpserver, monkeypatch, wanted
+):
+    """One left open is a ResourceWarning at some later time, in somebody else's code."""
+    made = []
+    build = ChatModel._client
+    monkeypatch.setattr(ChatModel, "_client", lambda *args: made.append(build(*args)) or made[-1])
+    serve(httpserver, lambda r: time.sleep(0.1) or completion("yes"))
+    replies = ChatModel(model="m", concurrency=2).ask([Request("p", i) for i in range(4)])
+    for _ in range(wanted):
+        next(replies)
+    replies.close()
+    deadline = time.monotonic() + 5
+    while not made[0].is_closed() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert made[0].is_closed()
+    kept = len(list((cache_dir() / "api").glob("*.json")))
+    assert kept == n_calls(httpserver), "calls under way are kept"
+
+
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
 def test_a_passing_fault_is_tried_again(chat, httpserver, status):
     serve(httpserver, error(status), completion("yes"))
