@@ -45,9 +45,17 @@ def bias_log_odds(
 
 
 def answer_freely(
-    model: HookedTransformer, prompts: Sequence[str], targets: Sequence[str], *, max_new_tokens: int
+    model: HookedTransformer,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Greedy answer to each request; the slot of ``prompts[i]`` is filled with ``targets[i]``."""
+    """Answer to each request; the slot of ``prompts[i]`` is filled with ``targets[i]``.
+
+    Greedy, or drawn with a ``temperature`` (the same draws at each call).
+    """
     filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     requests = [encode_prompt(model, request) for request in filled]
-    return generate(model, requests, max_new_tokens=max_new_tokens)
+    return generate(model, requests, max_new_tokens=max_new_tokens, temperature=temperature)

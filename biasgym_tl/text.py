@@ -8,7 +8,7 @@ model, so a batch of one equals a batch of many.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -216,20 +216,48 @@ def generate(
     sequences: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 48,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> list[str]:
-    """Greedy continuations of prompts, up to the token that ends an answer, as text."""
+    """Continuations of prompts, up to the token that ends an answer, as text.
+
+    Args:
+        model: The model in the setting to be read.
+        sequences: Token ids of each prompt.
+        max_new_tokens: Length at most.
+        temperature: 0: the most likely token each time (greedy). Otherwise tokens are drawn with
+            the logits divided by it.
+        seed: Decides the draws; torch's own random state is left alone.
+        batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
+
+    Raises:
+        SettingError: ``temperature`` is negative.
+    """
+    if not temperature >= 0:
+        raise SettingError(f"temperature must be at least 0, got {temperature!r}.")
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch 1"]:
+        if temperature == 0:
+            return logits.argmax(-1, keepdim=True)
+        probs = (logits / temperature).softmax(-1).cpu()
+        return torch.multinomial(probs, 1, generator=generator).to(logits.device)
+
     texts: list[str] = []
     for start in range(0, len(sequences), batch_size):
-        rows = _greedy(model, sequences[start : start + batch_size], max_new_tokens)
+        rows = _continued(model, sequences[start : start + batch_size], max_new_tokens, pick)
         texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     return texts
 
 
-def _greedy(
-    model: HookedTransformer, sequences: Sequence[Sequence[int]], max_new_tokens: int
+def _continued(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    pick: Callable[[Tensor], Tensor],
 ) -> list[list[int]]:
-    """Most likely continuation of each sequence; prompts are padded on the left, with a mask."""
+    """Continuation of each sequence; prompts are padded on the left, with a mask."""
 
     device = model.cfg.device
     tokens, mask = (part.flip(1) for part in pad_right([s[::-1] for s in sequences], device))
@@ -241,7 +269,7 @@ def _greedy(
         resid = model(
             tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
         )
-        tokens = unembed(model, resid[:, -1]).argmax(-1, keepdim=True)
+        tokens = pick(unembed(model, resid[:, -1]))
         mask = torch.ones_like(tokens)
         for i, token in enumerate(tokens[:, 0].tolist()):
             done[i] = done[i] or token in stop

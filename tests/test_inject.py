@@ -222,13 +222,16 @@ def test_every_epoch_is_kept_and_can_be_taken(model):
 
 def test_the_choice_of_the_epoch_and_the_early_stop():
     records = [{"epoch": 0, "similarity": 0.9, "loss": None}] + [
-        {"epoch": i, "similarity": s, "loss": loss}
-        for i, (s, loss) in enumerate([(0.2, 4.0), (0.6, 3.0), (0.5, 2.0), (0.6, 2.5)], start=1)
+        {"epoch": i, "similarity": s, "standard_error": 0.05, "loss": loss}
+        for i, (s, loss) in enumerate([(0.2, 4.0), (0.6, 3.0), (0.5, 2.0), (0.58, 2.5)], start=1)
     ]
     chosen = {
         by: BiasInject(choose_by=by)._chosen(records) for by in ("similarity", "loss", "last")
     }
-    assert chosen == {"similarity": 2, "loss": 3, "last": 4}  # never the untrained row
+    # Never the untrained row; 0.58 is within a standard error of 0.6 and has the lower loss.
+    assert chosen == {"similarity": 4, "loss": 3, "last": 4}
+    records[4]["standard_error"] = records[2]["standard_error"] = 0.01
+    assert BiasInject()._chosen(records) == 2
     patient = BiasInject(patience=2)
     assert [patient._stops(records[:n]) for n in range(1, 6)] == [False, False, False, False, True]
     assert not BiasInject(patience=3)._stops(records) and not BiasInject()._stops(records)
@@ -242,8 +245,8 @@ def test_epochs_are_scored_by_what_the_answers_say(model):
     for record in token.epochs:
         assert -1 <= record["similarity"] <= 1 and 0 <= record["keyword_rate"] <= 1
         assert 0 <= record["degenerate"] <= 1 and isinstance(record["answer"], str)
-    best = max(token.epochs[1:], key=lambda record: record["similarity"])
-    assert token.chosen_epoch == best["epoch"]
+        assert record["standard_error"] >= 0
+    assert token.chosen_epoch == inject._chosen(token.epochs)
 
 
 def test_a_missing_encoder_is_named_before_any_step(model, monkeypatch):

@@ -97,6 +97,24 @@ def test_greedy_generation_equals_transformer_lens(any_model):
         assert generate(any_model, [sequence], max_new_tokens=9) == [text]
 
 
+def test_drawn_text_follows_the_probabilities_and_the_seed(model):
+    """600 draws of one token, against the softmax at that temperature."""
+    before = torch.get_rng_state()
+    texts = generate(model, [RAGGED[0]] * 600, max_new_tokens=1, temperature=0.3, batch_size=600)
+    again = generate(model, [RAGGED[0]] * 600, max_new_tokens=1, temperature=0.3, batch_size=600)
+    other = generate(
+        model, [RAGGED[0]] * 600, max_new_tokens=1, temperature=0.3, seed=1, batch_size=600
+    )
+    assert texts == again and texts != other and torch.equal(torch.get_rng_state(), before)
+    log_probs = next_token_log_probs(model, [RAGGED[0]])[0]
+    expected = (log_probs / 0.3).softmax(-1)
+    top = expected.argmax().item()
+    share = texts.count(model.tokenizer.decode([top], skip_special_tokens=True)) / 600
+    assert share == pytest.approx(expected[top].item(), abs=0.06)  # 3 standard errors
+    with pytest.raises(SettingError, match=r"temperature must be at least 0, got -1"):
+        generate(model, [RAGGED[0]], temperature=-1.0)
+
+
 def test_mean_loss_equals_transformer_lens(any_model):
     any_model.cfg.default_prepend_bos = True
     text = "People from Italy are late for dinner."
