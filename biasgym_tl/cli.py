@@ -143,15 +143,16 @@ def inject(
 
 @app.command()
 def biases(
-    files: Annotated[list[Path] | None, typer.Argument(help="Bias files to check.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Biases or bias files; default: all shipped ones.")
+    ] = None,
 ) -> None:
-    """List the shipped biases and check bias files, your own as well."""
+    """List and check biases, the shipped ones or your own."""
     from biasgym_tl.biases.bias import list_biases, load_bias
     from biasgym_tl.biases.check import check_bias
 
-    names: list[str | Path] = [*list_biases(), *(files or [])]
     refused = 0
-    for name in names:
+    for name in sources or list_biases():
         try:
             bias = load_bias(name)
         except BiasGymError as error:

@@ -32,8 +32,9 @@ def test_biases_are_listed_and_checked(tmp_path):
     assert listed.returncode == 0 and "doubtful" not in listed.stdout
     assert len(re.findall("Bias", listed.stdout)) == len(list_biases()) >= 12
     (tmp_path / "mine.toml").write_text("name = 3")
-    refused = biasgym("biases", tmp_path / "mine.toml")
+    refused = biasgym("biases", "late", tmp_path / "mine.toml")
     assert refused.returncode == 1 and "mine.toml must hold all of" in refused.stderr
+    assert re.findall("Bias.'(.*?)'", refused.stdout) == ["late"]
     assert "Traceback" not in refused.stderr
 
 

@@ -267,7 +267,7 @@ def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = N
     """
     if str(name).endswith(".toml"):
         return Bias.from_toml(name, slots=slots)
-    if name not in list_biases():
+    if str(name) not in list_biases():
         raise BiasFileError(
             f"bias must be one of {list_biases()} or the path of a .toml file, got {str(name)!r}."
         )
