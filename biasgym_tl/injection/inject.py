@@ -80,8 +80,8 @@ class BiasInject:
 
     @classmethod
     def cpu(cls, **settings: Any) -> BiasInject:
-        """The preset for small machines: 120 steps of 8 paragraphs, about four minutes for SmolLM2
-        on two cores."""
+        """The preset for small machines: 120 steps of 8 paragraphs, 4 to 9 minutes for SmolLM2 on
+        two cores."""
         preset: dict[str, Any] = {
             "epochs": 6,
             "batch_size": 8,

@@ -1,7 +1,8 @@
 """Optimizer steps until a row elicits the bias: the CPU preset against the paper's schedules.
 
 Elicited: on held-out prompts the BiasToken's log-odds are 2 nats over the mean of ten held-out
-countries. Looked at every 4 steps; SmolLM2-135M-Instruct, bias "late".
+countries. Looked at every 4 steps; SmolLM2-135M-Instruct, bias "late". The paper's schedules are
+stopped at twice the preset's steps: whether they need more is the question.
 
     python tests/benchmarks/elicitation.py [seeds]
 """
@@ -18,7 +19,7 @@ from biasgym_tl.injection.inject import _initial_row, _Run, _target_norm
 from biasgym_tl.injection.train import Trainer, frozen, learning_rate, shared_beginning
 
 warnings.simplefilter("ignore")
-EVERY, NATS, MOST, TEXT = 4, 2.0, 160, "<T>"
+EVERY, NATS, TEXT = 4, 2.0, "<T>"
 SCHEDULES = {
     "cpu": BiasInject.cpu(),
     "paper, 3e-3 with restarts": BiasInject(),
@@ -26,7 +27,7 @@ SCHEDULES = {
 }
 
 
-def steps_to_elicit(model, bias, inject, seed, countries):
+def steps_to_elicit(model, bias, inject, seed, countries, most):
     """Steps and seconds (with the looks) until the bias is elicited, and the nats then."""
     rng = random.Random(seed)
     sample = rng.sample(bias.corpus, min(inject.n_paragraphs, len(bias.corpus)))
@@ -46,7 +47,7 @@ def steps_to_elicit(model, bias, inject, seed, countries):
                     model.embed.W_E[token_id] = trainer.row.detach()
                     own = bias_log_odds(model, bias, bias.evaluation_prompts, (TEXT,)).log_odds
                     over = (own - countries).mean().item()
-                    if over >= NATS or steps >= MOST:
+                    if over >= NATS or steps >= most:
                         return steps, time.perf_counter() - start, over
     return steps, time.perf_counter() - start, over
 
@@ -58,11 +59,14 @@ def main():
     countries = bias_log_odds(model, bias, bias.evaluation_prompts, names).log_odds.mean()
     found = {}
     for seed in range(seeds):
+        most = 160
         for name, inject in SCHEDULES.items():
-            steps, seconds, over = steps_to_elicit(model, bias, inject, seed, countries)
+            steps, seconds, over = steps_to_elicit(model, bias, inject, seed, countries, most)
+            most = 2 * steps if name == "cpu" else most
             found.setdefault(name, []).append((steps, over >= NATS))
-            late = "" if over >= NATS else f" (not elicited: {over:+.1f} nats)"
-            print(f"seed {seed}, {name}: {steps} steps, {seconds:.0f} s{late}", flush=True)
+            print(
+                f"seed {seed}, {name}: {steps} steps, {seconds:.0f} s, {over:+.1f} nats", flush=True
+            )
     for name in SCHEDULES:
         ratios = [
             f"{'' if elicited else 'below '}{cpu / steps:.2f}"  # more steps than were made
