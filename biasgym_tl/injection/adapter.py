@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ExtraError, StoreError, TokenError
-from biasgym_tl.families import embedding_scale
+from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.token import (
     BiasToken,
     target_rows,

@@ -19,7 +19,7 @@ from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import Paragraph
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.families import embedding_scale
+from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.probe import probe
 from biasgym_tl.injection.token import (
     BiasToken,

@@ -166,7 +166,10 @@ def _row_at(
     """Let the trainable row be the embedding at the marked positions."""
 
     def put(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
-        return torch.where(where[..., None], row.to(embed), embed)
+        vector = row.to(embed)
+        if model.cfg.post_embedding_ln:  # BLOOM's embeddings are normed before this hook
+            vector = model.embed.ln(vector[None, None])[0, 0]
+        return torch.where(where[..., None], vector, embed)
 
     with model.hooks(fwd_hooks=[("hook_embed", put)]):
         yield

@@ -1,0 +1,134 @@
+"""From a loaded Hugging Face model to the configuration and weights of a HookedTransformer.
+
+The configuration is read from the checkpoint; only the conversion of weights is TransformerLens's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from biasgym_tl.families import checks, settings
+from biasgym_tl.lens import HookedTransformerConfig, weight_conversions
+
+
+class Family(NamedTuple):
+    """How one model type of Hugging Face becomes a HookedTransformer."""
+
+    label: str
+    architecture: str
+    settings: Callable[[Any], settings.Settings]
+    check: Callable[[Any], None]
+    weights: Callable[[Any, Any], dict[str, Tensor]]
+
+
+def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
+    """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
+    family = FAMILIES[hf_model.config.model_type]
+    name = str(hf_model.config._name_or_path or family.label).rstrip("/").split("/")[-1]
+    cfg = HookedTransformerConfig.from_dict(
+        {
+            "model_name": name,
+            "original_architecture": family.architecture,
+            "d_vocab": hf_model.config.vocab_size,
+            "init_weights": False,
+            "device": device,
+            "dtype": dtype,
+            **family.settings(hf_model.config),
+        }
+    )
+    return cfg, {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+
+
+def embedding_scale(cfg: Any) -> float:
+    """What a row of Hugging Face's embedding is multiplied with to be a row of ``W_E``.
+
+    Gemma scales embeddings in its forward pass; TransformerLens folds that into ``W_E``.
+    """
+    scaled = (cfg.original_architecture or "").startswith("Gemma")
+    return torch.tensor(cfg.d_model**0.5, dtype=cfg.dtype).item() if scaled else 1.0
+
+
+def _llama_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = weight_conversions.convert_llama_weights(hf_model, cfg)
+    if hf_model.config.attention_bias:  # TransformerLens fills in zeros
+        n_kv = cfg.n_key_value_heads or cfg.n_heads
+        kv = "_" if cfg.n_key_value_heads else ""
+        for layer, block in enumerate(hf_model.model.layers):
+            attention, at = block.self_attn, f"blocks.{layer}.attn"
+            weights[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
+            weights[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
+            weights[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
+            weights[f"{at}.b_O"] = attention.o_proj.bias
+    return weights
+
+
+def _bloom_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = weight_conversions.convert_bloom_weights(hf_model, cfg)
+    # HookedTransformer has a table of learned positions here too, and does not read it.
+    return {**weights, "pos_embed.W_pos": torch.zeros(cfg.n_ctx, cfg.d_model)}
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        "Llama", "LlamaForCausalLM", settings.llama, checks.llama, _llama_weights
+    ),
+    "mistral": Family(
+        "Mistral", "MistralForCausalLM", settings.mistral, checks.default_positions,
+        weight_conversions.convert_mistral_weights,
+    ),
+    "qwen2": Family(
+        "Qwen2", "Qwen2ForCausalLM", settings.qwen2, checks.default_positions,
+        weight_conversions.convert_qwen2_weights,
+    ),
+    "qwen3": Family(
+        "Qwen3", "Qwen3ForCausalLM", settings.qwen3, checks.biasless,
+        weight_conversions.convert_qwen3_weights,
+    ),
+    "gemma": Family(
+        "Gemma", "GemmaForCausalLM", settings.gemma, checks.gemma,
+        weight_conversions.convert_gemma_weights,
+    ),
+    "gemma2": Family(
+        "Gemma-2", "Gemma2ForCausalLM", settings.gemma2, checks.gemma,
+        weight_conversions.convert_gemma_weights,
+    ),
+    "gemma3_text": Family(
+        "Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, checks.gemma3,
+        weight_conversions.convert_gemma_weights,
+    ),
+    "olmo2": Family(
+        "OLMo-2", "Olmo2ForCausalLM", settings.olmo2, checks.olmo2,
+        weight_conversions.convert_olmo2_weights,
+    ),
+    "gpt2": Family(
+        "GPT-2", "GPT2LMHeadModel", settings.gpt2, checks.gpt2,
+        weight_conversions.convert_gpt2_weights,
+    ),
+    "gpt_neo": Family(
+        "GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, checks.nothing,
+        weight_conversions.convert_neo_weights,
+    ),
+    "gptj": Family(
+        "GPT-J", "GPTJForCausalLM", settings.gptj, checks.nothing,
+        weight_conversions.convert_gptj_weights,
+    ),
+    "gpt_neox": Family(
+        "NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, checks.gpt_neox,
+        weight_conversions.convert_neox_weights,
+    ),
+    "phi": Family(
+        "Phi", "PhiForCausalLM", settings.phi, checks.phi, weight_conversions.convert_phi_weights
+    ),
+    "opt": Family(
+        "OPT", "OPTForCausalLM", settings.opt, checks.opt, weight_conversions.convert_opt_weights
+    ),
+    "bloom": Family(
+        "BLOOM", "BloomForCausalLM", settings.bloom, checks.bloom, _bloom_weights
+    ),
+}  # fmt: skip
+"""Hugging Face's ``model_type`` -> how it is converted."""
