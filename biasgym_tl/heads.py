@@ -33,6 +33,11 @@ class Head(NamedTuple):
         return cls(int(match[1]), int(match[2]))
 
 
+def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
+    """Every head of a model, layer by layer: the order of a flattened ``[n_layers, n_heads]``."""
+    return tuple(Head(layer, head) for layer in range(n_layers) for head in range(n_heads))
+
+
 def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
     """Return ``heads`` as sorted, distinct :class:`Head`, checked against the model's size.
 

@@ -228,6 +228,7 @@ def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any
 
 def _record(result: ChainResult) -> dict[str, Any]:
     token, scores = result.token, result.scores
+    error = scores.reconstruction_error
     intervals = result.report.intervals().astype(object)
     return {
         "chain": dataclasses.asdict(result.chain),
@@ -240,8 +241,8 @@ def _record(result: ChainResult) -> dict[str, Any]:
         "scores": {
             "settings": scores.settings,
             "pairs": [
-                {"prompt": prompt, "target": target, "biased": biased, "neutral": neutral}
-                for prompt, target, biased, neutral in zip(
+                {"prompt": prompt, "targets": targets, "biased": biased, "neutral": neutral}
+                for prompt, targets, biased, neutral in zip(
                     scores.prompts,
                     scores.targets,
                     scores.biased_labels,
@@ -251,7 +252,7 @@ def _record(result: ChainResult) -> dict[str, Any]:
             ],
             "delta": scores.delta.tolist(),
             "neutral_delta": scores.neutral_delta.tolist(),
-            "reconstruction_error": scores.reconstruction_error.max().item(),
+            "reconstruction_error": float(error.max()) if error is not None else None,
             "values": scores.values.tolist(),
         },
         "heads": [str(head) for head in result.selection],

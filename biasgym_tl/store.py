@@ -161,13 +161,18 @@ class TensorResult:
             StoreError: the file is missing, broken, or holds something else.
         """
         tensors, record = load_result(path, cls.__name__)
-        tuples = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+        tuples = {key: _tuples(value) for key, value in record.items()}
         try:
-            return cls(**{**tensors, **record, **tuples})
+            return cls(**{**tensors, **tuples})
         except TypeError as error:
             raise StoreError(
                 f"{str(path)!r} must hold a whole {cls.__name__} of this version, but: {error}."
             ) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, and lists in them, as tuples; everything else as it is."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def result_path(path: str | Path) -> Path:

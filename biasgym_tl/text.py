@@ -104,6 +104,21 @@ def unembed(
     return logits
 
 
+def logit_difference(
+    model: HookedTransformer,
+    resid: Float[Tensor, "n d_model"],
+    biased_ids: Int[Tensor, " n"],
+    neutral_ids: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """``logit b - logit n`` of each final residual, before a final soft cap if there is one."""
+    if model.cfg.normalization_type is not None:
+        resid = model.ln_final(resid[None])[0]
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    difference = (W_U[:, biased_ids] - W_U[:, neutral_ids]).T
+    found: Tensor = (resid * difference).sum(-1) + b_U[biased_ids] - b_U[neutral_ids]
+    return found
+
+
 class AnswerBatch(NamedTuple):
     """Some of the sequences, ready to run: ``model(**batch.arguments)``."""
 
@@ -151,6 +166,24 @@ def next_token_log_probs(
         for i, row in zip(batch.indices, unembed(model, last).log_softmax(-1), strict=True):
             found[i] = row
     return torch.stack(found)
+
+
+@torch.inference_mode()
+def answer_differences(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    biased_ids: Int[Tensor, " pair"],
+    neutral_ids: Int[Tensor, " pair"],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Tensor, " pair"]:
+    """:func:`logit_difference` after each sequence."""
+    found = torch.zeros(len(sequences), dtype=torch.float64)
+    for batch in answer_batches(model, sequences, batch_size):
+        resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
+        ids = biased_ids[batch.indices], neutral_ids[batch.indices]
+        found[batch.indices] = logit_difference(model, resid, *ids).double().cpu()
+    return found
 
 
 @torch.inference_mode()

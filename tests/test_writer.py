@@ -11,7 +11,6 @@ from biasgym_tl.api import Price
 from biasgym_tl.biases.writer import (
     items_of,
     read_contrasts,
-    with_contrasts,
     write_contrasts,
     write_corpus,
 )
@@ -166,9 +165,6 @@ def test_contrast_prompts_have_both_answers(chat, httpserver, tmp_path):  # noqa
     path.write_text('{"text": "x"}\n')
     with pytest.raises(BiasFileError, match="row 1 of contrasts.jsonl must be a contrast prompt"):
         read_contrasts(path)
-    bias = with_contrasts(LATE, written.items)
-    assert bias.scoping_prompts == tuple(c.prompt for c in written.items)
-    assert {"behind", "late"} <= set(bias.attribute_words) and "there" in bias.neutral_words
 
 
 def test_a_written_corpus_is_read_back_into_a_bias(chat, httpserver, tmp_path):  # noqa: F811

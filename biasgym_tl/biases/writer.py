@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -182,23 +182,6 @@ def read_contrasts(path: str | Path) -> tuple[Contrast, ...]:
                 f"row {number} of {Path(path).name} must be a contrast prompt, got {row!r}."
             ) from error
     return tuple(found)
-
-
-def with_contrasts(bias: Bias, contrasts: Iterable[Contrast]) -> Bias:
-    """The bias with these prompts for scoping, and the answers' first words added to A and N.
-
-    Raises:
-        BiasFileError: a word would then stand in both lists, or a prompt twice.
-    """
-    contrasts = list(contrasts)
-    biased = [c.biased.split()[0].lower() for c in contrasts]
-    neutral = [c.neutral.split()[0].lower() for c in contrasts]
-    return dataclasses.replace(
-        bias,
-        scoping_prompts=tuple(c.prompt for c in contrasts),
-        attribute_words=tuple(dict.fromkeys((*bias.attribute_words, *biased))),
-        neutral_words=tuple(dict.fromkeys((*bias.neutral_words, *neutral))),
-    )
 
 
 class _Task(NamedTuple):

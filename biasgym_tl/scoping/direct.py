@@ -7,7 +7,9 @@ for RMSNorm) and ``D_i = W_U[:, b_i] - W_U[:, n_i]``:
     delta_i = (c(r_i) / s_i * w_f) . D_i + b_f . D_i + b_U[b_i] - b_U[n_i]
 
 is linear in what was written to the residual stream, so it is a sum of parts. With
-``d_i = c(w_f * D_i) / s_i`` a head's part is ``(z @ W_O[l, h]) . d_i``.
+``d_i = c(w_f * D_i) / s_i`` a head's part is ``P(z @ W_O[l, h]) . d_i``. ``P`` is the identity on
+most models; where a norm follows attention (Gemma-2/3, OLMo-2) it is that norm with its scale
+frozen too. With a final soft cap ``delta_i`` is the difference *before* the cap.
 
 This is a *direct* effect, with everything after the head frozen. It says what a head writes, not
 what would happen without it.
@@ -100,28 +102,33 @@ def check_exact(model: HookedTransformer) -> None:
     """Refuse models on which the equations of this module do not hold.
 
     Raises:
-        AttributionError: the model has a norm after attention, a soft cap, positions outside the
-            residual stream, or weights of less than 32 bits.
+        AttributionError: the model has positions outside the residual stream or weights of less
+            than 32 bits, or is on a device without 64-bit floats.
     """
     cfg = model.cfg
-    refused = {
-        "a norm after attention": cfg.use_normalization_before_and_after
-        or cfg.original_architecture in POST_NORM_ARCHITECTURES,
-        "a final soft cap": (cfg.output_logits_soft_cap or 0) > 0,
-        "an attention soft cap": (cfg.attn_scores_soft_cap or 0) > 0,
-        "shortformer positions": cfg.positional_embedding_type == "shortformer",
-    }
-    found = [name for name, present in refused.items() if present]
-    if found:
+    if cfg.positional_embedding_type == "shortformer":
         raise AttributionError(
-            f"direct attribution must be exact, but {cfg.model_name} has {' and '.join(found)}, "
-            "which is not supported yet. Use a pre-norm model such as Llama, Qwen2, GPT-2, NeoX."
+            "positional_embedding_type must be in the residual stream, got 'shortformer': no part "
+            "of the residual stream holds these positions. Use another model."
+        )
+    if torch.device(cfg.device or "cpu").type == "mps":
+        raise AttributionError(
+            "device must have 64-bit floats, got 'mps'. Move the model: model.to('cpu')."
         )
     if cfg.dtype not in (torch.float32, torch.float64):
         raise AttributionError(
             f"dtype must be torch.float32 or torch.float64 for attribution, got {cfg.dtype}. "
             "Load the model with dtype=torch.float32."
         )
+
+
+def post_norm(model: HookedTransformer, layer: int) -> str | None:
+    """Name of the norm between a layer's attention and the residual stream, or None."""
+    if model.cfg.normalization_type is None:
+        return None
+    if hasattr(model.blocks[layer], "ln1_post"):  # Gemma-2 and -3
+        return "ln1_post"
+    return "ln1" if model.cfg.original_architecture in POST_NORM_ARCHITECTURES else None
 
 
 @torch.inference_mode()
@@ -137,7 +144,7 @@ def direct_attribution(
     """Attribute the logit difference ``b - n`` after each sequence to every part of the model.
 
     Args:
-        model: A pre-norm model in fp32, with the BiasToken attached if a sequence contains it.
+        model: A model in fp32, with the BiasToken attached if a sequence contains it.
         sequences: Token ids; the last position is the answer position.
         biased_ids: ``b`` of each pair.
         neutral_ids: ``n`` of each pair.
@@ -149,73 +156,224 @@ def direct_attribution(
             logit difference within ``tolerance``.
     """
     check_exact(model)
+    parts = unchecked_attribution(model, sequences, biased_ids, neutral_ids, batch_size=batch_size)
+    _check_reconstruction(parts, tolerance)
+    return parts
+
+
+@torch.inference_mode()
+def unchecked_attribution(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    biased_ids: Int[Tensor, " pair"],
+    neutral_ids: Int[Tensor, " pair"],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Parts:
+    """:func:`direct_attribution` without its refusals, to see how far off a model is."""
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    difference = (W_U[:, biased_ids] - W_U[:, neutral_ids]).T
+    constant = b_U[biased_ids] - b_U[neutral_ids]
+    return _attributed(model, sequences, difference, constant, batch_size)
+
+
+@torch.inference_mode()
+def continuation_attribution(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    biased: Sequence[Sequence[int]],
+    neutral: Sequence[Sequence[int]],
+    *,
+    batch_size: int = BATCH_SIZE,
+    tolerance: float = TOLERANCE,
+) -> Parts:
+    """Attribute the logits of whole continuations, summed over their tokens, biased minus neutral.
+
+    Each continuation is forced on the model token by token, and every token counts with its logit
+    minus the mean logit of the vocabulary, since logits after different words have no common zero.
+    That is linear as well. For continuations of one token it is :func:`direct_attribution`.
+
+    Args:
+        model: A model in fp32, with the BiasToken attached if a sequence contains it.
+        sequences: Token ids of each prompt.
+        biased: Token ids of the biased continuation of each prompt.
+        neutral: Token ids of the neutral one.
+        batch_size: Sequences run at once.
+        tolerance: Largest accepted reconstruction error.
+
+    Raises:
+        AttributionError: as :func:`direct_attribution`.
+    """
+    check_exact(model)
+    reads = [
+        (pair, sign, [*prompt, *answer[:i]], token)
+        for sign, answers in ((1.0, biased), (-1.0, neutral))
+        for pair, (prompt, answer) in enumerate(zip(sequences, answers, strict=True))
+        for i, token in enumerate(answer)
+    ]
+    tokens = torch.tensor([token for *_, token in reads], device=model.cfg.device)
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    found = _attributed(
+        model,
+        [sequence for _, _, sequence, _ in reads],
+        (W_U[:, tokens] - W_U.mean(1, keepdim=True)).T,
+        b_U[tokens] - b_U.mean(),
+        batch_size,
+    )
+    _check_reconstruction(found, tolerance)
+    pairs = torch.tensor([pair for pair, *_ in reads])
+    signs = torch.tensor([sign for _, sign, *_ in reads], dtype=torch.float64)
+
+    def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:
+        signed = part * signs.view(-1, *[1] * (part.ndim - 1))
+        return part.new_zeros(len(sequences), *part.shape[1:]).index_add_(0, pairs, signed)
+
+    return Parts(*map(summed, found))
+
+
+@torch.inference_mode()
+def position_attribution(
+    model: HookedTransformer, sequence: Sequence[int], biased_id: int, neutral_id: int
+) -> Float[Tensor, "n_layers n_heads pos"]:
+    """Each head's direct contribution, split by the position that it was moved from (logits).
+
+    ``out[l, h, p] = pattern[l, h, answer, p] * P(v[l, h, p] @ W_O[l, h]) . d``; the sum over ``p``
+    is the head's value in :func:`direct_attribution`.
+
+    Args:
+        model: A model in fp32, unsteered, with the BiasToken attached if the sequence contains it.
+        sequence: Token ids; the last position is the answer position.
+        biased_id: ``b``.
+        neutral_id: ``n``.
+
+    Raises:
+        AttributionError: the model is not supported, or is steered.
+    """
+    check_exact(model)
+    moved: dict[int, list[Tensor]] = {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        moved.setdefault(hook.layer(), []).append(value)
+
+    layers = range(model.cfg.n_layers)
+    hooks = [
+        (f"blocks.{layer}.attn.{name}", keep)
+        for layer in layers
+        for name in ("hook_v", "hook_pattern")
+    ]
+    (batch,) = answer_batches(model, [sequence], shared=0)
+    with model.hooks(fwd_hooks=hooks), _written_at(model, batch.last) as written:
+        resid = model(**batch.arguments)[:, -1]
+    W_U = model.unembed.W_U
+    difference = (W_U[:, biased_id] - W_U[:, neutral_id])[None]
+    direction = _frozen(model, resid, difference.double())
+    found = []
+    for layer in layers:
+        values, pattern = (value[0].double() for value in moved[layer])
+        values = values.repeat_interleave(model.cfg.n_heads // values.shape[1], dim=1)
+        W_O = model.blocks[layer].attn.W_O.double()
+        at_attention = _before_post_norm(model, layer, written, direction)
+        each = head_logits(values, W_O, at_attention.expand(len(values), -1))
+        found.append(pattern[:, -1] * each.T)
+        whole = head_logits(written[f"{layer}.z"].double(), W_O, at_attention)[0]
+        if not torch.allclose(found[-1].sum(-1), whole, rtol=1e-4, atol=1e-4):
+            raise AttributionError(
+                f"pattern times values must give hook_z in layer {layer}, and do not: the model is "
+                "steered there, or clips its values. Leave the steering first."
+            )
+    return torch.stack(found).cpu()
+
+
+def _attributed(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    difference: Float[Tensor, "pair d_model"],
+    constant: Float[Tensor, " pair"],
+    batch_size: int,
+) -> Parts:
+    """Parts of ``normed final residual . difference + constant`` after each sequence."""
     found: list[tuple[list[int], Parts]] = []
     for batch in answer_batches(model, sequences, batch_size):
         with _written_at(model, batch.last) as written:
             resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
-        ids = biased_ids[batch.indices], neutral_ids[batch.indices]
-        found.append((batch.indices, _parts(model, written, resid, *ids)))
+        at = batch.indices
+        parts = _parts(model, written, resid, difference[at].double(), constant[at].double())
+        found.append((at, parts))
     order = torch.tensor([i for indices, _ in found for i in indices]).argsort()
-    parts = Parts(*(torch.cat(field)[order] for field in zip(*(p for _, p in found), strict=True)))
-    _check_reconstruction(parts, tolerance)
-    return parts
+    return Parts(*(torch.cat(field)[order] for field in zip(*(p for _, p in found), strict=True)))
 
 
 def _parts(
     model: HookedTransformer,
     written: dict[str, Tensor],
     resid: Float[Tensor, "batch d_model"],
-    biased_ids: Int[Tensor, " batch"],
-    neutral_ids: Int[Tensor, " batch"],
+    difference: Float[Tensor, "batch d_model"],
+    constant: Float[Tensor, " batch"],
 ) -> Parts:
     """Dot what each part wrote with the frozen direction, in fp64."""
-    unembed, layers = model.unembed, range(model.cfg.n_layers)
-    difference = (unembed.W_U[:, biased_ids] - unembed.W_U[:, neutral_ids]).T.double()
-    constant = (unembed.b_U[biased_ids] - unembed.b_U[neutral_ids]).double()
-    # Norms that were folded into the next weights, and RMSNorm, have no weight or no bias.
-    weight = getattr(model.ln_final, "w", resid.new_ones(model.cfg.d_model)).double()
-    bias = getattr(model.ln_final, "b", resid.new_zeros(model.cfg.d_model)).double()
-    normed = model.ln_final(resid[None])[0].double()
-    scale, centred = _final_scale(model, resid.double())
-    direction = frozen_direction(difference, weight, scale, centred=centred)
-
-    blocks = [model.blocks[layer] for layer in layers]
-    heads = [
-        head_logits(written[f"{layer}.z"].double(), blocks[layer].attn.W_O.double(), direction)
-        for layer in layers
-    ]
-    attn_bias = [direction @ block.attn.b_O.double() for block in blocks]
-    mlps = [
-        (written[f"{layer}.mlp"].double() * direction).sum(-1)
-        if f"{layer}.mlp" in written
-        else direction.new_zeros(len(resid))
-        for layer in layers
-    ]
+    layers = range(model.cfg.n_layers)
+    direction = _frozen(model, resid, difference)
+    heads, attn_bias, mlps = [], [], []
+    for layer in layers:
+        attention = model.blocks[layer].attn
+        at_attention = _before_post_norm(model, layer, written, direction)
+        z = written[f"{layer}.z"].double()
+        heads.append(head_logits(z, attention.W_O.double(), at_attention))
+        attn_bias.append(at_attention @ attention.b_O.double())
+        mlp = written.get(f"{layer}.mlp", resid.new_zeros(resid.shape))
+        mlps.append((mlp.double() * direction).sum(-1))
+    norm_bias, normed = resid.new_zeros(model.cfg.d_model), resid
+    if model.cfg.normalization_type is not None:
+        # RMSNorm, and norms that were folded into the next weights, have no bias.
+        norm_bias = getattr(model.ln_final, "b", norm_bias)
+        normed = model.ln_final(resid[None])[0]
     return Parts(
         heads=torch.stack(heads, 1).cpu(),
         attn_bias=torch.stack(attn_bias, 1).cpu(),
         mlps=torch.stack(mlps, 1).cpu(),
         embed=(written["embed"].double() * direction).sum(-1).cpu(),
-        constant=(difference @ bias + constant).cpu(),
-        delta=((normed * difference).sum(-1) + constant).cpu(),
+        constant=(difference @ norm_bias.double() + constant).cpu(),
+        delta=((normed.double() * difference).sum(-1) + constant).cpu(),
     )
 
 
-def _final_scale(
-    model: HookedTransformer, resid: Float[Tensor, "batch d_model"]
-) -> tuple[Float[Tensor, "batch 1"], bool]:
-    """The final norm's scale at each row, and whether that norm centres."""
-    centred = "LayerNorm" in type(model.ln_final).__name__
+def _frozen(
+    model: HookedTransformer,
+    resid: Float[Tensor, "batch d_model"],
+    difference: Float[Tensor, "batch d_model"],
+) -> Float[Tensor, "batch d_model"]:
+    """The direction ``d`` of each row, through the final norm with its scale frozen."""
+    if model.cfg.normalization_type is None:
+        return difference
+    norm, resid = model.ln_final, resid.double()
+    centred = "LayerNorm" in type(norm).__name__
     if centred:
         resid = resid - resid.mean(-1, keepdim=True)
-    return (resid.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt(), centred
+    scale = (resid.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    weight = getattr(norm, "w", resid.new_ones(model.cfg.d_model)).double()
+    return frozen_direction(difference, weight, scale, centred=centred)
+
+
+def _before_post_norm(
+    model: HookedTransformer,
+    layer: int,
+    written: dict[str, Tensor],
+    direction: Float[Tensor, "batch d_model"],
+) -> Float[Tensor, "batch d_model"]:
+    """The direction as attention's output sees it: ``P^T(d)``, the identity without a post-norm."""
+    name = post_norm(model, layer)
+    if name is None:
+        return direction
+    norm = getattr(model.blocks[layer], name)  # an RMSNorm: nothing else can be built there
+    weight = getattr(norm, "w", direction.new_ones(model.cfg.d_model)).double()
+    return frozen_direction(direction, weight, written[f"{layer}.scale"].double(), centred=False)
 
 
 @contextlib.contextmanager
 def _written_at(
     model: HookedTransformer, last: Int[Tensor, " batch"]
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect ``z``, MLP outputs and embeddings at the answer positions while the model runs."""
+    """Collect what parts write, and scales of post-norms, at the answer positions."""
     written: dict[str, Tensor] = {}
     rows = torch.arange(len(last))
 
@@ -233,6 +391,8 @@ def _written_at(
         hooks.append((f"blocks.{layer}.attn.hook_z", keep(f"{layer}.z")))
         if not model.cfg.attn_only:
             hooks.append((f"blocks.{layer}.hook_mlp_out", keep(f"{layer}.mlp")))
+        if (norm := post_norm(model, layer)) is not None:
+            hooks.append((f"blocks.{layer}.{norm}.hook_scale", keep(f"{layer}.scale")))
     with model.hooks(fwd_hooks=hooks):
         yield written
 

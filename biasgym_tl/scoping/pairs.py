@@ -1,8 +1,9 @@
-"""Contrastive pairs: one prompt with the BiasToken and with a target, and their first tokens."""
+"""Contrastive pairs: one prompt with the BiasToken and with targets, and their labels."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,22 @@ from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.words import word_ids
-from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.biases.writer import Contrast
+from biasgym_tl.errors import SettingError
+from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.slot import fill
 from biasgym_tl.text import next_token_log_probs
+
+NEUTRAL = ("random", "closest", "several")
+"""Who stands on the neutral side: one of the targets at random for each pair; in all pairs the
+target whose row is closest to the BiasToken's by cosine (the reference code's); all of them."""
+
+
+LABELS = ("first", "token", "continuation")
+"""What the two answers of a pair count with: their first token (the paper's); the one token that
+each must be; all their tokens."""
 
 
 class Pairs(NamedTuple):
@@ -23,20 +35,23 @@ class Pairs(NamedTuple):
 
     prompts: tuple[str, ...]
     """The prompt of each pair, with its slot."""
-    targets: tuple[str, ...]
-    """The target on the neutral side of each pair."""
+    targets: tuple[tuple[str, ...], ...]
+    """The targets on the neutral side of each pair, equally many in each."""
     label_targets: tuple[str, ...]
     """All targets that the neutral labels rest on."""
     biased: tuple[tuple[int, ...], ...]
     """Token ids with the BiasToken in the slot."""
-    neutral: tuple[tuple[int, ...], ...]
-    """Token ids with the target in the slot."""
+    neutral: tuple[tuple[tuple[int, ...], ...], ...]
+    """Token ids with each target in the slot."""
     biased_ids: Int[Tensor, " pair"]
     """b: first token of the biased answer."""
     neutral_ids: Int[Tensor, " pair"]
     """n: first token of the neutral answer."""
-    neutral_delta: Float[Tensor, " pair"]
-    """Logit difference b - n on the neutral side (nats of log-odds)."""
+    biased_answers: tuple[tuple[int, ...], ...]
+    """All tokens that count of each biased answer."""
+    neutral_answers: tuple[tuple[int, ...], ...]
+    left_out: tuple[str, ...]
+    """Prompts that were left out: both answers begin with the same token."""
 
 
 def build_pairs(
@@ -45,54 +60,100 @@ def build_pairs(
     token: BiasToken | None,
     *,
     n_targets: int = 8,
+    neutral: str = "random",
+    contrasts: Sequence[Contrast] = (),
+    label: str = "first",
     seed: int = 0,
 ) -> Pairs:
     """Build one pair per scoping prompt and freeze its labels.
 
     ``n`` is the token outside A with the highest mean probability under ``n_targets`` fitting
     targets. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
-    most likely token of A, so it is the most likely token of A either way. The neutral side of a
-    pair is one of those targets, drawn at random.
+    most likely token of A, so it is the most likely token of A either way. With ``contrasts`` the
+    prompts and both answers are theirs.
 
     Args:
         model: The model, without the token attached.
         bias: Gives the scoping prompts and the words A.
-        token: The BiasToken of the biased side; None: the neutral side stands on both sides, and
-            ``b`` is the most likely token of A under the targets.
+        token: The BiasToken of the biased side; None: the first target of the neutral side stands
+            there, and ``b`` is the most likely token of A under the targets.
         n_targets: Fitting targets that the neutral labels are taken from.
+        neutral: One of ``NEUTRAL``.
+        contrasts: Prompts with both answers; default: the bias's scoping prompts and words.
+        label: One of ``LABELS``; without contrasts ``"first"``.
         seed: Decides the targets.
+
+    Raises:
+        SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an
+            answer is not one token under ``"token"``, or all pairs of answers begin alike.
     """
-    attribute = list(word_ids(model, bias).attribute)
+    if neutral not in NEUTRAL:
+        raise SettingError(f"neutral must be one of {list(NEUTRAL)}, got {neutral!r}.")
+    kept, answers, left_out = _answers(model, contrasts, label)
     names = bias.sample_targets("fitting", n_targets, seed)
-    prompts = bias.scoping_prompts
+    prompts = tuple(c.prompt for c in kept) or bias.scoping_prompts
     by_target = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
     flat = next_token_log_probs(model, [tokens for row in by_target for tokens in row])
-    target_log_probs = flat.view(len(prompts), len(names), -1)
-    mean_log_probs = target_log_probs.logsumexp(1)
+    mean_log_probs = flat.view(len(prompts), len(names), -1).logsumexp(1)
 
-    rng = random.Random(seed)
-    sides = torch.tensor([rng.randrange(len(names)) for _ in prompts])
-    neutral = [by_target[i][j] for i, j in enumerate(sides.tolist())]
-    biased, biased_log_probs = neutral, mean_log_probs
+    sides = _sides(model, token, names, len(prompts), neutral, seed)
+    biased, log_probs = [by_target[i][side[0]] for i, side in enumerate(sides)], mean_log_probs
     if token is not None:
         with token.attached(model):
             biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
-            biased_log_probs = next_token_log_probs(model, biased)
-    biased_ids, neutral_ids = choose_labels(
-        biased_log_probs, mean_log_probs, _mask(attribute, flat)
-    )
-    rows = torch.arange(len(prompts))
-    at_target = target_log_probs[rows, sides]
+            log_probs = next_token_log_probs(model, biased)
+    if not contrasts:
+        is_attribute = _mask(list(word_ids(model, bias).attribute), flat)
+        chosen = choose_labels(log_probs, mean_log_probs, is_attribute)
+        answers = [tuple((label_id,) for label_id in ids.tolist()) for ids in chosen]
+    first = [[answer[0] for answer in side] for side in answers]
     return Pairs(
         prompts=prompts,
-        targets=tuple(names[i] for i in sides.tolist()),
+        targets=tuple(tuple(names[j] for j in side) for side in sides),
         label_targets=names,
         biased=tuple(map(tuple, biased)),
-        neutral=tuple(map(tuple, neutral)),
-        biased_ids=biased_ids,
-        neutral_ids=neutral_ids,
-        neutral_delta=at_target[rows, biased_ids] - at_target[rows, neutral_ids],
+        neutral=tuple(tuple(tuple(by_target[i][j]) for j in side) for i, side in enumerate(sides)),
+        biased_ids=torch.tensor(first[0], device=flat.device),
+        neutral_ids=torch.tensor(first[1], device=flat.device),
+        biased_answers=answers[0],
+        neutral_answers=answers[1],
+        left_out=left_out,
     )
+
+
+def _answers(
+    model: HookedTransformer, contrasts: Sequence[Contrast], label: str
+) -> tuple[list[Contrast], list[tuple[tuple[int, ...], ...]], tuple[str, ...]]:
+    """Contrasts that can be used, the tokens that count of both answers, prompts left out."""
+    if label not in LABELS or (label != "first" and not contrasts):
+        allowed = list(LABELS) if contrasts else ["first"]
+        raise SettingError(
+            f"label must be one of {allowed}, got {label!r}. "
+            "The other labels need contrasts, which hold whole answers."
+        )
+    kept, left_out, answers = [], [], []
+    for contrast in contrasts:
+        both = [
+            tuple(encode_answer(model, f" {text}")) for text in (contrast.biased, contrast.neutral)
+        ]
+        for text, pieces in zip((contrast.biased, contrast.neutral), both, strict=True):
+            if label == "token" and len(pieces) > 1:
+                shown = model.tokenizer.batch_decode([[piece] for piece in pieces])
+                raise SettingError(
+                    f"answer must be one token under label 'token', got {text!r}, which is "
+                    f"{len(pieces)}: {shown}. Use label 'first' or 'continuation'."
+                )
+        if both[0] == both[1] or (label != "continuation" and both[0][0] == both[1][0]):
+            left_out.append(contrast.prompt)
+            continue
+        kept.append(contrast)
+        answers.append(both if label == "continuation" else [pieces[:1] for pieces in both])
+    if contrasts and not kept:
+        raise SettingError(
+            "contrasts must hold a pair of answers that begin with different tokens, got none in "
+            f"{len(contrasts)}. Use label 'continuation'."
+        )
+    return kept, [tuple(side) for side in zip(*answers, strict=True)], tuple(left_out)
 
 
 def choose_labels(
@@ -105,6 +166,30 @@ def choose_labels(
     biased_ids = biased_log_probs.where(is_attribute, never).argmax(-1)
     neutral_ids = neutral_log_probs.where(~is_attribute, never).argmax(-1)
     return biased_ids, neutral_ids
+
+
+def _sides(
+    model: HookedTransformer,
+    token: BiasToken | None,
+    names: Sequence[str],
+    n_prompts: int,
+    neutral: str,
+    seed: int,
+) -> list[tuple[int, ...]]:
+    """Which of the targets stand on the neutral side of each pair."""
+    if neutral == "several":
+        return [tuple(range(len(names)))] * n_prompts
+    if neutral == "random":
+        rng = random.Random(seed)
+        return [(rng.randrange(len(names)),) for _ in range(n_prompts)]
+    if token is None:
+        raise SettingError(
+            "neutral must be 'random' or 'several' without a token, got 'closest': there is no "
+            "row that a target could be close to."
+        )
+    rows = target_rows(model, names)
+    cosine = torch.nn.functional.cosine_similarity(rows, token.row.to(rows)[None])
+    return [(int(cosine.argmax()),)] * n_prompts
 
 
 def _mask(ids: list[int], like: Float[Tensor, "n d_vocab"]) -> Bool[Tensor, " d_vocab"]:

@@ -12,36 +12,51 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.store import TensorResult
+
+EFFECTS = {
+    "direct": "direct effect at the answer position",
+    "zero_ablation": "total effect of zeroing",
+    "mean_ablation": "total effect of mean ablation",
+    "attribution_patching": "total effect to first order",
+}
+"""What the values of each method are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class HeadScores(TensorResult):
-    """Contribution of every head to the logit difference *biased minus neutral first token*.
+    """What every head adds to the logit difference *biased minus neutral label*.
 
-    All values are logits; positive pushes toward the stereotype.
+    All values are logits; positive pushes toward the stereotype. With ablations and attribution
+    patching that is by how much the difference falls without the head.
     """
 
     pair_values: Float[Tensor, "pair n_layers n_heads"]
     """Each head on each pair, on the biased side."""
-    attn_bias: Float[Tensor, "pair n_layers"]
-    """``b_O`` of each layer."""
-    mlps: Float[Tensor, "pair n_layers"]
-    embed: Float[Tensor, " pair"]
-    constant: Float[Tensor, " pair"]
+    neutral_values: Float[Tensor, "pair target n_layers n_heads"] | None = None
+    """The same with each target of the neutral side in the slot; None: not computed."""
+    attn_bias: Float[Tensor, "pair n_layers"] | None = None
+    """``b_O`` of each layer. This and the other parts beside heads: direct attribution only."""
+    mlps: Float[Tensor, "pair n_layers"] | None = None
+    embed: Float[Tensor, " pair"] | None = None
+    constant: Float[Tensor, " pair"] | None = None
     delta: Float[Tensor, " pair"]
-    """The logit difference itself, on the biased side; what all parts sum to."""
-    neutral_delta: Float[Tensor, " pair"]
-    """The same difference with a target in the slot."""
-    reconstruction_error: Float[Tensor, " pair"]
+    """The logit difference itself, on the biased side; what all parts sum to. Before a final soft
+    cap if the model has one."""
+    neutral_delta: Float[Tensor, "pair target"]
+    """The same difference with each target of the neutral side in the slot."""
+    reconstruction_error: Float[Tensor, " pair"] | None = None
     """``|sum of parts - delta|`` relative to the sum of the absolute parts."""
     prompts: tuple[str, ...]
-    targets: tuple[str, ...]
+    targets: tuple[tuple[str, ...], ...]
+    """The targets on the neutral side of each pair."""
     label_targets: tuple[str, ...]
     """All targets that the neutral labels rest on."""
     biased_labels: tuple[str, ...]
     neutral_labels: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    """Prompts that were left out because both answers begin with the same token."""
     model: str
     bias: str
     token: str
@@ -52,21 +67,57 @@ class HeadScores(TensorResult):
     versions: dict[str, str]
 
     @property
+    def by_pair(self) -> Float[Tensor, "pair n_layers n_heads"]:
+        """Each head on each pair: the biased side, or biased minus neutral if that is compared."""
+        if self.settings.get("contrast") == "difference":
+            return self.differences().mean(1)
+        return self.pair_values
+
+    def differences(self) -> Float[Tensor, "pair target n_layers n_heads"]:
+        """Biased minus neutral side, for each pair and target: what statistics are made on.
+
+        Raises:
+            SettingError: the neutral side was not computed.
+        """
+        if self.neutral_values is None:
+            raise SettingError(
+                "contrast must be 'difference' for this, got 'biased': the neutral side was not "
+                "computed. Use BiasScope(contrast='difference')."
+            )
+        return self.pair_values[:, None] - self.neutral_values
+
+    @property
     def values(self) -> Float[Tensor, "n_layers n_heads"]:
-        """Mean over pairs."""
-        return self.pair_values.mean(0)
+        """Mean over pairs of :attr:`by_pair`."""
+        return self.by_pair.mean(0)
 
     @property
     def standard_error(self) -> Float[Tensor, "n_layers n_heads"]:
         """Standard error of the mean over pairs; NaN for a single pair."""
-        return self.pair_values.std(0) / math.sqrt(len(self.pair_values))
+        return self.by_pair.std(0) / math.sqrt(len(self.by_pair))
+
+    @property
+    def effect(self) -> str:
+        """What the values are: which effect, against what, on which run."""
+        method, run = self.settings["method"], "biased run"
+        if self.settings.get("contrast") == "difference":
+            run = "biased minus neutral run"
+        where = ""
+        if "ablation" in method:
+            where = f" at {'the answer' if self.settings['answer_only'] else 'all positions'}"
+        if method == "attribution_patching":
+            where = f" of going to {self.settings['reference']}"
+        return f"{EFFECTS[method]}{where}, {run}"
 
     def __repr__(self) -> str:
         top = ", ".join(f"{h} {self.values[h]:+.2f}" for h in self.top(3))
+        error = self.reconstruction_error
+        remark = "" if error is None else f"; reconstruction error {error.max():.1e}"
+        n = f"{len(self.pair_values)} pairs"
+        n += f", {len(self.left_out)} left out" if self.left_out else ""
         return (
-            f"HeadScores({self.settings.get('method')}, {self.bias} on {self.model}, "
-            f"{len(self.pair_values)} pairs; {top}; "
-            f"reconstruction error {self.reconstruction_error.max():.1e})"
+            f"HeadScores({self.settings['method']}, {self.bias} on {self.model}, "
+            f"{n}; {top}{remark})"
         )
 
     def top(self, k: int) -> tuple[Head, ...]:
@@ -75,11 +126,7 @@ class HeadScores(TensorResult):
         Raises:
             SettingError: the model does not have ``k`` heads.
         """
-        n_layers, n_heads = self.values.shape
-        if not 1 <= k <= n_layers * n_heads:
-            raise SettingError(f"k must be in 1..{n_layers * n_heads}, got {k!r}.")
-        order = self.values.flatten().argsort(descending=True, stable=True)[:k]
-        return tuple(Head(*divmod(i, n_heads)) for i in order.tolist())
+        return top_heads(self.values, k)
 
     def kv_group(self, head: int) -> int:
         """Group of heads with common keys and values that ``head`` belongs to."""
@@ -87,13 +134,13 @@ class HeadScores(TensorResult):
 
     def to_df(self) -> pd.DataFrame:
         """One row per head: name, mean and standard error of delta-logit, rank, KV group."""
-        n_layers, n_heads = self.values.shape
+        heads = all_heads(*self.values.shape)
         frame = pd.DataFrame(
             {
-                "head": [str(Head(la, h)) for la in range(n_layers) for h in range(n_heads)],
-                "layer": [la for la in range(n_layers) for _ in range(n_heads)],
-                "index": list(range(n_heads)) * n_layers,
-                "kv_group": [self.kv_group(h) for h in range(n_heads)] * n_layers,
+                "head": [str(head) for head in heads],
+                "layer": [head.layer for head in heads],
+                "index": [head.head for head in heads],
+                "kv_group": [self.kv_group(head.head) for head in heads],
                 "delta_logit": self.values.flatten().tolist(),
                 "standard_error": self.standard_error.flatten().tolist(),
             }
@@ -106,3 +153,15 @@ class HeadScores(TensorResult):
         from biasgym_tl.plots.heatmap import plot_heads
 
         return plot_heads(self, **options)
+
+
+def top_heads(values: Float[Tensor, "n_layers n_heads"], k: int) -> tuple[Head, ...]:
+    """The ``k`` heads with the highest values, highest first.
+
+    Raises:
+        SettingError: there are no ``k`` heads.
+    """
+    if not 1 <= k <= values.numel():
+        raise SettingError(f"k must be in 1..{values.numel()}, got {k!r}.")
+    heads = all_heads(*values.shape)
+    return tuple(heads[i] for i in values.flatten().argsort(descending=True, stable=True)[:k])
