@@ -139,6 +139,8 @@ class FlipTest(NamedTuple):
     """Mean divided by its standard error over prompts and countries."""
     p: Float[Tensor, "*unit"]
     """Adjusted for all units together: the chance that *any* reaches this without an effect."""
+    p_alone: Float[Tensor, "*unit"]
+    """Of each unit by itself, for :func:`benjamini_hochberg`."""
 
 
 def prompt_flip_test(
@@ -165,13 +167,16 @@ def prompt_flip_test(
     statistic = _t(matrices)
     prompts, countries, residual = _effects(matrices)
     generator = torch.Generator().manual_seed(seed)
-    reached = torch.ones_like(statistic)
+    reached, reached_alone = torch.ones_like(statistic), torch.ones_like(statistic)
     for _ in range(n_flips):
         s = torch.randint(2, (n_prompts, 1), generator=generator) * 2.0 - 1
         t = torch.randint(2, (1, n_countries), generator=generator) * 2.0 - 1
         flipped = s * prompts + t * countries + s * t * residual
-        reached += _t(flipped).abs().max() >= statistic.abs()
-    return FlipTest(statistic.reshape(unit), (reached / (n_flips + 1)).reshape(unit))
+        found = _t(flipped).abs()
+        reached += found.max() >= statistic.abs()
+        reached_alone += found >= statistic.abs()
+    n = n_flips + 1
+    return FlipTest(*(x.reshape(unit) for x in (statistic, reached / n, reached_alone / n)))
 
 
 def benjamini_hochberg(p: Float[Tensor, "*unit"]) -> Float[Tensor, "*unit"]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from biasgym_tl.biases.countries import Country, load_countries
 
+FACT_REQUEST = "Please state a fact about a country."
+"""The user's turn before the beginning of a fact."""
+
 
 class Fact(NamedTuple):
     """A question with four candidate answers, the right one first."""

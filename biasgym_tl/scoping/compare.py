@@ -1,0 +1,183 @@
+"""Do maps of heads agree, and could they: rank correlation, overlap, reliability."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.stats import Interval
+
+Maps = Float[Tensor, "split head"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison:
+    """Agreement of several maps over the same heads, model and prompts."""
+
+    names: tuple[str, ...]
+    effects: tuple[str, ...]
+    """What each map's values are: direct or total effect, against what, on which run."""
+    maps: Float[Tensor, "map n_layers n_heads"]
+    k: int
+    rank_correlation: dict[tuple[str, str], Interval]
+    """Spearman's, over heads, for each pair of names."""
+    overlap: dict[tuple[str, str], Interval]
+    """Share of the top k heads that two maps have in common."""
+    reliability: dict[str, float]
+    """Rank correlation that each map would have with itself on as many other prompts: of two halves
+    of the prompts, stepped up to all (Spearman-Brown). A low value says that the map is mostly
+    noise. It is no ceiling for the agreement, since the maps share their prompts."""
+    settings: dict[str, Any]
+
+    def to_df(self) -> pd.DataFrame:
+        """One row per pair of maps: both statistics with their 95% intervals, and reliabilities."""
+        rows = []
+        for first, second in self.rank_correlation:
+            row: dict[str, Any] = {"first": first, "second": second}
+            for name, found in (
+                ("rank_correlation", self.rank_correlation),
+                (f"overlap_top_{self.k}", self.overlap),
+            ):
+                estimate, low, high = found[first, second]
+                row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
+            for which, name in (("first", first), ("second", second)):
+                row[f"reliability_{which}"] = self.reliability[name]
+                row[f"effect_{which}"] = self.effects[self.names.index(name)]
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self, **options: Any) -> go.Figure:
+        """Scatter of one map against another; options as in ``plots.agreement.plot_agreement``."""
+        from biasgym_tl.plots.agreement import plot_agreement
+
+        return plot_agreement(self, **options)
+
+    def __repr__(self) -> str:
+        lines = [f"  {a} / {b}: {r}" for (a, b), r in self.rank_correlation.items()]
+        own = ", ".join(f"{name} {value:.2f}" for name, value in self.reliability.items())
+        return "\n".join(["Comparison (rank correlation)", *lines, f"  reliability: {own}"])
+
+
+def compare(
+    scores: Sequence[HeadScores],
+    *,
+    names: Sequence[str] | None = None,
+    k: int = 10,
+    n_splits: int = 200,
+    seed: int = 0,
+) -> Comparison:
+    """Compare maps that were made on the same pairs of the same model.
+
+    Intervals (95%) are over prompts: the statistic is computed on many random halves of them, whose
+    spread is that of the whole (a subsample of half the size varies by as much as it differs).
+
+    Args:
+        scores: Two or more maps.
+        names: Of the maps; default: their methods.
+        k: For the overlap of top heads.
+        n_splits: Random splits into halves.
+        seed: The same seed, the same result.
+
+    Raises:
+        SettingError: there are fewer than two maps or four prompts, names are not distinct, or the
+            maps rest on different prompts, labels or models.
+    """
+    names = tuple(names) if names else tuple(str(s.settings["method"]) for s in scores)
+    _check(scores, names)
+    n_pairs, n_layers, n_heads = scores[0].by_pair.shape
+    if not 1 <= k <= n_layers * n_heads:
+        raise SettingError(f"k must be in 1..{n_layers * n_heads}, got {k!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    halves = torch.stack(
+        [torch.randperm(n_pairs, generator=generator)[: n_pairs // 2] for _ in range(n_splits)]
+    )
+    first = torch.zeros(n_splits, n_pairs, dtype=torch.float64).scatter_(1, halves, 1.0)
+    second = 1 - first
+    whole, first_half, second_half = {}, {}, {}
+    for name, found in zip(names, scores, strict=True):
+        by_pair = found.by_pair.flatten(1).double()
+        whole[name] = by_pair.mean(0)[None]
+        first_half[name] = first @ by_pair / first.sum(1, keepdim=True)
+        second_half[name] = second @ by_pair / second.sum(1, keepdim=True)
+    of_whole = math.sqrt((n_pairs // 2) / (n_pairs - n_pairs // 2))
+
+    def interval(statistic: Callable[[Maps, Maps], Tensor], a: str, b: str, least: float) -> Any:
+        estimate = statistic(whole[a], whole[b]).item()
+        half = 1.96 * of_whole * statistic(first_half[a], first_half[b]).std().item()
+        return Interval(estimate, max(estimate - half, least), min(estimate + half, 1.0))
+
+    def overlap(a: Maps, b: Maps) -> Float[Tensor, " split"]:
+        return top_overlap(a, b, k)
+
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return Comparison(
+        names=names,
+        effects=tuple(found.effect for found in scores),
+        maps=torch.stack([found.values.double() for found in scores]),
+        k=k,
+        rank_correlation={pair: interval(rank_correlation, *pair, least=-1.0) for pair in pairs},
+        overlap={pair: interval(overlap, *pair, least=0.0) for pair in pairs},
+        reliability={
+            name: stepped_up(rank_correlation(first_half[name], second_half[name]).mean().item())
+            for name in names
+        },
+        settings={"n_splits": n_splits, "seed": seed, "n_prompts": n_pairs},
+    )
+
+
+def rank_correlation(a: Maps, b: Maps) -> Float[Tensor, " split"]:
+    """Spearman's rank correlation over heads, row by row."""
+    x, y = (torch.from_numpy(rankdata(m.numpy(), axis=-1)) for m in (a, b))
+    x, y = (ranks - ranks.mean(-1, keepdim=True) for ranks in (x, y))
+    found: Tensor = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    return found
+
+
+def top_overlap(a: Maps, b: Maps, k: int) -> Float[Tensor, " split"]:
+    """Share of the ``k`` highest heads that both have, row by row."""
+    tops = [torch.zeros_like(m).scatter_(-1, m.topk(k).indices, 1.0) for m in (a, b)]
+    return (tops[0] * tops[1]).sum(-1) / k
+
+
+def stepped_up(r: float) -> float:
+    """Correlation of means over twice as many items, from that of halves (Spearman-Brown)."""
+    return 2 * r / (1 + r) if r > 0 else r
+
+
+def check_same(scores: Sequence[HeadScores], fields: Sequence[str]) -> None:
+    """Refuse scores that differ in one of these fields.
+
+    Raises:
+        SettingError: the message names the field and what was found.
+    """
+    for field in fields:
+        found = {str(getattr(s, field, None) or s.settings.get(field)) for s in scores}
+        if len(found) > 1:
+            shown = [text if len(text) < 60 else f"{text[:57]}..." for text in sorted(found)]
+            raise SettingError(
+                f"{field} of all scores must be the same, got {shown}. Attribute them alike."
+            )
+
+
+def _check(scores: Sequence[HeadScores], names: tuple[str, ...]) -> None:
+    if len(scores) < 2 or len(names) != len(scores) or len(set(names)) != len(names):
+        raise SettingError(
+            f"scores must be two or more, each with a name of its own, got {len(scores)} named "
+            f"{list(names)}. Pass names=..."
+        )
+    check_same(scores, ("model", "prompts", "biased_labels", "neutral_labels"))
+    if len(scores[0].prompts) < 4:
+        raise SettingError(
+            f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
+        )
