@@ -1,75 +1,217 @@
-"""Layer-by-head heatmap of delta-logit."""
+"""Layer-by-head heatmaps of delta-logit: one, several side by side, or one with a slider."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 
 import plotly.graph_objects as go
+from jaxtyping import Float
+from plotly.subplots import make_subplots
+from torch import Tensor
 
-from biasgym_tl.heads import Head
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.plots.figure import styled
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.seeds import SeedOverlap
+from biasgym_tl.scoping.significance import Significance
+
+SIGNIFICANT = 0.05
 
 
-def plot_heads(scores: HeadScores, *, title: str | None = None, mark_top: int = 0) -> go.Figure:
+def plot_heads(
+    scores: HeadScores,
+    *,
+    title: str | None = None,
+    mark_top: int = 0,
+    significance: Significance | None = None,
+    seeds: SeedOverlap | None = None,
+    damage: Float[Tensor, "n_layers n_heads"] | None = None,
+    mlps: bool = False,
+) -> go.Figure:
     """Heatmap of mean delta-logit: x = head, y = layer, red pushes toward the stereotype.
 
-    The colours are centred at 0, so white is "no direct contribution".
+    The colours are centred at 0, so white is no effect.
 
     Args:
         scores: What to show.
         title: Default: what the scores are, with the model and the number of pairs.
-        mark_top: Ring this many of the strongest heads.
+        mark_top: Frame this many of the strongest heads.
+        significance: Dot the heads with q at most 0.05, and show interval and q on hover.
+        seeds: Show on hover how many seeds nominate a head.
+        damage: Rise of the loss on neutral text without each head (nats per token), for the hover.
+        mlps: Add a column with each layer's MLP (direct attribution of the biased run only).
+
+    Raises:
+        SettingError: ``mlps`` is asked for and the scores hold none on the same run.
     """
-    values, errors = scores.values, scores.standard_error
-    n_layers, n_heads = values.shape
-    limit = values.abs().max().item()
-    hover = [
-        [
-            f"<b>{Head(layer, head)}</b><br>delta-logit {values[layer, head]:+.3f} "
-            f"± {errors[layer, head]:.3f} (s.e., {len(scores.prompts)} pairs)"
-            f"<br>KV group {scores.kv_group(head)}"
-            for head in range(n_heads)
-        ]
-        for layer in range(n_layers)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values.tolist(),
-            x=[f"H{head}" for head in range(n_heads)],
-            y=list(range(n_layers)),
-            colorscale="RdBu",
-            reversescale=True,
-            zmid=0,
-            zmin=-limit,
-            zmax=limit,
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
-            colorbar={"title": {"text": "delta-logit<br>(+ toward<br>stereotype)"}},
+    if mlps and (scores.mlps is None or scores.settings["contrast"] != "biased"):
+        raise SettingError(
+            f"mlps must be False for the method {scores.settings['method']!r} with the contrast "
+            f"{scores.settings['contrast']!r}, got True: MLPs are scored by direct attribution, on "
+            "the biased run."
         )
-    )
+    figure = go.Figure(_trace(scores, _limit(scores, mlps), significance, seeds, damage, mlps))
+    if significance is not None:
+        marks = significance.heads(SIGNIFICANT)
+        figure.add_trace(_marks(marks, {"symbol": "circle", "size": 5, "color": "black"}))
     if mark_top:
-        top = scores.top(mark_top)
-        figure.add_trace(
-            go.Scatter(
-                x=[f"H{head.head}" for head in top],
-                y=[head.layer for head in top],
-                mode="markers",
-                marker={"symbol": "square-open", "size": 15, "color": "black"},
-                hoverinfo="skip",
-                showlegend=False,
+        frame = {"symbol": "square-open", "size": 15, "color": "black"}
+        figure.add_trace(_marks(scores.top(mark_top), frame))
+    _axes(figure, len(scores.values))
+    ringed = f", top {mark_top} framed" if mark_top else ""
+    dotted = f", dots: q ≤ {SIGNIFICANT}" if significance is not None else ""
+    return _styled(figure, scores, title or _title(scores, ringed + dotted))
+
+
+def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.Figure:
+    """Heatmaps side by side, each with its own range of colours: effects differ in size.
+
+    Args:
+        scores: Maps of one model, by name.
+        mark_top: Frame this many of the strongest heads of each.
+    """
+    figure = make_subplots(
+        1, len(scores), shared_yaxes=True, subplot_titles=[escape(name) for name in scores]
+    )
+    for column, found in enumerate(scores.values(), start=1):
+        trace = _trace(found, _limit(found)).update(showscale=False)
+        figure.add_trace(trace, row=1, col=column)
+        if mark_top:
+            frame = {"symbol": "square-open", "size": 12, "color": "black"}
+            figure.add_trace(_marks(found.top(mark_top), frame), row=1, col=column)
+    first = next(iter(scores.values()))
+    _axes(figure, len(first.values))
+    figure.update_yaxes(title="", col=None).update_yaxes(title="layer", col=1)
+    title = (
+        f'What each method says of "{escape(first.bias)}"<br><sup>{escape(first.model)}, '
+        f"{len(first.prompts)} pairs; colours of each map by its own largest value</sup>"
+    )
+    return _styled(figure, first, title).update_layout(width=80 + 260 * len(scores))
+
+
+def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.Figure:
+    """One heatmap and a slider over seeds or epochs; the range of colours stays the same.
+
+    Args:
+        scores: Maps of one model, by what the slider shows.
+        what: What the slider goes over.
+    """
+    first, limit = next(iter(scores.values())), max(map(_limit, scores.values()))
+    figure = go.Figure(
+        [_trace(found, limit).update(visible=i == 0) for i, found in enumerate(scores.values())]
+    )
+    steps = [
+        {
+            "label": escape(name),
+            "method": "update",
+            "args": [{"visible": [i == at for i in range(len(scores))]}],
+        }
+        for at, name in enumerate(scores)
+    ]
+    _axes(figure, len(first.values))
+    figure.update_layout(
+        sliders=[{"steps": steps, "currentvalue": {"prefix": f"{escape(what)} "}, "pad": {"t": 50}}]
+    )
+    return _styled(figure, first, _title(first, f", by {escape(what)}"))
+
+
+def _trace(
+    scores: HeadScores,
+    limit: float,
+    significance: Significance | None = None,
+    seeds: SeedOverlap | None = None,
+    damage: Float[Tensor, "n_layers n_heads"] | None = None,
+    mlps: bool = False,
+) -> go.Heatmap:
+    values = scores.values
+    n_layers, n_heads = values.shape
+    z: list[list[float | None]] = values.tolist()
+    hover = _hover(scores, significance, seeds, damage)
+    text = [hover[layer * n_heads : (layer + 1) * n_heads] for layer in range(n_layers)]
+    x = [f"H{head}" for head in range(n_heads)]
+    if mlps and scores.mlps is not None:
+        x += ["", "MLP"]
+        for layer, value in enumerate(scores.mlps.mean(0).tolist()):
+            z[layer] += [None, value]
+            text[layer] += ["", f"<b>MLP of layer {layer}</b><br>delta-logit {value:+.3f}"]
+    return go.Heatmap(
+        z=z,
+        x=x,
+        y=list(range(n_layers)),
+        colorscale="RdBu",
+        reversescale=True,
+        zmid=0,
+        zmin=-limit,
+        zmax=limit,
+        text=text,
+        hovertemplate="%{text}<extra></extra>",
+        colorbar={"title": {"text": "delta-logit<br>(+ toward<br>stereotype)"}},
+    )
+
+
+def _hover(
+    scores: HeadScores,
+    significance: Significance | None,
+    seeds: SeedOverlap | None,
+    damage: Float[Tensor, "n_layers n_heads"] | None,
+) -> list[str]:
+    """What is shown of each head, in the order of ``all_heads``."""
+    values, errors, n_pairs = scores.values, scores.standard_error, len(scores.prompts)
+    nominated = None if seeds is None else seeds.seeds_of()
+    texts = []
+    for head in all_heads(*values.shape):
+        lines = [
+            f"<b>{head}</b>",
+            f"delta-logit {values[head]:+.3f} ± {errors[head]:.3f} (s.e., {n_pairs} pairs)",
+        ]
+        if significance is not None:
+            mean, low, high, q = (
+                getattr(significance, name)[head] for name in ("mean", "low", "high", "q")
             )
-        )
+            lines.append(f"biased minus neutral run {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+            lines.append(f"q = {q:.3f}")
+        if seeds is not None and nominated is not None:
+            lines.append(f"in the top {seeds.k_per_seed} of {nominated[head]}/{len(seeds.maps)}")
+        if damage is not None:
+            lines.append(f"loss on neutral text {damage[head]:+.4f} nats per token without it")
+        texts.append("<br>".join([*lines, f"KV group {scores.kv_group(head.head)}"]))
+    return texts
+
+
+def _marks(heads: tuple[Head, ...], marker: dict[str, object]) -> go.Scatter:
+    return go.Scatter(
+        x=[f"H{head.head}" for head in heads],
+        y=[head.layer for head in heads],
+        mode="markers",
+        marker=marker,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _limit(scores: HeadScores, mlps: bool = False) -> float:
+    largest: float = scores.values.abs().max().item()
+    if mlps and scores.mlps is not None:
+        largest = max(largest, scores.mlps.mean(0).abs().max().item())
+    return largest
+
+
+def _axes(figure: go.Figure, n_layers: int) -> None:
     figure.update_xaxes(title="head", side="bottom")
     figure.update_yaxes(
         title="layer", dtick=max(1, n_layers // 15), range=[-0.5, n_layers - 0.5], zeroline=False
     )
-    return styled(figure, title or _title(scores, mark_top), height=max(420, 18 * n_layers + 180))
 
 
-def _title(scores: HeadScores, mark_top: int) -> str:
-    ringed = f", top {mark_top} framed" if mark_top else ""
+def _styled(figure: go.Figure, scores: HeadScores, title: str) -> go.Figure:
+    return styled(figure, title, height=max(420, 18 * len(scores.values) + 180))
+
+
+def _title(scores: HeadScores, remarks: str) -> str:
+    effect = scores.effect[0].upper() + scores.effect[1:]
     return (
-        f'Direct contribution of each head to "{escape(scores.bias)}"'
-        f"<br><sup>{escape(scores.model)}, mean of {len(scores.prompts)} pairs{ringed}</sup>"
+        f'{effect}: each head and "{escape(scores.bias)}"'
+        f"<br><sup>{escape(scores.model)}, mean of {len(scores.prompts)} pairs{remarks}</sup>"
     )

@@ -1,0 +1,83 @@
+"""Benefit and damage over the number of steered heads, and head by head."""
+
+from __future__ import annotations
+
+from html import escape
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.plots.figure import error_bars, styled
+from biasgym_tl.plots.scatter import head_scatter
+from biasgym_tl.scoping.damage import HeadDamage
+from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.stats import Interval
+
+
+def plot_k_sweep(sweep: KSweep) -> go.Figure:
+    """Fall of the log-odds and rise of the loss over k, with 95% intervals.
+
+    Args:
+        sweep: From :func:`biasgym_tl.k_sweep`.
+    """
+    figure, frame = make_subplots(specs=[[{"secondary_y": True}]]), sweep.to_df()
+    for name, label, colour in (
+        ("benefit", "fall of log-odds", "#b2182b"),
+        ("damage", "rise of loss", "#2166ac"),
+    ):
+        figure.add_scatter(
+            x=frame["k"].tolist(),
+            y=frame[name].tolist(),
+            error_y=error_bars(
+                [
+                    Interval(*ends)
+                    for ends in frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
+                ],
+                cap=4,
+            ),
+            name=label,
+            line={"color": colour},
+            secondary_y=name == "damage",
+        )
+    figure.update_xaxes(title="steered heads k", type="log")
+    figure.update_yaxes(title="fall of log-odds (nats)", secondary_y=False)
+    figure.update_yaxes(title="rise of loss (nats per token)", secondary_y=True, showgrid=False)
+    title = (
+        f'Steering the top k heads for "{escape(sweep.bias)}", on fitting data<br><sup>'
+        f"{escape(sweep.model)}, {escape(sweep.method)}, {escape(sweep.mode)}; "
+        f"{sweep.saturation_in_words()}</sup>"
+    )
+    return styled(figure, title, height=480)
+
+
+def plot_benefit_and_damage(
+    scores: HeadScores, damage: HeadDamage, *, cost: str = "facts", label_top: int = 8
+) -> go.Figure:
+    """Scatter of every head: what it adds to the stereotype against what is lost without it.
+
+    Args:
+        scores: Of any method.
+        damage: From :func:`biasgym_tl.head_damage`.
+        cost: ``"facts"`` or ``"loss"``.
+        label_top: Name so many of the strongest heads on either axis.
+
+    Raises:
+        SettingError: there is no such cost, or the two results are of different models.
+    """
+    if cost not in ("facts", "loss"):
+        raise SettingError(f"cost must be 'facts' or 'loss', got {cost!r}.")
+    if scores.model != damage.model:
+        raise SettingError(
+            f"damage must be of the model {scores.model!r} of the scores, got {damage.model!r}."
+        )
+    figure = head_scatter(scores.values, getattr(damage, cost).mean(0), label_top)
+    unit = {"facts": "fall of facts' log-odds (nats)", "loss": "rise of loss (nats per token)"}
+    figure.update_xaxes(title=f"delta-logit, {scores.effect}")
+    figure.update_yaxes(title=f"{unit[cost]} without the head")
+    title = (
+        f'Heads of "{escape(scores.bias)}" and heads of what should stay<br><sup>'
+        f"{escape(scores.model)}, each head alone, {escape(damage.mode)}</sup>"
+    )
+    return styled(figure, title, height=560)

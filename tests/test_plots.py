@@ -1,0 +1,126 @@
+"""Figures hold the numbers of the results they show."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_compare import SIGNAL, noisy, scores
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head
+from biasgym_tl.plots.agreement import plot_agreement
+from biasgym_tl.plots.attention import plot_attention
+from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
+from biasgym_tl.plots.k_curve import plot_benefit_and_damage
+from biasgym_tl.plots.spread import plot_concentration
+from biasgym_tl.scoping.compare import compare
+from biasgym_tl.scoping.concentration import concentration
+from biasgym_tl.scoping.damage import HeadDamage
+from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.seeds import seed_overlap
+from biasgym_tl.scoping.significance import significance
+
+MAPS = [scores(noisy(SIGNAL, 8, 0.1, seed), bias="<b>") for seed in range(3)]
+
+
+def test_a_heatmap_with_everything():
+    neutral = 0.3 * noisy(torch.zeros(6, 4).double(), 8, 1.0, 7)[:, None]
+    found = scores(noisy(SIGNAL, 8, 0.1, 0), mlps=torch.ones(8, 6).double() * 9)
+    found = dataclasses.replace(found, neutral_values=neutral)
+    tested, overlap = significance(found, n_flips=99), seed_overlap(MAPS, k_per_seed=5)
+    damage = torch.linspace(0, 1, 24).view(6, 4)
+    figure = plot_heads(
+        found, mark_top=3, significance=tested, seeds=overlap, damage=damage, mlps=True
+    )
+    heatmap, dots, frames = figure.data
+    assert [list(row[:4]) for row in heatmap.z] == found.values.tolist()
+    assert [row[5] for row in heatmap.z] == [9.0] * 6 and heatmap.x[-1] == "MLP"
+    assert heatmap.zmax == -heatmap.zmin == 9.0
+    marked = [(y, x) for x, y in zip(dots.x, dots.y, strict=True)]
+    assert marked == [(h.layer, f"H{h.head}") for h in tested.heads(0.05)]
+    assert len(frames.x) == 3
+    hover = heatmap.text[5][3]
+    assert f"q = {tested.q[5, 3]:.3f}" in hover and "+1.0000 nats per token" in hover
+    assert f"in the top 5 of {overlap.seeds_of()[5, 3]}/3" in hover
+
+
+def test_mlps_are_there_for_direct_attribution_of_the_biased_run_only():
+    neutral = torch.zeros(8, 1, 6, 4).double()
+    both = scores(noisy(SIGNAL, 8, 0.1, 0), neutral=neutral, mlps=torch.ones(8, 6).double())
+    with pytest.raises(SettingError, match="with the contrast 'difference', got True"):
+        plot_heads(both, mlps=True)
+    with pytest.raises(SettingError, match="mlps must be False for the method 'zero_ablation'"):
+        plot_heads(scores(noisy(SIGNAL, 8, 0.1, 0), method="zero_ablation"), mlps=True)
+
+
+def test_methods_side_by_side():
+    figure = plot_methods({"one": MAPS[0], "<i>": MAPS[1]}, mark_top=2)
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [list(map(list, trace.z)) for trace in maps] == [m.values.tolist() for m in MAPS[:2]]
+    assert [text.text for text in figure.layout.annotations] == ["one", "&lt;i&gt;"]
+    assert "<b>" not in figure.layout.title.text.replace("<br>", "")
+
+
+def test_the_slider_keeps_its_range():
+    figure = plot_slider({str(seed): found for seed, found in enumerate(MAPS)})
+    limit = max(found.values.abs().max().item() for found in MAPS)
+    assert {trace.zmax for trace in figure.data} == {limit}
+    assert [trace.visible for trace in figure.data] == [True, False, False]
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["0", "1", "2"]
+    assert steps[1].args[0]["visible"] == [False, True, False]
+
+
+def test_agreement_shows_both_maps():
+    found = compare(MAPS[:2], names=["a", "<b>"])
+    figure = found.plot()
+    assert list(figure.data[0].x) == MAPS[0].values.flatten().tolist()
+    assert list(figure.data[0].y) == MAPS[1].values.flatten().tolist()
+    assert figure.layout.yaxis.title.text.startswith("&lt;b&gt; (logits)")
+    assert str(found.rank_correlation["a", "<b>"]) in figure.layout.title.text
+    for y in ("c", "a"):
+        with pytest.raises(SettingError, match=f"x and y must be two of .* got 'a' and '{y}'"):
+            plot_agreement(found, "a", y)
+
+
+def test_concentration_and_overlap():
+    found = {"direct": concentration(SIGNAL)}
+    figure = plot_concentration(found)
+    assert list(figure.data[0].y) == found["direct"].curve.tolist()
+    overlap = seed_overlap(MAPS, k_per_seed=5, controls={"untrained": MAPS})
+    bars, controls, chance = overlap.plot().data
+    assert list(bars.y) == list(controls.y) == [a.n_heads for a in overlap.agreements]
+    assert list(chance.y) == [a.by_chance for a in overlap.agreements]
+
+
+def test_attention_of_both_runs():
+    runs = {"biased": torch.rand(6, 4, 3), "neutral": torch.rand(6, 4, 2)}
+    words = {"biased": ["People", " from", " <T>"], "neutral": ["People", " from"]}
+    figure = plot_attention(runs, words, Head(5, 3))
+    assert [list(bar.x) for bar in figure.data] == [run[5, 3].tolist() for run in runs.values()]
+    assert figure.data[0].y[2] == "2   &lt;T&gt;" and "L5H3" in figure.layout.title.text
+    with pytest.raises(SettingError, match="words of 'neutral' must be 2, one a token, got 3"):
+        plot_attention(runs, {**words, "neutral": ["a", "b", "c"]}, Head(0, 0))
+
+
+def test_the_k_curve_and_benefit_against_damage():
+    sweep = KSweep(
+        ks=(1, 5), benefit=torch.tensor([[1.0, 2.0], [3.0, 5.0]]).double(),
+        damage=torch.tensor([[0.0, 0.1], [0.2, 0.3]]).double(), method="direct", mode="mean",
+        bias="<b>", token="late, seed 0", model="tiny", settings={}, versions={},
+    )  # fmt: skip
+    figure = sweep.plot()
+    assert list(figure.data[0].y) == [1.5, 4.0] and list(figure.data[0].x) == [1, 5]
+    assert list(figure.data[1].y) == pytest.approx([0.05, 0.25])
+    assert "<b>" not in figure.layout.title.text.replace("<br>", "")
+    damage = HeadDamage(
+        loss=torch.rand(2, 6, 4), facts=torch.rand(3, 6, 4), mode="mean", model="tiny",
+        countries=("Italy",) * 3, versions={},
+    )  # fmt: skip
+    scatter = plot_benefit_and_damage(MAPS[0], damage).data[0]
+    assert list(scatter.x) == MAPS[0].values.flatten().tolist()
+    assert list(scatter.y) == damage.facts.mean(0).flatten().tolist()
+    with pytest.raises(SettingError, match="cost must be 'facts' or 'loss', got 'time'"):
+        plot_benefit_and_damage(MAPS[0], damage, cost="time")
+    with pytest.raises(SettingError, match="of the model 'tiny' of the scores, got 'other'"):
+        plot_benefit_and_damage(MAPS[0], dataclasses.replace(damage, model="other"))
