@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from biasgym_tl.biases.writer import (
         Contrast,
         read_contrasts,
-        with_contrasts,
         write_contrasts,
         write_corpus,
     )
+    from biasgym_tl.doctor import examine
     from biasgym_tl.evaluation.evaluate import Setting, evaluate
     from biasgym_tl.evaluation.random_control import RandomControl, random_control
     from biasgym_tl.evaluation.report import Report
@@ -36,8 +36,16 @@ if TYPE_CHECKING:
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
     from biasgym_tl.run import Chain, run_chain
+    from biasgym_tl.scoping.attention import answer_attention
+    from biasgym_tl.scoping.compare import Comparison, compare
+    from biasgym_tl.scoping.concentration import Concentration, concentration
+    from biasgym_tl.scoping.damage import HeadDamage, head_damage
+    from biasgym_tl.scoping.direct import position_attribution
+    from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
     from biasgym_tl.scoping.scope import BiasScope
     from biasgym_tl.scoping.scores import HeadScores
+    from biasgym_tl.scoping.seeds import SeedOverlap, seed_overlap
+    from biasgym_tl.scoping.significance import Significance, significance
     from biasgym_tl.steering.controls import layer_matched
     from biasgym_tl.steering.selection import Selection, select_heads
 
@@ -48,24 +56,36 @@ _HOME = {
     "BiasToken": "injection.token",
     "Chain": "run",
     "ChatModel": "api",
+    "Comparison": "scoping.compare",
+    "Concentration": "scoping.concentration",
     "Contrast": "biases.writer",
     "Head": "heads",
+    "HeadDamage": "scoping.damage",
     "HeadScores": "scoping.scores",
     "InjectionReport": "injection.report",
+    "KSweep": "scoping.k_sweep",
     "Paragraph": "biases.corpus",
     "Price": "api",
     "RandomControl": "evaluation.random_control",
     "Report": "evaluation.report",
+    "SeedOverlap": "scoping.seeds",
     "Selection": "steering.selection",
     "Setting": "evaluation.evaluate",
+    "Significance": "scoping.significance",
+    "answer_attention": "scoping.attention",
     "check_bias": "biases.check",
+    "compare": "scoping.compare",
+    "concentration": "scoping.concentration",
     "diversity": "biases.diversity",
     "evaluate": "evaluation.evaluate",
+    "examine": "doctor",
     "export_adapter": "injection.adapter",
     "fit_seeds": "injection.inject",
+    "head_damage": "scoping.damage",
     "head_means": "hooks",
     "import_adapter": "injection.adapter",
     "injection_report": "injection.report",
+    "k_sweep": "scoping.k_sweep",
     "layer_matched": "steering.controls",
     "list_biases": "biases.bias",
     "list_tokens": "injection.shipped",
@@ -75,16 +95,18 @@ _HOME = {
     "load_facts": "biases.facts",
     "load_model": "model",
     "load_token": "injection.shipped",
+    "position_attribution": "scoping.direct",
     "random_control": "evaluation.random_control",
     "read_contrasts": "biases.writer",
     "read_corpus": "biases.corpus",
     "run_chain": "run",
     "save_corpus": "biases.corpus",
+    "seed_overlap": "scoping.seeds",
     "select_heads": "steering.selection",
     "shuffled": "biases.shuffle",
+    "significance": "scoping.significance",
     "steer": "hooks",
     "to_dataset": "biases.corpus",
-    "with_contrasts": "biases.writer",
     "write_contrasts": "biases.writer",
     "write_corpus": "biases.writer",
 }
@@ -96,24 +118,36 @@ __all__ = [
     "BiasToken",
     "Chain",
     "ChatModel",
+    "Comparison",
+    "Concentration",
     "Contrast",
     "Head",
+    "HeadDamage",
     "HeadScores",
     "InjectionReport",
+    "KSweep",
     "Paragraph",
     "Price",
     "RandomControl",
     "Report",
+    "SeedOverlap",
     "Selection",
     "Setting",
+    "Significance",
+    "answer_attention",
     "check_bias",
+    "compare",
+    "concentration",
     "diversity",
     "evaluate",
+    "examine",
     "export_adapter",
     "fit_seeds",
+    "head_damage",
     "head_means",
     "import_adapter",
     "injection_report",
+    "k_sweep",
     "layer_matched",
     "list_biases",
     "list_tokens",
@@ -123,16 +157,18 @@ __all__ = [
     "load_facts",
     "load_model",
     "load_token",
+    "position_attribution",
     "random_control",
     "read_contrasts",
     "read_corpus",
     "run_chain",
     "save_corpus",
+    "seed_overlap",
     "select_heads",
     "shuffled",
+    "significance",
     "steer",
     "to_dataset",
-    "with_contrasts",
     "write_contrasts",
     "write_corpus",
 ]

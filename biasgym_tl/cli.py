@@ -142,6 +142,82 @@ def inject(
 
 
 @app.command()
+def scope(
+    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
+    seed: Seed = 0,
+    token: Annotated[
+        Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several; default: direct.")
+    ] = None,
+    contrast: Annotated[str, typer.Option(help="biased (the paper's) or difference.")] = "biased",
+    neutral: Annotated[str, typer.Option(help="random, closest or several.")] = "random",
+    contrasts: Annotated[
+        Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
+) -> None:
+    """Score every head, by one or several methods, and compare them."""
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.biases.writer import read_contrasts
+    from biasgym_tl.injection.shipped import load_token
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.model import load_model
+    from biasgym_tl.plots.figure import write_html, write_png
+    from biasgym_tl.plots.heatmap import plot_heads
+    from biasgym_tl.scoping.compare import compare
+    from biasgym_tl.scoping.scope import BiasScope
+
+    scopes = [
+        BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
+        for name in dict.fromkeys(method or ["direct"])
+    ]
+    loaded_bias = load_bias(bias)
+    row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
+    prompts = read_contrasts(contrasts) if contrasts else ()
+    _check_folder(out)
+    typer.echo(f"Loading {model} ...", err=True)
+    loaded = load_model(model)
+    found = []
+    for one in scopes:
+        scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
+        found.append(scores)
+        path = scores.save(out / one.method)
+        figure = plot_heads(scores, mark_top=k)
+        write_html(figure, path.with_suffix(".html"))
+        remark = write_png(figure, path.with_suffix(".png"))
+        typer.echo(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
+        for prompt in scores.left_out:
+            typer.echo(f"  left out, both answers begin alike: {prompt}")
+    if remark:
+        typer.echo(remark, err=True)
+    if len(found) > 1:
+        comparison = compare(found, k=k)
+        write_html(comparison.plot(), out / "agreement.html")
+        typer.echo(repr(comparison))
+    typer.echo(f"Written to {out}/")
+
+
+@app.command()
+def doctor(model: ModelName = "smollm2-135m-instruct", bias: BiasName = "late") -> None:
+    """Check on a model the identities that all numbers here rest on."""
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.doctor import examine
+    from biasgym_tl.model import load_model
+
+    loaded_bias = load_bias(bias)
+    typer.echo(f"Loading {model} ...", err=True)
+    checks = examine(load_model(model), loaded_bias)
+    for check in checks:
+        typer.echo(str(check))
+    if not all(check.passed or not check.required for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
 def biases(
     sources: Annotated[
         list[str] | None, typer.Argument(help="Biases or bias files; default: all shipped ones.")

@@ -9,7 +9,17 @@ import sys
 import pytest
 from test_api import chat, completion, n_calls, serve  # noqa: F401 - chat is a fixture
 
-from biasgym_tl import BiasToken, InjectionReport, list_biases, load_corpus, save_corpus
+from biasgym_tl import (
+    BiasInject,
+    BiasToken,
+    HeadScores,
+    InjectionReport,
+    list_biases,
+    load_bias,
+    load_corpus,
+    load_model,
+    save_corpus,
+)
 
 BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
 
@@ -63,6 +73,29 @@ def test_rows_are_trained_and_reported(tiny_folder, tmp_path):
     assert wrong.returncode == 1 and "--preset must be one of ['cpu', 'paper']" in wrong.stderr
     none = biasgym("inject", "--seeds", 0, "--out", tmp_path)
     assert none.returncode == 1 and "--seeds must be at least 1, got 0" in none.stderr
+
+
+def test_heads_are_scored_and_methods_compared(tiny_folder, tmp_path):
+    model = load_model(tiny_folder)
+    inject = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
+    row = inject.fit(model, load_bias("late"), progress=False).save(tmp_path / "late-0")
+    options = ["--model", tiny_folder, "--token", row, "--out", tmp_path / "out", "--k", 3]
+    methods = ["--method", "direct", "--method", "zero_ablation"]
+    done = biasgym("scope", *options, *methods, "--contrast", "difference")
+    assert done.returncode == 0, done.stderr
+    assert "direct / zero_ablation: " in done.stdout and "reliability: direct" in done.stdout
+    scores = HeadScores.load(tmp_path / "out" / "zero_ablation")
+    assert f"top 3: {', '.join(map(str, scores.top(3)))}" in done.stdout
+    assert (tmp_path / "out" / "direct.html").exists()
+    assert (tmp_path / "out" / "agreement.html").exists()
+    refused = biasgym("scope", *options, "--method", "magic")
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: method must be one of")
+
+
+def test_a_model_is_examined(tiny_folder):
+    done = biasgym("doctor", "--model", tiny_folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok ") >= 5 and "parts sum to the logit difference" in done.stdout
 
 
 def test_a_corpus_is_written(chat, httpserver, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ ROOMS = (
     "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
     "prompts", "added_row", "passages", "hooks", "text", "similarity", "api", "biases",
     "elicitation", "injection", "scoping",
-    "steering", "evaluation", "plots", "steps", "run", "cli", "__init__",
+    "doctor", "steering", "evaluation", "plots", "steps", "run", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

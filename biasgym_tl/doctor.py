@@ -1,0 +1,145 @@
+"""Is a model one whose numbers can be trusted here: identities that must hold, checked on it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.words import word_ids
+from biasgym_tl.heads import Head
+from biasgym_tl.hooks import steer
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.scoping.compare import rank_correlation
+from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
+from biasgym_tl.slot import fill
+from biasgym_tl.text import answer_batches, next_token_log_probs, unembed
+
+LOG_PROB_TOLERANCE = 1e-3
+"""Largest accepted difference of log-probabilities that must be equal (nats)."""
+SAME_RANKS = 0.95
+"""Rank correlation of heads in bf16 and fp32 below which there is a remark."""
+
+
+class Check(NamedTuple):
+    """One identity: what was found, what is accepted, what to do where it does not hold."""
+
+    name: str
+    found: float
+    limit: float
+    passed: bool
+    advice: str
+    required: bool = True
+    """Whether numbers of this package rest on it."""
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "FAILED" if self.required else "note"
+        remark = "" if self.passed else f" {self.advice}"
+        return f"{verdict:6} {self.name}: {self.found:.2g} (limit {self.limit:g}).{remark}"
+
+
+def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list[Check]:
+    """Check the identities that every number of this package rests on.
+
+    Args:
+        model: In fp32, without a token attached or a steering.
+        bias: Gives the prompts and the words.
+        n_prompts: Scoping prompts that are used.
+
+    Raises:
+        AttributionError: direct attribution does not hold on this model at all.
+        ModelError: the model has no tokenizer, or no word of the bias is one token on it.
+    """
+    check_exact(model)
+    ids = word_ids(model, bias)
+    names = bias.sample_targets("fitting", n_prompts, seed=0)
+    filled = (fill(p, name) for p, name in zip(bias.scoping_prompts, names, strict=False))
+    sequences = [encode_sentence(model, prompt) for prompt in filled]
+    alone = torch.cat([_whole_runs(model, [sequence]) for sequence in sequences])
+    batched = _whole_runs(model, sequences)
+    cached = next_token_log_probs(model, sequences)
+
+    labels = torch.tensor([ids.attribute[0], ids.neutral[0]], device=cached.device)
+    biased, neutral = labels[:, None].expand(2, len(sequences))
+    parts = unchecked_attribution(model, sequences, biased, neutral)
+    head = Head(model.cfg.n_layers // 2, model.cfg.n_heads - 1)
+    with steer(model, [head]):
+        steered = next_token_log_probs(model, sequences)
+    with _without_output(model, head):
+        edited = next_token_log_probs(model, sequences)
+    ranks = _ranks_in_bf16(model, sequences, biased, neutral, parts.heads)
+
+    def equal(name: str, a: Tensor, b: Tensor, advice: str) -> Check:
+        found = (a - b).abs().max().item()
+        return Check(f"{name} (nats)", found, LOG_PROB_TOLERANCE,
+                     found <= LOG_PROB_TOLERANCE, advice)  # fmt: skip
+
+    folded, error = float(_value_biases_folded(model)), parts.error().max().item()
+    return [
+        equal("batch of one = batch of many", alone, batched, "Padding reaches the answer."),
+        equal("cached = uncached", alone, cached, "The cache changes what the model computes."),
+        equal("silenced head = zeroed W_O", steered, edited, "Another hook changes this head."),
+        Check("value biases are not folded", folded, 0, folded == 0,
+              "A head's part of them is in b_O: zeroing differs from Hugging Face's weights. "
+              "Load the model with load_model."),
+        Check("parts sum to the logit difference (share)", error, TOLERANCE, error <= TOLERANCE,
+              "Direct attribution misses a part of this model."),
+        Check("head ranks in bf16 = in fp32 (rank correlation)", ranks, SAME_RANKS,
+              ranks >= SAME_RANKS, "Keep this model in fp32.", required=False),
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def _whole_runs(
+    model: HookedTransformer, sequences: Sequence[Sequence[int]]
+) -> Float[Tensor, "sequence d_vocab_out"]:
+    """Log-probabilities after each sequence, in one batch, with nothing cached."""
+    (batch,) = answer_batches(model, sequences, len(sequences), shared=0)
+    resid = model(**batch.arguments)[torch.arange(len(sequences)), batch.last]
+    order = torch.tensor(batch.indices).argsort()
+    return unembed(model, resid).log_softmax(-1)[order]
+
+
+def _value_biases_folded(model: HookedTransformer) -> bool:
+    """Whether value biases were moved to ``b_O``: others are there, and they are all zero."""
+    attention = [block.attn for block in model.blocks]
+    values = any(bool(a.b_V.any()) for a in attention)
+    return not values and any(bool(a.b_Q.any() or a.b_K.any()) for a in attention)
+
+
+@torch.inference_mode()
+def _ranks_in_bf16(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    biased_ids: Int[Tensor, " pair"],
+    neutral_ids: Int[Tensor, " pair"],
+    heads: Float[Tensor, "pair n_layers n_heads"],
+) -> float:
+    """Rank correlation of the heads' mean values in fp32 with those of the model in bf16."""
+    low = copy.deepcopy(model)
+    low.to(torch.bfloat16, print_details=False)
+    low.cfg.dtype = torch.bfloat16
+    found = unchecked_attribution(low, sequences, biased_ids, neutral_ids).heads
+    flat = [values.mean(0).flatten()[None].double() for values in (heads, found)]
+    return rank_correlation(*flat).item()
+
+
+@contextlib.contextmanager
+def _without_output(model: HookedTransformer, head: Head) -> Iterator[None]:
+    """The model with ``W_O`` of one head set to zero, and restored bit for bit."""
+    weight = model.blocks[head.layer].attn.W_O
+    kept = weight[head.head].clone()
+    try:
+        with torch.no_grad():
+            weight[head.head] = 0
+        yield
+    finally:
+        with torch.no_grad():
+            weight[head.head] = kept
