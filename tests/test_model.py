@@ -61,6 +61,14 @@ def test_variants_of_a_family(family, overrides):
     assert difference(load_model(hf_model), hf_model) < 1e-4
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folders_of_every_family(family, tmp_path, tokenizer):
+    tiny_hf_model(family).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    hf_model = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert difference(load_model(tmp_path), hf_model) < 3e-4
+
+
 def test_folder_whose_path_names_another_family(tiny_folder):
     hf_model = hf.AutoModelForCausalLM.from_pretrained(tiny_folder)
     model = load_model(tiny_folder)

@@ -165,7 +165,13 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_n
     environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
     out = str(tmp_path / "out")
     options = ["run", "--model", str(tiny_folder), "--epochs", "1", "--no-controls", "--out", out]
-    running = subprocess.Popen([*BIASGYM, *options], env=environment, stderr=subprocess.PIPE)
+    running = subprocess.Popen(
+        [*BIASGYM, *options],
+        env=environment,
+        stderr=subprocess.PIPE,
+        # A test run in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (kept := list((tmp_path / "cache").rglob("injected.json"))):
         assert time.monotonic() < deadline and running.poll() is None

@@ -1,54 +1,62 @@
 """Direct attribution against a bare forward pass and against TransformerLens's own, on SmolLM2.
 
-64 pairs of 24 tokens; the candidates take turns, so that a busy machine slows all of them.
+64 pairs of 24 tokens. Time: the candidates take turns, so that a busy machine slows all of them.
+Memory: each in a process of its own, the most that it takes beyond the loaded model; ours with
+1,000 pairs too.
 
     python tests/benchmarks/attribution.py [rounds]
 """
 
 import copy
 import statistics
+import subprocess
 import sys
 import time
 import warnings
 
 import torch
+from peak import watched_memory
 from transformer_lens import HookedTransformer
 from transformer_lens.tools.analysis import direct_logit_attribution
 
 from biasgym_tl import load_model
-from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.scoping.direct import direct_attribution
 
 warnings.simplefilter("ignore", DeprecationWarning)
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7
 BATCH = 32
 
 model = load_model("smollm2-135m-instruct")
-folder = packaged_folder("smollm2-135m-instruct")
 folded = HookedTransformer(copy.deepcopy(model.cfg), model.tokenizer)
 folded.load_and_process_state_dict(dict(model.state_dict()), fold_value_biases=False)
 folded.requires_grad_(False)
 
 generator = torch.Generator().manual_seed(0)
-tokens = torch.randint(5, 49_000, (64, 24), generator=generator)
-biased, neutral = torch.randint(5, 49_000, (2, 64), generator=generator)
+tokens = torch.randint(5, 49_000, (1000, 24), generator=generator)
+biased, neutral = torch.randint(5, 49_000, (2, 1000), generator=generator)
+PAIRS = 64
 
 
 @torch.inference_mode()
 def bare_forward():
-    for part in tokens.split(BATCH):
+    for part in tokens[:PAIRS].split(BATCH):
         mask = torch.ones_like(part)
         model(part, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
 
 
-def ours():
-    return direct_attribution(model, tokens.tolist(), biased, neutral, batch_size=BATCH).heads
+def ours(n=PAIRS):
+    labels = biased[:n], neutral[:n]
+    return direct_attribution(model, tokens[:n].tolist(), *labels, batch_size=BATCH).heads
+
+
+def ours_1000():
+    return ours(1000)
 
 
 @torch.inference_mode()
 def transformer_lens():
     values = []
-    for part, b, n in zip(*(x.split(BATCH) for x in (tokens, biased, neutral)), strict=True):
+    data = (x[:PAIRS].split(BATCH) for x in (tokens, biased, neutral))
+    for part, b, n in zip(*data, strict=True):
         _, cache = folded.run_with_cache(part)
         found = direct_logit_attribution(
             folded, cache=cache, answer_tokens=b, incorrect_tokens=n, unit="head"
@@ -58,11 +66,35 @@ def transformer_lens():
     return torch.cat(values)
 
 
+def extra_memory(name):
+    """Most memory (MiB) that a candidate takes beyond what is there after a first small call."""
+    ours(BATCH)
+    with watched_memory() as found:
+        {f.__name__: f for f in (bare_forward, ours, ours_1000, transformer_lens)}[name]()
+    return (found.most - found.before) / 2**20
+
+
+def print_memory():
+    extra = {}
+    for name in ("bare_forward", "ours", "ours_1000", "transformer_lens"):
+        command = [sys.executable, __file__, "--memory", name]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        extra[name] = float(found.stdout.split()[-1])
+        print(f"{name:17} {extra[name]:7.0f} MiB beyond the model")
+    print(f"memory, ours / transformer_lens: {extra['ours'] / extra['transformer_lens']:.2f}")
+    print(f"memory, 1,000 pairs / 64 pairs: {extra['ours_1000'] / extra['ours']:.2f}")
+
+
 def main():
+    if sys.argv[1:2] == ["--memory"]:
+        print(extra_memory(sys.argv[2]))
+        return
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+    print_memory()
     candidates = {f.__name__: f for f in (bare_forward, ours, transformer_lens)}
     seconds = {name: [] for name in candidates}
     difference = (ours() - transformer_lens()).abs().max().item()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
@@ -74,7 +106,7 @@ def main():
         ratios = [a / b for a, b in zip(seconds[name], seconds[peer], strict=True)]
         print(
             f"{name} / {peer}: median {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}..{max(ratios):.2f}, {ROUNDS} pairs)"
+            f"({min(ratios):.2f}..{max(ratios):.2f}, {rounds} pairs)"
         )
     print(f"largest difference of values: {difference:.1e}")
 

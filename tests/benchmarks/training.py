@@ -11,11 +11,11 @@ import contextlib
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import warnings
 
 import torch
+from peak import watched_memory
 
 from biasgym_tl import load_bias, load_model
 from biasgym_tl.added_row import added_row
@@ -106,30 +106,13 @@ def time_in_turns(pairs):
 
 def peak_memory(name):
     """Most resident memory (bytes) while the side ``name`` makes three steps."""
-    import gc
-
-    import psutil
-
-    process, peak, done = psutil.Process(), 0, threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
     examples = None
     if name == "peft":
         examples = eval(sys.stdin.read(), {"Example": Example})
-    with {"ours": ours, "peft": peer}[name](examples) as (step, _):
-        gc.collect()
-        before = process.memory_info().rss
-        thread = threading.Thread(target=watch)
-        thread.start()
+    with {"ours": ours, "peft": peer}[name](examples) as (step, _), watched_memory() as found:
         for _ in range(3):
             step()
-        done.set()
-        thread.join()
-    return peak, before
+    return found.most, found.before
 
 
 def main():
