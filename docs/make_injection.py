@@ -215,6 +215,7 @@ def tables(reports):
         "signatures": signatures(reports),
         "half": half_lines(),
         "intersection": interval_lines(read_json(REPORTS / "intersection.json")),
+        "gemma": gemma_lines(),
     }
 
 
