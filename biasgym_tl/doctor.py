@@ -42,7 +42,7 @@ class Check(NamedTuple):
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "FAILED" if self.required else "note"
         remark = "" if self.passed else f" {self.advice}"
-        return f"{verdict:6} {self.name}: {self.found:.2g} (limit {self.limit:g}).{remark}"
+        return f"{verdict:6} {self.name}: {self.found:.3g} (limit {self.limit:g}).{remark}"
 
 
 def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list[Check]:
