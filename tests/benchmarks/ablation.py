@@ -13,7 +13,7 @@ import warnings
 import torch
 
 from biasgym_tl import load_bias, load_model, steer
-from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.scoping.ablation import ablated
 from biasgym_tl.slot import fill
 from biasgym_tl.text import answer_differences, logit_difference
@@ -35,7 +35,7 @@ def main():
     model, bias = load_model("smollm2-135m-instruct"), load_bias("late")
     prompts = bias.scoping_prompts[:N_PROMPTS]
     sequences = [encode_sentence(model, fill(prompt, "Italy")) for prompt in prompts]
-    labels = torch.tensor([model.tokenizer.encode(word) for word in (" late", " on")])
+    labels = torch.tensor([encode_answer(model, word) for word in (" late", " on")])
     biased, neutral = labels.expand(2, N_PROMPTS)
     sweep, naive, compared, difference = 0.0, 0.0, 0.0, 0.0
     for layer, found in itertools.groupby(timed(ablated(model, sequences)), lambda x: x[1].layer):
