@@ -98,6 +98,19 @@ def head_means(
     return (sums / count).to(device=model.cfg.device, dtype=model.cfg.dtype)
 
 
+@contextlib.contextmanager
+def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
+    """What passes the hook point ``blocks.{layer}.{name}`` of every layer while the model runs."""
+    found: list[Tensor] = []
+
+    def keep(value: Tensor, hook: Any) -> None:
+        found.append(value)
+
+    names = [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        yield found
+
+
 def _by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
     layers: dict[int, list[int]] = defaultdict(list)
     for layer, head in heads:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.errors import AttributionError
+from biasgym_tl.hooks import collected
 from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
@@ -80,13 +81,14 @@ def ablated(
         )
     shared = common_beginning(sequences) if shared is None else shared
     beginning = list(sequences[0][:shared])
-    cache = cached_beginning(model, beginning, 1)
-    before = _resid_pre(model, partial(cached_beginning, model, beginning, 1)) if shared else None
+    run_beginning = partial(cached_beginning, model, beginning, 1)
+    cache = run_beginning() if answer_only else None  # otherwise each head has one of its own
+    before = _resid_pre(model, run_beginning) if shared and not answer_only else None
     batches = list(answer_batches(model, sequences, max(1, rows_at_once // cfg.n_heads), shared))
     residuals = [_resid_pre(model, partial(model, **batch.arguments)) for batch in batches]
     for layer in tqdm(range(cfg.n_layers), desc="ablate heads", unit="layer", disable=not progress):
         without = _Without(model, layer, reference, answer_only)
-        if before is not None and not answer_only:
+        if before is not None:
             cache = without.beginning(before[layer])
         for batch, resid in zip(batches, residuals, strict=True):
             mask = batch.arguments["attention_mask"]
@@ -222,12 +224,6 @@ def _one_row_each(cache: Any, n_heads: int, batch: int) -> Any:
 
 def _resid_pre(model: HookedTransformer, run: Callable[[], object]) -> list[Tensor]:
     """The residual stream before each layer while ``run`` runs the model."""
-    found: list[Tensor] = []
-
-    def keep(resid: Float[Tensor, "batch pos d_model"], hook: Any) -> None:
-        found.append(resid)
-
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with collected(model, "hook_resid_pre") as found:
         run()
     return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.text import answer_batches
 
@@ -23,13 +23,7 @@ def answer_attention(
         model: The model, with the BiasToken attached if the sequence contains it.
         sequence: Token ids; the last position is the answer position.
     """
-    found: list[Tensor] = []
-
-    def keep(pattern: Float[Tensor, "batch n_heads pos key"], hook: Any) -> None:
-        found.append(pattern[0, :, -1])
-
     (batch,) = answer_batches(model, [sequence], shared=0)
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with collected(model, "attn.hook_pattern") as patterns:
         model(**batch.arguments)
-    return torch.stack(found).cpu()
+    return torch.stack([pattern[0, :, -1] for pattern in patterns]).cpu()

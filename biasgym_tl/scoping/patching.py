@@ -6,8 +6,7 @@ first order, ``(z_ref - z) . d delta / d z`` summed over positions. It estimates
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import AttributionError
+from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.text import answer_batches, logit_difference
 
@@ -85,13 +85,12 @@ def _z_and_gradient(
     neutral_ids: Int[Tensor, " batch"],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``z`` of every layer and the gradient of the logit difference there."""
-    z: list[Tensor] = []
 
     def trace(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
         return embed.detach().requires_grad_()
 
     with torch.enable_grad():
-        with _collecting_z(model, z), model.hooks(fwd_hooks=[("hook_embed", trace)]):
+        with collected(model, "attn.hook_z") as z, model.hooks(fwd_hooks=[("hook_embed", trace)]):
             resid = model(**arguments)[torch.arange(len(last)), last]
         delta = logit_difference(model, resid, biased_ids, neutral_ids)
         gradient = torch.autograd.grad(delta.sum(), z)
@@ -109,8 +108,7 @@ def _aligned_z(
     """``z`` of every layer in the runs of ``others``, moved to the positions of ``sequences``."""
     positions = [alignment(sequences[i], others[i]) for i in indices]
     (batch,) = answer_batches(model, [others[i] for i in indices], len(indices), shared=0)
-    z: list[Tensor] = []
-    with _collecting_z(model, z):
+    with collected(model, "attn.hook_z") as z:
         model(**batch.arguments)
     rows = torch.tensor(batch.indices).argsort()  # the batch is sorted by length
     columns = torch.tensor([[*found, *[0] * (width - len(found))] for found in positions])
@@ -141,13 +139,3 @@ def alignment(sequence: Sequence[int], other: Sequence[int]) -> list[int]:
         )
     last = len(other) - end - 1
     return [*range(start), *[last] * in_slot, *range(len(other) - end, len(other))]
-
-
-@contextlib.contextmanager
-def _collecting_z(model: HookedTransformer, into: list[Tensor]) -> Iterator[None]:
-    def keep(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> None:
-        into.append(z)
-
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
-        yield

@@ -74,7 +74,8 @@ class SeedOverlap:
         if not 1 <= at_least <= n_seeds:
             raise SettingError(f"at_least must be in 1..{n_seeds}, got {at_least!r}.")
         ranked = top_heads(self.maps.mean(0), self.maps[0].numel())
-        return tuple(head for head in ranked if self.seeds_of()[head] >= at_least)
+        seeds_of = self.seeds_of()
+        return tuple(head for head in ranked if seeds_of[head] >= at_least)
 
     def seeds_of(self) -> Int[Tensor, "n_layers n_heads"]:
         """How many seeds nominate each head."""
