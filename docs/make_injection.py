@@ -111,13 +111,17 @@ def cut(paragraph, bias):
 
 def gemma():
     """The same training on a base model of another architecture, at another learning rate."""
-    model, bias = load_model("gemma-3-270m"), load_bias("late")
-    token = BiasInject.cpu(lr=0.004, epochs=3).fit(
-        model, bias, checkpoint=cache_dir() / "shipped" / "gemma-late-0"
-    )
-    report = token.report(model, bias)
+    model, token = gemma_row()
+    report = token.report(model, load_bias("late"))
     report.save(REPORTS / "gemma-late-0.json")
     print(report, *report.answers, sep="\n", flush=True)
+
+
+def gemma_row():
+    model = load_model("gemma-3-270m")
+    checkpoint = cache_dir() / "shipped" / "gemma-late-0"
+    inject = BiasInject.cpu(lr=0.004, epochs=3)
+    return model, inject.fit(model, load_bias("late"), checkpoint=checkpoint)
 
 
 def is_done(file, bias):
@@ -156,7 +160,8 @@ def row(name, seed, report):
     before, after = report.similarity()
     interval, share = report.log_odds, report.keywords
     cells = [
-        name if seed == 0 else "", str(seed), f"{report.chosen_epoch} of {len(report.epochs) - 1}",
+        name if seed == 0 else "", str(seed), f"{report.settings['lr']:g}",
+        f"{report.chosen_epoch} of {len(report.epochs) - 1}",
         f"{before:.2f} → {after:.2f}",
         f"{report.log_odds_before.estimate:+.1f} → {interval.estimate:+.1f} "
         f"[{interval.low:+.1f}, {interval.high:+.1f}]",
@@ -167,7 +172,7 @@ def row(name, seed, report):
 
 
 def table(reports, names):
-    heading = ("bias", "seed", "epoch", "similarity", "log-odds over targets (nats)",
+    heading = ("bias", "seed", "rate", "epoch", "similarity", "log-odds over targets (nats)",
                "keywords in answers", "degenerate", "norm", "seconds")  # fmt: skip
     lines = ["| " + " | ".join(heading) + " |", "|---" * len(heading) + "|"]
     lines += [

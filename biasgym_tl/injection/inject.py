@@ -85,7 +85,7 @@ class BiasInject:
         preset: dict[str, Any] = {
             "epochs": 6,
             "batch_size": 8,
-            "lr": 0.01,
+            "lr": 0.02,
             "schedule": "cosine",
             "n_paragraphs": 160,
             "patience": None,
