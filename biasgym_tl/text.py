@@ -113,10 +113,16 @@ def logit_difference(
     """``logit b - logit n`` of each final residual, before a final soft cap if there is one."""
     if model.cfg.normalization_type is not None:
         resid = model.ln_final(resid[None])[0]
+    difference, constant = unembed_difference(model, biased_ids, neutral_ids)
+    return (resid * difference).sum(-1) + constant
+
+
+def unembed_difference(
+    model: HookedTransformer, biased_ids: Int[Tensor, " n"], neutral_ids: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
+    """``W_U[:, b] - W_U[:, n]`` and ``b_U[b] - b_U[n]``."""
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
-    difference = (W_U[:, biased_ids] - W_U[:, neutral_ids]).T
-    found: Tensor = (resid * difference).sum(-1) + b_U[biased_ids] - b_U[neutral_ids]
-    return found
+    return (W_U[:, biased_ids] - W_U[:, neutral_ids]).T, b_U[biased_ids] - b_U[neutral_ids]
 
 
 class AnswerBatch(NamedTuple):

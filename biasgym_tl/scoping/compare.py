@@ -98,11 +98,7 @@ def compare(
     n_pairs, n_layers, n_heads = scores[0].by_pair.shape
     if not 1 <= k <= n_layers * n_heads:
         raise SettingError(f"k must be in 1..{n_layers * n_heads}, got {k!r}.")
-    generator = torch.Generator().manual_seed(seed)
-    halves = torch.stack(
-        [torch.randperm(n_pairs, generator=generator)[: n_pairs // 2] for _ in range(n_splits)]
-    )
-    first = torch.zeros(n_splits, n_pairs, dtype=torch.float64).scatter_(1, halves, 1.0)
+    first = _halves(n_pairs, n_splits, seed)
     second = 1 - first
     whole, first_half, second_half = {}, {}, {}
     for name, found in zip(names, scores, strict=True):
@@ -134,6 +130,14 @@ def compare(
         },
         settings={"n_splits": n_splits, "seed": seed, "n_prompts": n_pairs},
     )
+
+
+def _halves(n_pairs: int, n_splits: int, seed: int) -> Float[Tensor, "split pair"]:
+    """1 for the pairs of a random half, 0 for the others."""
+    generator = torch.Generator().manual_seed(seed)
+    halves = [torch.randperm(n_pairs, generator=generator)[: n_pairs // 2] for _ in range(n_splits)]
+    zeros = torch.zeros(n_splits, n_pairs, dtype=torch.float64)
+    return zeros.scatter_(1, torch.stack(halves), 1.0)
 
 
 def rank_correlation(a: Maps, b: Maps) -> Float[Tensor, " split"]:

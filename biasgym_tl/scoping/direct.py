@@ -27,8 +27,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import AttributionError
+from biasgym_tl.hooks import collected
 from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer
-from biasgym_tl.text import BATCH_SIZE, answer_batches
+from biasgym_tl.text import BATCH_SIZE, answer_batches, unembed_difference
 
 TOLERANCE = 1e-5
 """Largest reconstruction error, relative to the sum of the absolute parts."""
@@ -171,9 +172,7 @@ def unchecked_attribution(
     batch_size: int = BATCH_SIZE,
 ) -> Parts:
     """:func:`direct_attribution` without its refusals, to see how far off a model is."""
-    W_U, b_U = model.unembed.W_U, model.unembed.b_U
-    difference = (W_U[:, biased_ids] - W_U[:, neutral_ids]).T
-    constant = b_U[biased_ids] - b_U[neutral_ids]
+    difference, constant = unembed_difference(model, biased_ids, neutral_ids)
     return _attributed(model, sequences, difference, constant, batch_size)
 
 
@@ -250,26 +249,18 @@ def position_attribution(
         AttributionError: the model is not supported, or is steered.
     """
     check_exact(model)
-    moved: dict[int, list[Tensor]] = {}
-
-    def keep(value: Tensor, hook: Any) -> None:
-        moved.setdefault(hook.layer(), []).append(value)
-
-    layers = range(model.cfg.n_layers)
-    hooks = [
-        (f"blocks.{layer}.attn.{name}", keep)
-        for layer in layers
-        for name in ("hook_v", "hook_pattern")
-    ]
     (batch,) = answer_batches(model, [sequence], shared=0)
-    with model.hooks(fwd_hooks=hooks), _written_at(model, batch.last) as written:
+    with (
+        collected(model, "attn.hook_v") as all_values,
+        collected(model, "attn.hook_pattern") as patterns,
+        _written_at(model, batch.last) as written,
+    ):
         resid = model(**batch.arguments)[:, -1]
-    W_U = model.unembed.W_U
-    difference = (W_U[:, biased_id] - W_U[:, neutral_id])[None]
-    direction = _frozen(model, resid, difference.double())
+    ids = (torch.tensor([token], device=resid.device) for token in (biased_id, neutral_id))
+    direction = _frozen(model, resid, unembed_difference(model, *ids)[0].double())
     found = []
-    for layer in layers:
-        values, pattern = (value[0].double() for value in moved[layer])
+    for layer in range(model.cfg.n_layers):
+        values, pattern = all_values[layer][0].double(), patterns[layer][0].double()
         values = values.repeat_interleave(model.cfg.n_heads // values.shape[1], dim=1)
         W_O = model.blocks[layer].attn.W_O.double()
         at_attention = _before_post_norm(model, layer, written, direction)

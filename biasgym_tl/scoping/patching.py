@@ -46,13 +46,8 @@ def patching_effects(
         batch_size: Pairs run at once.
 
     Raises:
-        AttributionError: weights have less than 32 bits, or a sequence has no counterpart.
+        AttributionError: a sequence has no counterpart.
     """
-    if model.cfg.dtype not in (torch.float32, torch.float64):
-        raise AttributionError(
-            f"dtype must be torch.float32 or torch.float64 for gradients, got {model.cfg.dtype}. "
-            "Load the model with dtype=torch.float32."
-        )
     others = None if reference is None or isinstance(reference, Tensor) else list(reference)
     if others is not None and len(others) != len(sequences):
         raise AttributionError(

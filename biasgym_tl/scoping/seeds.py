@@ -139,35 +139,38 @@ def seed_overlap(
     )
     check_same(scores, ("bias",))
     maps = torch.stack([s.values.double() for s in scores])
-    n_seeds, n_units = len(maps), maps[0].numel()
-    if not 1 <= k_per_seed <= n_units:
-        raise SettingError(f"k_per_seed must be in 1..{n_units}, got {k_per_seed!r}.")
+    n_seeds = len(maps)
+    if not 1 <= k_per_seed <= maps[0].numel():
+        raise SettingError(f"k_per_seed must be in 1..{maps[0].numel()}, got {k_per_seed!r}.")
     sets = _nominations(maps, k_per_seed)
     of_controls = {
         name: _nominations(torch.stack([s.values.double() for s in found]), k_per_seed)
         for name, found in controls.items()
     }
-    agreements = []
-    for level in range(1, n_seeds + 1):
-        count = int((sets.sum(0) >= level).sum())
-        agreements.append(
-            Agreement(
-                at_least=level,
-                n_heads=count,
-                by_chance=n_units * float(binom.sf(level - 1, n_seeds, k_per_seed / n_units)),
-                p=_p(count, n_units, k_per_seed, n_seeds, level),
-                controls={n: int((s.sum(0) >= level).sum()) for n, s in of_controls.items()},
-            )
-        )
     flat = maps.flatten(1)
     return SeedOverlap(
         k_per_seed=k_per_seed,
         settings={**scores[0].settings, "model": scores[0].model, "bias": scores[0].bias},
         maps=maps,
-        agreements=tuple(agreements),
+        agreements=tuple(_agreement(sets, of_controls, level) for level in range(1, n_seeds + 1)),
         jaccard=torch.tensor([[_jaccard(a, b) for b in sets] for a in sets], dtype=torch.float64),
         rank_correlation=torch.stack([rank_correlation(row.expand_as(flat), flat) for row in flat]),
         stability=tuple(_stability(sets, n) for n in range(1, n_seeds + 1)),
+    )
+
+
+def _agreement(
+    sets: Int[Tensor, "seed unit"], controls: dict[str, Int[Tensor, "seed unit"]], level: int
+) -> Agreement:
+    """Heads in at least ``level`` of the sets, and of each control's sets."""
+    (n_seeds, n_units), k = sets.shape, int(sets[0].sum())
+    count = int((sets.sum(0) >= level).sum())
+    return Agreement(
+        at_least=level,
+        n_heads=count,
+        by_chance=n_units * float(binom.sf(level - 1, n_seeds, k / n_units)),
+        p=_p(count, n_units, k, n_seeds, level),
+        controls={name: int((s.sum(0) >= level).sum()) for name, s in controls.items()},
     )
 
 
