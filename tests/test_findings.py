@@ -1,13 +1,18 @@
-"""The tables of docs/findings.md and docs/injection.md are those that the stored results give."""
+"""The tables of the pages in docs/ are those that the stored results give."""
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from biasgym_tl import load_bias, load_token
 
 DOCS = Path(__file__).parent.parent / "docs"
 make_injection = runpy.run_path(str(DOCS / "make_injection.py"))
 make_findings = runpy.run_path(str(DOCS / "make_findings.py"))
+measure_scoping = runpy.run_path(str(DOCS / "measure_scoping.py"))
+make_scoping = runpy.run_path(str(DOCS / "make_scoping.py"))
 
 
 def test_the_page_holds_what_the_results_give():
@@ -21,6 +26,26 @@ def test_the_page_on_injection_holds_what_the_reports_give():
     reports = make_injection["load_reports"]()
     assert make_findings["filled"](page, make_injection["tables"](reports)) == page
     assert {report.settings["epochs"] for report in reports.values()} == {4, 6}
+
+
+def test_the_page_on_scoping_holds_what_the_results_give():
+    page = (DOCS / "scoping.md").read_text(encoding="utf-8")
+    results = make_scoping["load_results"]()
+    assert make_findings["filled"](page, make_scoping["tables"](results)) == page
+
+
+def test_heads_of_the_page_on_scoping_were_judged_on_the_shipped_rows():
+    for bias, (_, by_seed) in make_scoping["load_results"]().items():
+        for seed, held in enumerate(by_seed):
+            sets = {(one["map"], one["k"]): one for one in held["sets"]}
+            assert len(sets) == len(held["sets"])
+            whole = sets["whole", 0]["log_odds"]
+            assert all(len(one["log_odds"]) == len(whole) for one in held["sets"])
+            if bias != "gemma":
+                row = load_token(bias, seed=seed)
+                model = SimpleNamespace(cfg=SimpleNamespace(model_name=row.model))
+                shown = measure_scoping["shortened"](load_bias(bias))
+                assert held["key"] == measure_scoping["key_of"](model, shown, row)
 
 
 def test_a_missing_block_is_named():
