@@ -14,19 +14,13 @@ from biasgym_tl.store import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "figures" / "scoping", ROOT / "docs" / "scoping.md"
-BIASES, SEEDS, K = ("late", "math"), 3, 10
-METHODS = (
-    "direct",
-    "direct, difference",
-    "patching to zero",
-    "patching to mean",
-    "zero ablation",
-    "mean ablation",
-)
-JUDGED = tuple(name for name in METHODS if name != "patching to zero")
-NO_INJECTION = ("direct, no injection", "mean ablation, no injection")
-NO_FACTOR = "direct, without the norm's factor"
+measured = runpy.run_path(str(ROOT / "docs" / "measure_scoping.py"))
+cell = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))["cell"]
+SEEDS, K, KS, GEMMA_KS = (measured[name] for name in ("SEEDS", "K", "KS", "GEMMA_KS"))
+METHODS, NO_INJECTION = tuple(measured["MAPS"]), tuple(measured["NO_INJECTION"])
+JUDGED, NO_FACTOR = measured["JUDGED"], measured["NO_FACTOR"]
 GEMMA_JUDGED = ("direct", NO_FACTOR, "patching to mean", "zero ablation", "mean ablation")
+BIASES = [name for name in measured["BIASES"] if (RESULTS / f"{name}.json").exists()]
 
 
 def load_results():
@@ -49,13 +43,13 @@ def tables(results):
         "top-shared": top_shared(biases),
         "seeds": seeds(biases),
         "concentration": spread(biases),
-        "held-out": benefits(biases, [*JUDGED, *NO_INJECTION], (5, 10, 20)),
+        "held-out": benefits(biases, [*JUDGED, *NO_INJECTION], KS),
         "countries": countries(biases),
         "gemma-error": reconstruction(results["gemma"][0]),
         "gemma-agreement": agreement(gemma),
         "gemma-top": top(results["gemma"][0]["top"][0]),
         "gemma-concentration": spread(gemma),
-        "gemma-held-out": benefits(gemma, GEMMA_JUDGED, (3, 10)),
+        "gemma-held-out": benefits(gemma, GEMMA_JUDGED, GEMMA_KS),
     }
 
 
@@ -180,8 +174,7 @@ def falls(sets, name, k, key="log_odds"):
 
 
 def interval(values, decimals=2):
-    mean, low, high = crossed_interval(values)
-    return minus(f"{mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]")
+    return cell(crossed_interval(values), decimals, "+")
 
 
 def benefits(biases, names, ks):

@@ -110,7 +110,7 @@ def shortened(bias):
 
 def maps_of(model, bias, row, settings):
     """A map for every entry of ``settings``, kept in the cache folder."""
-    steps = Steps(cache_dir() / "scoping" / key_of(model, bias, row))
+    steps = Steps(cache_dir() / "scoping" / key_of(bias, row))
     found = {}
     for name, options in settings.items():
         scope = BiasScope(**options, seed=row.seed)
@@ -124,8 +124,8 @@ def maps_of(model, bias, row, settings):
     return found
 
 
-def key_of(model, bias, row):
-    return digest([bias.fingerprint(), row.row.tolist(), model.cfg.model_name])
+def key_of(bias, row):
+    return digest([bias.fingerprint(), row.row.tolist(), row.model])
 
 
 def without_factor(model, bias, row, exact):
@@ -144,19 +144,15 @@ def summary(found, controls):
     """What the tables show of the maps of all seeds."""
     of_trained = [{n: maps[n] for n in maps if n not in NO_INJECTION} for maps in found]
     names = list(of_trained[0])
+    spread = {name: [concentration(maps[name].values) for maps in found] for name in names}
     result = {
         "agreement": [
             compare(list(maps.values()), names=names, k=K).to_df().to_dict("records")
             for maps in of_trained
         ],
         "top": [{name: list(map(str, s.top(K))) for name, s in maps.items()} for maps in found],
-        "effective_heads": {
-            name: [concentration(maps[name].values).effective_heads for maps in found]
-            for name in names
-        },
-        "k_for_half": {
-            name: [concentration(maps[name].values).k_for(0.5) for maps in found] for name in names
-        },
+        "effective_heads": {name: [s.effective_heads for s in spread[name]] for name in names},
+        "k_for_half": {name: [s.k_for(0.5) for s in spread[name]] for name in names},
         "reconstruction_error": {
             name: [maps[name].reconstruction_error.tolist() for maps in found]
             for name in names
@@ -195,28 +191,30 @@ def held_out(model, bias, row, maps, ks, path):
     units = all_heads(model.cfg.n_layers, model.cfg.n_heads)
     for i, k in itertools.product(range(N_RANDOM), ks):
         sets[f"random {i}", k] = rng.sample(units, k)
-    key, means = key_of(model, bias, row), head_means(model)
-    kept = read_json(path) if path.exists() else {"key": key, "sets": []}
-    known = kept["sets"] if kept["key"] == key else []
-    found = []
+    key, means = key_of(bias, row), head_means(model)
+    record = {"key": key, "sets": [], "targets": names, "seed": row.seed}
+    kept = read_json(path) if path.exists() else record
+    known = {(one["map"], *one["heads"]): one for one in kept["sets"] if kept["key"] == key}
+    wanted = []
     for (name, k), heads in sets.items():
         shown = [str(Head(*head)) for head in heads]
-        same = [one for one in known if (one["map"], one["heads"]) == (name, shown)]
-        if same:
-            found += same
-            continue
-        slots = (row.text, *names) if k in (0, K) else (row.text,)
-        with row.attached(model), steer(model, heads, "mean", reference=means):
-            measured = bias_log_odds(model, bias, bias.evaluation_prompts, slots).log_odds
-            loss = mean_loss(model, load_passages("damage"))
-        found.append(
-            {"map": name, "k": k, "heads": shown, "log_odds": measured[:, 0].tolist(),
-             "targets": measured[:, 1:].tolist(), "loss": loss.tolist()}
-        )  # fmt: skip
-        print(bias.name, row.seed, name, k, f"{measured[:, 0].mean():+.2f}", flush=True)
-        rest = [one for one in known if one not in found]
-        write_json(path, {"key": key, "sets": found + rest, "targets": names, "seed": row.seed})
-    write_json(path, {"key": key, "sets": found, "targets": names, "seed": row.seed})
+        wanted.append((name, *shown))
+        if wanted[-1] not in known:
+            slots = (row.text, *names) if k in (0, K) else (row.text,)
+            with row.attached(model), steer(model, heads, "mean", reference=means):
+                measured = bias_log_odds(model, bias, bias.evaluation_prompts, slots).log_odds
+                loss = mean_loss(model, load_passages("damage"))
+            known[wanted[-1]] = {
+                "map": name,
+                "k": k,
+                "heads": shown,
+                "log_odds": measured[:, 0].tolist(),
+                "targets": measured[:, 1:].tolist(),
+                "loss": loss.tolist(),
+            }
+            print(bias.name, row.seed, name, k, f"{measured[:, 0].mean():+.2f}", flush=True)
+            write_json(path, record | {"sets": list(known.values())})
+    write_json(path, record | {"sets": [known[one] for one in wanted]})
 
 
 def main():

@@ -116,9 +116,18 @@ def check_exact(model: HookedTransformer) -> None:
         raise AttributionError(
             "device must have 64-bit floats, got 'mps'. Move the model: model.to('cpu')."
         )
-    if cfg.dtype not in (torch.float32, torch.float64):
+    check_precision(model)
+
+
+def check_precision(model: HookedTransformer) -> None:
+    """Refuse weights of less than 32 bits, with the reason.
+
+    Raises:
+        AttributionError: the dtype has less precision than effects of single heads need.
+    """
+    if model.cfg.dtype not in (torch.float32, torch.float64):
         raise AttributionError(
-            f"dtype must be torch.float32 or torch.float64 for attribution, got {cfg.dtype}. "
+            f"dtype must be torch.float32 or torch.float64 for attribution, got {model.cfg.dtype}. "
             "Load the model with dtype=torch.float32."
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.scoping.direct import check_precision
 from biasgym_tl.text import answer_batches, logit_difference
 
 BATCH_SIZE = 8
@@ -46,8 +47,9 @@ def patching_effects(
         batch_size: Pairs run at once.
 
     Raises:
-        AttributionError: a sequence has no counterpart.
+        AttributionError: weights have less than 32 bits, or a sequence has no counterpart.
     """
+    check_precision(model)
     others = None if reference is None or isinstance(reference, Tensor) else list(reference)
     if others is not None and len(others) != len(sequences):
         raise AttributionError(
