@@ -17,39 +17,38 @@ from biasgym_tl.stats import Interval
 
 
 def plot_k_sweep(sweep: KSweep) -> go.Figure:
-    """Fall of the log-odds and rise of the loss over k, with 95% intervals.
+    """Fall of the log-odds and, below it, rise of the loss over k, with 95% intervals.
 
     Args:
         sweep: From :func:`biasgym_tl.k_sweep`.
     """
-    figure, frame = make_subplots(specs=[[{"secondary_y": True}]]), sweep.to_df()
-    for name, label, colour in (
-        ("benefit", "fall of log-odds", "#b2182b"),
-        ("damage", "rise of loss", "#2166ac"),
+    figure, frame = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06), sweep.to_df()
+    for row, (name, label, colour) in enumerate(
+        (
+            ("benefit", "fall of log-odds (nats)", "#b2182b"),
+            ("damage", "rise of loss (nats per token)", "#2166ac"),
+        ),
+        start=1,
     ):
+        ends = frame[[name, f"{name}_low", f"{name}_high"]]
         figure.add_scatter(
             x=frame["k"].tolist(),
             y=frame[name].tolist(),
-            error_y=error_bars(
-                [
-                    Interval(*ends)
-                    for ends in frame[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-                ],
-                cap=4,
-            ),
-            name=label,
+            error_y=error_bars([Interval(*one) for one in ends.itertuples(index=False)], cap=4),
             line={"color": colour},
-            secondary_y=name == "damage",
+            showlegend=False,
+            row=row,
+            col=1,
         )
-    figure.update_xaxes(title="steered heads k", type="log")
-    figure.update_yaxes(title="fall of log-odds (nats)", secondary_y=False)
-    figure.update_yaxes(title="rise of loss (nats per token)", secondary_y=True, showgrid=False)
+        figure.update_yaxes(title=label, row=row)
+    figure.update_xaxes(type="log", tickvals=frame["k"].tolist())
+    figure.update_xaxes(title="steered heads k", row=2)
     title = (
         f'Steering the top k heads for "{escape(sweep.bias)}", on fitting data<br><sup>'
         f"{escape(sweep.model)}, {escape(sweep.method)}, {escape(sweep.mode)}; "
         f"{sweep.saturation_in_words()}</sup>"
     )
-    return styled(figure, title, height=480)
+    return styled(figure, title)
 
 
 def plot_benefit_and_damage(

@@ -16,13 +16,16 @@ def head_scatter(
     heads = all_heads(*x.shape)
     k = min(label_top, len(heads))
     named = {int(i) for values in (x, y) for i in values.flatten().topk(k).indices}
+    # Names of neighbours in height stand on different sides, so that fewer overlap.
+    by_height = sorted(named, key=lambda i: y.flatten()[i].item())
+    sides = {head: ("middle right", "middle left")[i % 2] for i, head in enumerate(by_height)}
     return go.Figure(
         go.Scatter(
             x=x.flatten().tolist(),
             y=y.flatten().tolist(),
             mode="markers+text",
             text=[str(head) if i in named else "" for i, head in enumerate(heads)],
-            textposition="top center",
+            textposition=[sides.get(i, "middle right") for i in range(len(heads))],
             customdata=[str(head) for head in heads],
             marker={
                 "color": [head.layer for head in heads],
