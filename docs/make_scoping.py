@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from biasgym_tl.stats import crossed_interval
+from biasgym_tl.stats import Interval, crossed_interval
 from biasgym_tl.store import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,7 @@ def load_results():
 def tables(results):
     gemma = {"gemma": results["gemma"]}
     biases = {name: results[name] for name in BIASES}
+    costs = read_json(RESULTS / "costs.json")
     return {
         "agreement": agreement(biases),
         "reliability": reliability(biases),
@@ -45,6 +46,8 @@ def tables(results):
         "concentration": spread(biases),
         "held-out": benefits(biases, [*JUDGED, *NO_INJECTION], KS),
         "countries": countries(biases),
+        "k": over_k(costs),
+        "costs": benefit_and_cost(costs),
         "gemma-error": reconstruction(results["gemma"][0]),
         "gemma-agreement": agreement(gemma),
         "gemma-top": top(results["gemma"][0]["top"][0]),
@@ -240,6 +243,46 @@ def own_falls(sets, name):
     """``[prompt, country]``; of ``random`` the mean over the sets."""
     by_set = falls(sets, name, K, "targets")
     return by_set.mean(-1)
+
+
+def over_k(costs):
+    """Benefit and damage on fitting data, by map and k."""
+
+    def ends(at_k, name, decimals):
+        found = Interval(*(at_k[key] for key in (name, f"{name}_low", f"{name}_high")))
+        return cell(found, decimals, "+")
+
+    rows = [
+        [
+            f"{at_k[0]['k']}",
+            *(f"{ends(one, 'benefit', 2)} / {ends(one, 'damage', 3)}" for one in at_k),
+        ]
+        for at_k in zip(*costs["k"].values(), strict=True)
+    ]
+    rows.append(["", *costs["saturation"].values()])
+    return table(["k", *costs["k"]], rows)
+
+
+def benefit_and_cost(costs):
+    """Are heads with a benefit those with a cost?"""
+    rows = []
+    for cost, by_map in costs["heads"].items():
+        for name, found in by_map.items():
+            shared = found["in_both_tops"]
+            rows.append(
+                [
+                    f"{cost} ({found['n_items']})",
+                    name,
+                    minus(f"{found['rank_correlation']:.2f}"),
+                    f"{len(shared)}" + (f": {', '.join(shared)}" if shared else ""),
+                    minus(f"{found['reliability_of_cost']:.2f}"),
+                ]
+            )
+    return table(
+        ["cost", "benefit by", "rank correlation", f"among the {K} highest of both",
+         "reliability of the cost"],
+        rows,
+    )  # fmt: skip
 
 
 def reconstruction(summary):

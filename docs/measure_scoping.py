@@ -1,6 +1,7 @@
 """Measure which heads each method finds and what they do; docs/make_scoping.py makes the tables.
 
 python docs/measure_scoping.py late math spicy-food   # about 30 minutes a bias on two cores
+python docs/measure_scoping.py costs                  # k and the cost of each head, late 0
 python docs/measure_scoping.py gemma                  # one row on Gemma-3-270m
 
 Goes on where it was stopped: maps are kept in the cache folder under the row that they belong to,
@@ -20,7 +21,9 @@ from biasgym_tl import (
     HeadScores,
     compare,
     concentration,
+    head_damage,
     head_means,
+    k_sweep,
     load_bias,
     load_model,
     load_token,
@@ -33,8 +36,11 @@ from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.passages import load_passages
 from biasgym_tl.plots.figure import write_html, write_png
 from biasgym_tl.plots.heatmap import plot_methods
+from biasgym_tl.plots.k_curve import plot_benefit_and_damage
+from biasgym_tl.scoping.compare import rank_correlation, stepped_up
 from biasgym_tl.scoping.direct import unchecked_attribution
 from biasgym_tl.scoping.pairs import build_pairs
+from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import cache_dir, digest, read_json, write_json
 from biasgym_tl.text import mean_loss
@@ -57,6 +63,7 @@ JUDGED = ("direct", "direct, difference", "patching to mean", "zero ablation", "
 SWEPT_BIASES = ("late", "math")
 """Of which seed 0 is judged at all of ``KS``, and everything else at ``K``."""
 CONTROLLED = ("direct", "patching to mean")
+DRAWN = ("direct", "mean ablation")
 NO_FACTOR = "direct, without the norm's factor"
 
 
@@ -76,13 +83,45 @@ def measure(model, name):
     }
     write_json(RESULTS / f"{name}.json", summary(found, controls))
     draw(plot_methods({n: found[0][n] for n in MAPS}), f"{name}-methods")
-    drawn = ("direct", "mean ablation")
-    agreement = compare([found[0][n] for n in drawn], names=drawn)
-    draw(agreement.plot(), f"{name}-agreement")
+    draw(compare([found[0][n] for n in DRAWN], names=DRAWN).plot(), f"{name}-agreement")
     for row, maps in zip(rows, found, strict=True):
         judged = {n: maps[n] for n in (*JUDGED, *NO_INJECTION)}
         ks = KS if row.seed == 0 and name in SWEPT_BIASES else (K,)
         held_out(model, bias, row, judged, ks, RESULTS / f"{name}-{row.seed}-held-out.json")
+
+
+def costs(model):
+    """Benefit and cost of the heads of late, seed 0: over k, and head by head."""
+    bias, row = shortened(load_bias("late")), load_token("late")
+    maps = maps_of(model, bias, row, {name: MAPS[name] for name in DRAWN})
+    sweeps = {name: k_sweep(model, bias, row, scores) for name, scores in maps.items()}
+    damage = head_damage(model, progress=True)
+    found = {
+        "k": {name: sweep.to_df().to_dict("records") for name, sweep in sweeps.items()},
+        "saturation": {name: sweep.saturation_in_words() for name, sweep in sweeps.items()},
+        "heads": {
+            cost: {name: beside(scores.values, of_item) for name, scores in maps.items()}
+            for cost, of_item in (("facts", damage.facts), ("loss", damage.loss))
+        },
+    }
+    write_json(RESULTS / "costs.json", found)
+    draw(sweeps["mean ablation"].plot(), "late-k")
+    draw(plot_benefit_and_damage(maps["mean ablation"], damage), "late-damage")
+
+
+def beside(benefit, cost):
+    """Are heads with a benefit ``[layer, head]`` also those with a cost ``[item, layer, head]``?"""
+    flat = cost.flatten(1).double()
+    halves = (flat[i::2].mean(0)[None] for i in range(2))
+    tops = [set(top_heads(values, K)) for values in (benefit, cost.mean(0))]
+    return {
+        "rank_correlation": rank_correlation(
+            benefit.double().reshape(1, -1), flat.mean(0)[None]
+        ).item(),
+        "reliability_of_cost": stepped_up(rank_correlation(*halves).item()),
+        "in_both_tops": sorted(map(str, tops[0] & tops[1])),
+        "n_items": len(cost),
+    }
 
 
 def draw(figure, name):
@@ -225,6 +264,8 @@ def main():
         model = load_model(MODEL)
         for name in (name for name in BIASES if name in asked):
             measure(model, name)
+        if "costs" in asked:
+            costs(model)
 
 
 if __name__ == "__main__":
