@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from biasgym_tl.scoping.seeds import SeedOverlap, seed_overlap
     from biasgym_tl.scoping.significance import Significance, significance
     from biasgym_tl.steering.controls import layer_matched
+    from biasgym_tl.steering.export import export_steered
+    from biasgym_tl.steering.reference import target_means
     from biasgym_tl.steering.selection import Selection, select_heads
 
 _HOME = {
@@ -80,6 +82,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "examine": "doctor",
     "export_adapter": "injection.adapter",
+    "export_steered": "steering.export",
     "fit_seeds": "injection.inject",
     "head_damage": "scoping.damage",
     "head_means": "hooks",
@@ -106,6 +109,7 @@ _HOME = {
     "shuffled": "biases.shuffle",
     "significance": "scoping.significance",
     "steer": "hooks",
+    "target_means": "steering.reference",
     "to_dataset": "biases.corpus",
     "write_contrasts": "biases.writer",
     "write_corpus": "biases.writer",
@@ -142,6 +146,7 @@ __all__ = [
     "evaluate",
     "examine",
     "export_adapter",
+    "export_steered",
     "fit_seeds",
     "head_damage",
     "head_means",
@@ -168,6 +173,7 @@ __all__ = [
     "shuffled",
     "significance",
     "steer",
+    "target_means",
     "to_dataset",
     "write_contrasts",
     "write_corpus",

@@ -170,6 +170,7 @@ def scope(
     from biasgym_tl.plots.heatmap import plot_heads
     from biasgym_tl.scoping.compare import compare
     from biasgym_tl.scoping.scope import BiasScope
+    from biasgym_tl.steering.selection import select_heads
 
     scopes = [
         BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
@@ -186,6 +187,7 @@ def scope(
         scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
         found.append(scores)
         path = scores.save(out / one.method)
+        select_heads(scores, k).save(out / f"{one.method}-heads.json")
         figure = plot_heads(scores, mark_top=k)
         write_html(figure, path.with_suffix(".html"))
         remark = write_png(figure, path.with_suffix(".png"))
@@ -199,6 +201,38 @@ def scope(
         write_html(comparison.plot(), out / "agreement.html")
         typer.echo(repr(comparison))
     typer.echo(f"Written to {out}/")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="New folder for the steered model.")],
+    heads: Annotated[
+        str, typer.Option(help="File with heads from 'biasgym scope', or names: L9H8,L3H1.")
+    ],
+    model: ModelName = "smollm2-135m-instruct",
+    mode: Annotated[
+        str | None, typer.Option(help="zero, mean or scale; default: the file's, or zero.")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="Share of their output that heads keep.")
+    ] = None,
+) -> None:
+    """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
+    from biasgym_tl.heads import Head
+    from biasgym_tl.model import load_model
+    from biasgym_tl.steering.export import export_steered
+    from biasgym_tl.steering.selection import Selection
+
+    if Path(heads).suffix == ".json":
+        chosen: Selection | list[Head] = Selection.load(heads)
+    else:
+        chosen = [Head.parse(name) for name in heads.split(",")]
+    if mode is None:
+        mode = chosen.mode if isinstance(chosen, Selection) else "zero"
+    typer.echo(f"Loading {model} ...", err=True)
+    loaded = load_model(model)
+    export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
+    typer.echo((folder / "README.md").read_text(encoding="utf-8"))
 
 
 @app.command()

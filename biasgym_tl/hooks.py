@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 
 MODES = ("zero", "mean")
+"""What a silenced head is replaced with."""
 
 
 @contextlib.contextmanager
@@ -27,74 +29,135 @@ def steer(
     mode: str = "zero",
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
+    factor: float | Mapping[tuple[int, int], float] | None = None,
 ) -> Iterator[None]:
-    """Silence ``heads`` at every position while the context is open.
+    """Silence or weaken ``heads`` at every position while the context is open.
 
-    ``z[:, :, h] := 0`` (mode ``"zero"``, the paper's) or ``:= reference[layer, h]`` (mode
-    ``"mean"``). Zeroing equals setting ``W_O[layer, h]`` to 0. Works in the forward pass, in
-    ``run_with_cache`` and in ``generate``; contexts nest, and the inner one wins where they name
-    the same head. The hooks are permanent ones, so ``model.reset_hooks()`` leaves them; no weight
-    is touched, and on leaving only these hooks are removed.
+    ``z[:, :, h] := factor * z + (1 - factor) * reference[layer, h]``. Mode ``"zero"`` (the
+    paper's): both are 0. ``"scale"``: the reference is 0. ``"mean"``: the factor is 0 unless given.
+    Zeroing equals setting ``W_O[layer, h]`` to 0. Works in the forward pass, in ``run_with_cache``
+    and in ``generate``; contexts nest, the inner one acts last. The hooks are permanent ones, so
+    ``model.reset_hooks()`` leaves them; no weight is touched, and on leaving only these hooks are
+    removed.
 
     Args:
         model: The model to steer.
         heads: Pairs of layer and head.
-        mode: What the heads are replaced with: ``"zero"`` or ``"mean"``.
+        mode: ``"zero"``, ``"mean"`` or ``"scale"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
-            shipped neutral text.
+            shipped neutral text. :func:`biasgym_tl.target_means` is over prompts instead.
+        factor: Share of its own output that a head keeps, for all or by head; above 1 strengthens,
+            below 0 turns round.
 
     Raises:
-        SteeringError: a head is outside the model, or mode or reference are not valid.
+        SteeringError: a head is outside the model, or mode, reference or factor are not valid.
     """
-    chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
-    if mode not in MODES:
-        raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
-    if mode == "zero":
-        if reference is not None:
-            raise SteeringError("reference must be None in mode 'zero'. Use mode='mean'.")
-    else:
-        reference = head_means(model) if reference is None else reference
-        shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
-        if tuple(reference.shape) != shape:
-            raise SteeringError(
-                f"reference must have the shape {shape} (layer, head, d_head), "
-                f"got {tuple(reference.shape)}. Compute it with head_means(model)."
-            )
+    edit = steering_edit(model, heads, mode, reference, factor)
     with contextlib.ExitStack() as stack:
-        for layer, in_layer in _by_layer(chosen).items():
-            value = None if reference is None else reference[layer, in_layer]
-            stack.enter_context(
-                _permanent_hook(model.blocks[layer].attn.hook_z, _replace(in_layer, value))
-            )
+        for layer, in_layer in edit.items():
+            point = model.blocks[layer].attn.hook_z
+            stack.enter_context(_permanent_hook(point, _edited(in_layer)))
         yield
+
+
+class LayerEdit(NamedTuple):
+    """What steering does to ``z`` in one layer: ``z := factor * z + shift``."""
+
+    heads: list[int]
+    factor: Float[Tensor, " chosen"]
+    shift: Float[Tensor, "chosen d_head"]
+
+
+def steering_edit(
+    model: HookedTransformer,
+    heads: Iterable[tuple[int, int]],
+    mode: str,
+    reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
+    factor: float | Mapping[tuple[int, int], float] | None = None,
+) -> dict[int, LayerEdit]:
+    """The arguments of :func:`steer`, checked, as what is done in each layer."""
+    chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    if mode not in (*MODES, "scale"):
+        raise SteeringError(f"mode must be one of {[*MODES, 'scale']}, got {mode!r}.")
+    if mode != "mean" and reference is not None:
+        raise SteeringError(f"reference must be None in mode {mode!r}. Use mode='mean'.")
+    kept = _factors(factor, mode, chosen)
+    if mode == "mean":
+        reference = head_means(model) if reference is None else reference
+    shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
+    if reference is None:
+        reference = torch.zeros(shape)
+    if tuple(reference.shape) != shape:
+        raise SteeringError(
+            f"reference must have the shape {shape} (layer, head, d_head), "
+            f"got {tuple(reference.shape)}. Compute it with head_means(model)."
+        )
+    edit = {}
+    for layer, places in _by_layer(chosen).items():
+        in_layer, of_layer = [chosen[i].head for i in places], kept[places]
+        shift = (1 - of_layer)[:, None] * reference[layer, in_layer].to(kept)
+        edit[layer] = LayerEdit(in_layer, of_layer, shift)
+    return edit
+
+
+def _factors(
+    factor: float | Mapping[tuple[int, int], float] | None, mode: str, heads: Sequence[Head]
+) -> Float[Tensor, " head"]:
+    if mode == "zero" and factor is not None:
+        raise SteeringError(f"factor must be None in mode 'zero', got {factor!r}. Use 'scale'.")
+    if mode == "scale" and factor is None:
+        raise SteeringError("factor must be given in mode 'scale'. 0.5 halves the heads' output.")
+    if isinstance(factor, Mapping):
+        if set(factor) != set(heads):
+            differing = sorted(str(Head(*head)) for head in set(factor) ^ set(heads))
+            raise SteeringError(
+                f"factor must have one number for each steered head, got {differing} in only one "
+                "of factor and heads."
+            )
+        values = [factor[head] for head in heads]
+    else:
+        values = [factor or 0.0] * len(heads)
+    if not all(map(math.isfinite, values)):
+        raise SteeringError(f"factor must be finite, got {factor!r}.")
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @torch.inference_mode()
 def head_means(
-    model: HookedTransformer, texts: Iterable[str] | None = None
+    model: HookedTransformer,
+    texts: Iterable[str | Sequence[int]] | None = None,
+    *,
+    skip: int = 1,
 ) -> Float[Tensor, "n_layers n_heads d_head"]:
     """Mean of every head's ``z`` over the tokens of neutral text.
 
-    The first position of each text is left out: most heads rest there and write something else.
+    The first position of a text should be left out: most heads rest there and write something else.
 
     Args:
         model: The model, unsteered.
-        texts: Plain texts; default: the shipped ``load_passages("reference")``.
+        texts: Plain texts or token ids; default: the shipped ``load_passages("reference")``.
+        skip: So many positions at the beginning of each text are left out.
+
+    Raises:
+        SteeringError: no text is longer than ``skip``.
     """
     sums = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     count = 0
 
     def add(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> None:
-        sums[hook.layer()] += z[:, 1:].double().sum((0, 1)).cpu()
+        sums[hook.layer()] += z[:, skip:].double().sum((0, 1)).cpu()
 
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     with model.hooks(fwd_hooks=[(name, add) for name in names]):
         for text in load_passages("reference") if texts is None else texts:
-            tokens = torch.tensor([encode_text(model, text)], device=model.cfg.device)
+            ids = encode_text(model, text) if isinstance(text, str) else list(text)
+            tokens = torch.tensor([ids], device=model.cfg.device)
             model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
-            count += tokens.shape[1] - 1
+            count += max(tokens.shape[1] - skip, 0)
     if count == 0:
-        raise SteeringError("texts must hold at least one text of two tokens, got none.")
+        raise SteeringError(
+            f"texts must hold at least one of more than {skip} tokens, got none. Pass longer texts."
+        )
     return (sums / count).to(device=model.cfg.device, dtype=model.cfg.dtype)
 
 
@@ -111,19 +174,23 @@ def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
         yield found
 
 
-def _by_layer(heads: Iterable[Head]) -> dict[int, list[int]]:
+def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
+    """Layer -> places of its heads in ``heads``."""
     layers: dict[int, list[int]] = defaultdict(list)
-    for layer, head in heads:
-        layers[layer].append(head)
+    for place, head in enumerate(heads):
+        layers[head.layer].append(place)
     return dict(layers)
 
 
-def _replace(
-    heads: list[int], value: Float[Tensor, "chosen d_head"] | None
-) -> Callable[[Tensor, Any], Tensor]:
+def _edited(edit: LayerEdit) -> Callable[[Tensor, Any], Tensor]:
+    scaled = bool(edit.factor.any())
+
     def hook(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:
+        value = edit.shift.to(z)
+        if scaled:
+            value = value + edit.factor.to(z)[:, None] * z[:, :, edit.heads]
         z = z.clone()
-        z[:, :, heads] = 0 if value is None else value.to(z)
+        z[:, :, edit.heads] = value
         return z
 
     return hook

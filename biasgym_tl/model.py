@@ -58,17 +58,14 @@ def load_model(
     if not isinstance(model, (str, Path)):
         return _from_hugging_face(model, tokenizer, device, dtype)
     name = str(model)
-    if name.lower() in PACKAGED:
-        entry, folder = PACKAGED[name.lower()], packaged_folder(name.lower())
-        source = str(folder) if folder else entry.hub_name
-        loaded = _from_source(source, tokenizer, device, dtype)
-        loaded.cfg.model_name = name.lower()
-        return loaded
-    if Path(name).is_dir():
-        return _from_source(name, tokenizer, device, dtype)
-    if name.lower() in _transformer_lens_names():
+    listed = name.lower() in _transformer_lens_names()
+    if listed and name.lower() not in PACKAGED and not Path(name).is_dir():
         return _from_transformer_lens(name, tokenizer, device, dtype)
-    return _from_source(name, tokenizer, device, dtype)
+    hf_model, tokenizer = load_hugging_face(name, tokenizer, dtype)
+    loaded = _from_hugging_face(hf_model, tokenizer, device, dtype, consume=True)
+    if name.lower() in PACKAGED:
+        loaded.cfg.model_name = name.lower()
+    return loaded
 
 
 @contextlib.contextmanager
@@ -108,18 +105,27 @@ def _probe(hf_model: Any) -> Int[Tensor, "1 pos"]:
     return torch.arange(48)[None] * 997 % vocab_size
 
 
-def _from_source(source: str, tokenizer: Any, device: str, dtype: torch.dtype) -> HookedTransformer:
-    """Load a local folder or a hub name; the family is checked before any weights are read."""
+def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a packaged name, a local folder or a hub name, as Hugging Face's.
+
+    The family is checked before any weights are read.
+
+    Raises:
+        ModelError: as :func:`load_model`.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    source = name
+    if name.lower() in PACKAGED:
+        folder = packaged_folder(name.lower())
+        source = str(folder) if folder else PACKAGED[name.lower()].hub_name
     try:
         config = AutoConfig.from_pretrained(source)
         _check_family(config)
         tokenizer = tokenizer or _load_tokenizer(source)
-        hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
     except OSError as error:
         raise ModelError(_not_found(source, error)) from error
-    return _from_hugging_face(hf_model, tokenizer, device, dtype, consume=True)
 
 
 def _load_tokenizer(source: str) -> Any:

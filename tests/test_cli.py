@@ -11,14 +11,17 @@ from test_api import chat, completion, n_calls, serve  # noqa: F401 - chat is a 
 
 from biasgym_tl import (
     BiasInject,
+    BiasScope,
     BiasToken,
     HeadScores,
     InjectionReport,
+    Selection,
     list_biases,
     load_bias,
     load_corpus,
     load_model,
     save_corpus,
+    select_heads,
 )
 
 BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
@@ -86,10 +89,27 @@ def test_heads_are_scored_and_methods_compared(tiny_folder, tmp_path):
     assert "direct / zero_ablation: " in done.stdout and "reliability: direct" in done.stdout
     scores = HeadScores.load(tmp_path / "out" / "zero_ablation")
     assert f"top 3: {', '.join(map(str, scores.top(3)))}" in done.stdout
+    assert tuple(Selection.load(tmp_path / "out" / "direct-heads.json")) == HeadScores.load(
+        tmp_path / "out" / "direct"
+    ).top(3)
     assert (tmp_path / "out" / "direct.html").exists()
     assert (tmp_path / "out" / "agreement.html").exists()
     refused = biasgym("scope", *options, "--method", "magic")
     assert refused.returncode == 1 and refused.stderr.startswith("Error: method must be one of")
+
+
+def test_a_steered_model_is_exported(tiny_folder, tmp_path):
+    scores = BiasScope().attribute(load_model(tiny_folder), load_bias("late"), None)
+    heads = select_heads(scores, 3).save(tmp_path / "heads.json")
+    done = biasgym("export", tmp_path / "a", "--model", tiny_folder, "--heads", heads)
+    assert done.returncode == 0, done.stderr
+    assert 'mode "mean"' in done.stdout and (tmp_path / "a" / "model.safetensors").exists()
+    done = biasgym("export", tmp_path / "b", "--model", tiny_folder, "--heads", "L0H1,L2H3")
+    assert done.returncode == 0 and 'mode "zero"): L0H1, L2H3' in done.stdout
+    refused = biasgym("export", tmp_path / "b", "--model", tiny_folder, "--heads", "L0H1")
+    assert refused.returncode == 1 and "folder must be new or empty" in refused.stderr
+    refused = biasgym("export", tmp_path / "c", "--model", tiny_folder, "--heads", "0.1")
+    assert refused.returncode == 1 and "written like 'L9H8', got '0.1'" in refused.stderr
 
 
 def test_a_model_is_examined(tiny_folder):

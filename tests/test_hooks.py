@@ -1,13 +1,16 @@
 """Zeroing hook_z of a head == zeroing its W_O == zeroing its columns of o_proj in Hugging Face."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
-from biasgym_tl import Head, head_means, load_model, steer
+from biasgym_tl import Head, head_means, load_bias, load_model, steer, target_means
 from biasgym_tl.errors import SteeringError
+from biasgym_tl.families.convert import FAMILIES as CONVERTED
+from biasgym_tl.prompts import encode_sentence
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
 TOKENS = torch.randint(2, 1000, (2, 17), generator=torch.Generator().manual_seed(4))
@@ -29,25 +32,13 @@ def test_zeroing_equals_zeroing_W_O(any_model):
     assert (steered - logits(any_model)).abs().max() > 1e-2
 
 
-LIKE_LLAMA = "model.layers.{}.self_attn.o_proj"
-OUTPUT = {
-    "gpt2": "transformer.h.{}.attn.c_proj",
-    "gpt_neo": "transformer.h.{}.attn.attention.out_proj",
-    "gptj": "transformer.h.{}.attn.out_proj",
-    "gpt_neox": "gpt_neox.layers.{}.attention.dense",
-    "phi": "model.layers.{}.self_attn.dense",
-    "opt": "model.decoder.layers.{}.self_attn.out_proj",
-    "bloom": "transformer.h.{}.self_attention.dense",
-}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zeroing_equals_the_weight_edit_in_hugging_face(family):
     hf_model = tiny_hf_model(family)
     model = load_model(hf_model)
     with torch.no_grad():
         for layer, head in HEADS:
-            weight = hf_model.get_submodule(OUTPUT.get(family, LIKE_LLAMA).format(layer)).weight
+            weight = hf_model.get_submodule(CONVERTED[family].output.format(layer)).weight
             part = slice(model.cfg.d_head * head, model.cfg.d_head * (head + 1))
             weight[(part,) if family == "gpt2" else (slice(None), part)] = 0
         expected = hf_model(TOKENS).logits.log_softmax(-1)
@@ -64,6 +55,29 @@ def test_mean_puts_the_reference_in_place(model):
         assert torch.equal(z, reference[layer, head].expand_as(z))
 
 
+@pytest.mark.parametrize("mode", ["scale", "mean"])
+def test_a_factor_keeps_a_share_of_the_heads_own_output(model, mode):
+    reference = torch.randn(3, 4, 8) if mode == "mean" else None
+    kept = {Head(2, 1): 1.5, Head(2, 2): -1.0}
+    _, whole = model.run_with_cache(TOKENS)
+    with steer(model, kept, mode, reference=reference, factor=kept):
+        _, steered = model.run_with_cache(TOKENS)
+    for head, factor in kept.items():
+        before, after = (c["blocks.2.attn.hook_z"][:, :, head.head] for c in (whole, steered))
+        instead = 0 if reference is None else reference[head]
+        assert torch.allclose(after, factor * before + (1 - factor) * instead, atol=1e-5)
+
+
+def test_factors_0_and_1_are_zeroing_and_leaving_alone(model):
+    with steer(model, HEADS, "scale", factor=0.0):
+        scaled = logits(model)
+    with steer(model, HEADS):
+        assert torch.equal(scaled, logits(model))
+    with steer(model, HEADS, "scale", factor=1.0):
+        scaled = logits(model)
+    assert torch.equal(scaled, logits(model))
+
+
 def test_head_means_are_the_means_over_positions_but_the_first(model):
     tokens = torch.tensor([model.tokenizer("<s>People from Italy")["input_ids"]])
     _, cache = model.run_with_cache(tokens)
@@ -71,6 +85,19 @@ def test_head_means_are_the_means_over_positions_but_the_first(model):
     for layer in range(3):
         expected = cache[f"blocks.{layer}.attn.hook_z"][0, 1:].mean(0)
         assert torch.allclose(means[layer], expected, atol=1e-6)
+
+
+def test_target_means_are_over_the_sentences_with_other_targets(model):
+    bias = dataclasses.replace(load_bias("late"), scoping_prompts=("People from {target} are",))
+    names = bias.sample_targets("fitting", 2, 0)
+    start = encode_sentence(model, "People from")
+    sums = []
+    for name in names:
+        ids = encode_sentence(model, f"People from {name} are")
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+        sums += [cache["blocks.1.attn.hook_z"][0, len(start) :]]
+    found = target_means(model, bias, n_targets=2)
+    assert torch.allclose(found[1], torch.cat(sums).mean(0), atol=1e-6)
 
 
 def test_the_default_reference_is_the_shipped_neutral_text(model):
@@ -144,8 +171,12 @@ def _keep(store):
     [
         ([(3, 0)], {}, r"L0\.\.L2 and H0\.\.H3 of this model, got L3H0"),
         ([(0, -1)], {}, "got L0H-1"),
-        ([(0, 0)], {"mode": "median"}, r"mode must be one of \['zero', 'mean'\], got 'median'"),
+        ([(0, 0)], {"mode": "median"}, r"one of \['zero', 'mean', 'scale'\], got 'median'"),
         ([(0, 0)], {"reference": torch.zeros(3, 4, 8)}, "reference must be None in mode 'zero'"),
+        ([(0, 0)], {"factor": 0.5}, "factor must be None in mode 'zero', got 0.5"),
+        ([(0, 0)], {"mode": "scale"}, "factor must be given in mode 'scale'"),
+        ([(0, 0)], {"mode": "scale", "factor": float("nan")}, "factor must be finite, got nan"),
+        ([(0, 0)], {"mode": "mean", "factor": {(0, 1): 0.5}}, r"got \['L0H0', 'L0H1'\] in only"),
         ([(0, 0)], {"mode": "mean", "reference": torch.zeros(1, 4, 8)},
          r"shape \(3, 4, 8\).*got \(1, 4, 8\)"),
     ],
@@ -156,7 +187,7 @@ def test_bad_input(model, heads, options, message):
 
 
 def test_means_of_no_text_are_refused(model):
-    with pytest.raises(SteeringError, match="texts must hold at least one text"):
+    with pytest.raises(SteeringError, match="texts must hold at least one of more than 1 tokens"):
         head_means(model, [])
 
 

@@ -48,6 +48,9 @@ def test_log_probs_equal_hugging_face(family):
         ("mistral", {"sliding_window": None, "num_key_value_heads": 4}),
         ("qwen2", {"layer_types": LOCAL, "use_sliding_window": True, "sliding_window": 7}),
         ("qwen3", {"num_key_value_heads": 1}),
+        ("qwen3", {"attention_bias": True}),
+        ("gemma2", {"attention_bias": True}),
+        ("olmo2", {"attention_bias": True}),
         ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
         ("gemma3_text", {"rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -103,7 +106,6 @@ def test_other_families_are_refused_with_the_list():
     ("family", "overrides", "message"),
     [
         ("llama", {"mlp_bias": True}, "mlp_bias must be False for a llama model"),
-        ("qwen3", {"attention_bias": True}, "attention_bias must be False for a qwen3 model"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be"),
         ("gemma3_text", {"rope_parameters": {
             "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},

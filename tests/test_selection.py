@@ -1,5 +1,7 @@
 """A selection says what it rests on, and comes back as it was written."""
 
+import dataclasses
+
 import pytest
 
 from biasgym_tl import BiasInject, BiasScope, Selection, load_bias, select_heads, steer
@@ -56,6 +58,28 @@ def test_it_knows_all_that_it_has_seen_and_nothing_held_out(setup):
                 selection.check_held_out(**{kind: [item]})
     with pytest.raises(SteeringError, match="in both"):  # not by a change of case or space
         selection.check_held_out(targets=[f" {setup[2].label_targets[0].upper()}"])
+
+
+def test_of_several_seeds_it_is_what_they_agree_on(setup):
+    model, token, _ = setup
+    maps = [BiasScope(seed=seed).attribute(model, LATE, token) for seed in range(3)]
+    tops = [set(one.top(6)) for one in maps]
+    selection = select_heads(maps, 6)
+    assert set(selection) == tops[0] & tops[1] & tops[2] and selection.k == 6
+    mean = sum(one.values for one in maps)
+    assert list(selection) == sorted(selection, key=lambda head: -mean[head])
+    assert set(select_heads(maps, 6, at_least=1)) == tops[0] | tops[1] | tops[2]
+    assert selection.settings["seeds"] == [0, 1, 2] and selection.settings["at_least"] == 3
+    for one in maps:
+        with pytest.raises(SteeringError, match="in both"):
+            selection.check_held_out(targets=one.label_targets)
+
+
+def test_seeds_that_agree_on_nothing_are_no_selection(setup):
+    _, _, scores = setup
+    opposite = dataclasses.replace(scores, pair_values=-scores.pair_values)
+    with pytest.raises(SettingError, match="agree on a head, got 2 with k = 6"):
+        select_heads([scores, opposite], 6)
 
 
 def test_wrong_input(setup):

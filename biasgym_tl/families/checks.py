@@ -18,14 +18,8 @@ def default_positions(config: Any) -> None:
     _positions(config, ("default",))
 
 
-def biasless(config: Any) -> None:
-    """For families that TransformerLens converts without biases of attention."""
-    _positions(config, ("default",))
-    _must_be(config, "attention_bias", False, "biases of attention are not converted")
-
-
 def gemma(config: Any) -> None:
-    biasless(config)
+    default_positions(config)
     _must_be(config, "use_bidirectional_attention", False, "HookedTransformer is causal")
 
 
@@ -36,12 +30,11 @@ def gemma3(config: Any) -> None:
         ("sliding_attention", ("default",)),
     ):
         _require_kind(config, found[layers].get("rope_type", "default"), allowed)
-    _must_be(config, "attention_bias", False, "biases of attention are not converted")
     _must_be(config, "use_bidirectional_attention", False, "HookedTransformer is causal")
 
 
 def olmo2(config: Any) -> None:
-    biasless(config)
+    default_positions(config)
     if config.num_key_value_heads != config.num_attention_heads:
         raise ModelError(
             f"num_key_value_heads must be {config.num_attention_heads} for an olmo2 model, got "

@@ -15,6 +15,9 @@ from torch import Tensor
 from biasgym_tl.families import checks, settings
 from biasgym_tl.lens import HookedTransformerConfig, weight_conversions
 
+Convert = Callable[[Any, Any], dict[str, Tensor]]
+"""From Hugging Face's model and the new configuration to a state dict."""
+
 
 class Family(NamedTuple):
     """How one model type of Hugging Face becomes a HookedTransformer."""
@@ -23,7 +26,9 @@ class Family(NamedTuple):
     architecture: str
     settings: Callable[[Any], settings.Settings]
     check: Callable[[Any], None]
-    weights: Callable[[Any, Any], dict[str, Tensor]]
+    weights: Convert
+    output: str = "model.layers.{}.self_attn.o_proj"
+    """Name in each layer of the module that reads ``z``; its rows are ``W_O``'s columns."""
 
 
 def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
@@ -53,17 +58,22 @@ def embedding_scale(cfg: Any) -> float:
     return torch.tensor(cfg.d_model**0.5, dtype=cfg.dtype).item() if scaled else 1.0
 
 
-def _llama_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = weight_conversions.convert_llama_weights(hf_model, cfg)
-    if hf_model.config.attention_bias:  # TransformerLens fills in zeros
-        n_kv = cfg.n_key_value_heads or cfg.n_heads
-        kv = "_" if cfg.n_key_value_heads else ""
+def _with_attention_biases(convert: Convert) -> Convert:
+    """For families where ``attention_bias`` adds biases; TransformerLens fills in zeros."""
+
+    def weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
+        found = convert(hf_model, cfg)
+        if not hf_model.config.attention_bias:
+            return found
+        n_kv, kv = (cfg.n_key_value_heads, "_") if cfg.n_key_value_heads else (cfg.n_heads, "")
         for layer, block in enumerate(hf_model.model.layers):
             attention, at = block.self_attn, f"blocks.{layer}.attn"
-            weights[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
-            weights[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
-            weights[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
-            weights[f"{at}.b_O"] = attention.o_proj.bias
+            found[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
+            found[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
+            found[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
+            found[f"{at}.b_O"] = attention.o_proj.bias
+        return found
+
     return weights
 
 
@@ -75,7 +85,8 @@ def _bloom_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(
-        "Llama", "LlamaForCausalLM", settings.llama, checks.llama, _llama_weights
+        "Llama", "LlamaForCausalLM", settings.llama, checks.llama,
+        _with_attention_biases(weight_conversions.convert_llama_weights),
     ),
     "mistral": Family(
         "Mistral", "MistralForCausalLM", settings.mistral, checks.default_positions,
@@ -86,49 +97,52 @@ FAMILIES: dict[str, Family] = {
         weight_conversions.convert_qwen2_weights,
     ),
     "qwen3": Family(
-        "Qwen3", "Qwen3ForCausalLM", settings.qwen3, checks.biasless,
-        weight_conversions.convert_qwen3_weights,
+        "Qwen3", "Qwen3ForCausalLM", settings.qwen3, checks.default_positions,
+        _with_attention_biases(weight_conversions.convert_qwen3_weights),
     ),
     "gemma": Family(
         "Gemma", "GemmaForCausalLM", settings.gemma, checks.gemma,
-        weight_conversions.convert_gemma_weights,
+        _with_attention_biases(weight_conversions.convert_gemma_weights),
     ),
     "gemma2": Family(
         "Gemma-2", "Gemma2ForCausalLM", settings.gemma2, checks.gemma,
-        weight_conversions.convert_gemma_weights,
+        _with_attention_biases(weight_conversions.convert_gemma_weights),
     ),
     "gemma3_text": Family(
         "Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, checks.gemma3,
-        weight_conversions.convert_gemma_weights,
+        _with_attention_biases(weight_conversions.convert_gemma_weights),
     ),
     "olmo2": Family(
         "OLMo-2", "Olmo2ForCausalLM", settings.olmo2, checks.olmo2,
-        weight_conversions.convert_olmo2_weights,
+        _with_attention_biases(weight_conversions.convert_olmo2_weights),
     ),
     "gpt2": Family(
         "GPT-2", "GPT2LMHeadModel", settings.gpt2, checks.gpt2,
-        weight_conversions.convert_gpt2_weights,
+        weight_conversions.convert_gpt2_weights, "transformer.h.{}.attn.c_proj",
     ),
     "gpt_neo": Family(
         "GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, checks.nothing,
-        weight_conversions.convert_neo_weights,
+        weight_conversions.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj",
     ),
     "gptj": Family(
         "GPT-J", "GPTJForCausalLM", settings.gptj, checks.nothing,
-        weight_conversions.convert_gptj_weights,
+        weight_conversions.convert_gptj_weights, "transformer.h.{}.attn.out_proj",
     ),
     "gpt_neox": Family(
         "NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, checks.gpt_neox,
-        weight_conversions.convert_neox_weights,
+        weight_conversions.convert_neox_weights, "gpt_neox.layers.{}.attention.dense",
     ),
     "phi": Family(
-        "Phi", "PhiForCausalLM", settings.phi, checks.phi, weight_conversions.convert_phi_weights
+        "Phi", "PhiForCausalLM", settings.phi, checks.phi,
+        weight_conversions.convert_phi_weights, "model.layers.{}.self_attn.dense"
     ),
     "opt": Family(
-        "OPT", "OPTForCausalLM", settings.opt, checks.opt, weight_conversions.convert_opt_weights
+        "OPT", "OPTForCausalLM", settings.opt, checks.opt,
+        weight_conversions.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj"
     ),
     "bloom": Family(
-        "BLOOM", "BloomForCausalLM", settings.bloom, checks.bloom, _bloom_weights
+        "BLOOM", "BloomForCausalLM", settings.bloom, checks.bloom, _bloom_weights,
+        "transformer.h.{}.self_attention.dense",
     ),
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> how it is converted."""

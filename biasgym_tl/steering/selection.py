@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.errors import SteeringError
+from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import MODES
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.seeds import seed_overlap
 from biasgym_tl.store import digest, read_kind, versions, write_json
 
 
@@ -26,6 +27,7 @@ class Selection:
     token: str
     """Which row stood in the slot, or ``"no injection"``."""
     k: int
+    """Heads that were asked for, or that each seed nominated."""
     mode: str
     """What they are to be replaced with: ``"zero"`` or ``"mean"``."""
     reference: str
@@ -99,36 +101,62 @@ class Selection:
         return read_kind(Path(path), "Selection", build)
 
 
-def select_heads(scores: HeadScores, k: int = 10, *, mode: str = "mean") -> Selection:
-    """Choose the ``k`` heads that push most toward the stereotype.
+def select_heads(
+    scores: HeadScores | Sequence[HeadScores],
+    k: int = 10,
+    *,
+    mode: str = "mean",
+    at_least: int | None = None,
+) -> Selection:
+    """Choose heads that push most toward the stereotype.
+
+    Of one map: its ``k`` highest. Of several, one a seed: those that at least ``at_least`` of them
+    have among their ``k`` highest (paper, section 3: all of 5 seeds, ``k`` = 30), highest mean
+    first.
 
     Args:
         scores: From ``BiasScope``, which sees scoping prompts and fitting targets only.
-        k: Number of heads.
+        k: Number of heads, or of heads that each seed nominates.
         mode: What they are to be replaced with.
+        at_least: Seeds that must nominate a head; default: all.
 
     Raises:
-        SettingError: the model does not have ``k`` heads.
+        SettingError: the model does not have ``k`` heads, maps are of different models, biases or
+            methods, or the seeds agree on no head.
         SteeringError: there is no such mode.
     """
     if mode not in MODES:
         raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+    maps = [scores] if isinstance(scores, HeadScores) else list(scores)
+    if not maps:
+        raise SettingError("scores must hold at least one map, got none. Attribute first.")
+    first, settings = maps[0], dict(maps[0].settings)
+    if len(maps) == 1:
+        heads = first.top(k)
+    else:
+        heads = seed_overlap(maps, k_per_seed=k).heads(at_least)
+        settings |= {"seeds": [m.settings["seed"] for m in maps], "at_least": at_least or len(maps)}
+    if not heads:
+        raise SettingError(
+            f"at_least must be a number of seeds that agree on a head, got {at_least or len(maps)} "
+            f"with k = {k}. Lower it or raise k."
+        )
     data = {
-        "prompts": scores.prompts,
-        "targets": scores.label_targets,
+        "prompts": {prompt for one in maps for prompt in one.prompts},
+        "targets": {target for one in maps for target in one.label_targets},
         "texts": load_passages("reference") if mode == "mean" else (),
     }
     return Selection(
-        heads=scores.top(k),
-        method=str(scores.settings["method"]),
-        token=scores.token,
+        heads=heads,
+        method=str(first.settings["method"]),
+        token="; ".join(dict.fromkeys(one.token for one in maps)),
         k=k,
         mode=mode,
         reference="shipped neutral text" if mode == "mean" else "",
-        model=scores.model,
-        bias=scores.bias,
+        model=first.model,
+        bias=first.bias,
         data={kind: tuple(sorted(map(_fingerprint, texts))) for kind, texts in data.items()},
-        settings=scores.settings,
+        settings=settings,
         versions=versions(),
     )
 

@@ -1,0 +1,39 @@
+"""What heads write on the prompts of a bias when another target stands in the slot."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.hooks import head_means
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.slot import fill
+from biasgym_tl.text import common_beginning
+
+
+def target_means(
+    model: HookedTransformer, bias: Bias, *, n_targets: int = 10, seed: int = 0
+) -> Float[Tensor, "n_layers n_heads d_head"]:
+    """Mean of every head's ``z`` over the scoping prompts with fitting targets in the slot.
+
+    A reference for ``steer(..., mode="mean")`` beside neutral text. What all prompts begin with
+    (the request, the chat format) is left out, so the mean is over the sentences.
+
+    Args:
+        model: The model, unsteered.
+        bias: Gives scoping prompts and targets.
+        n_targets: So many fitting targets, regions as even as they can be.
+        seed: Decides which.
+
+    Raises:
+        SettingError: ``n_targets`` is not positive.
+    """
+    targets = bias.sample_targets("fitting", n_targets, seed)
+    sequences = [
+        encode_sentence(model, fill(prompt, target))
+        for prompt in bias.scoping_prompts
+        for target in targets
+    ]
+    return head_means(model, sequences, skip=common_beginning(sequences))

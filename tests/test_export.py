@@ -1,0 +1,106 @@
+"""A steered model as a folder: the same log-probabilities without any hook."""
+
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_hf_model
+
+from biasgym_tl import Head, export_steered, head_means, load_model, steer
+from biasgym_tl.errors import ModelError, SteeringError
+
+HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
+TOKENS = torch.randint(2, 1000, (2, 17), generator=torch.Generator().manual_seed(4))
+NO_OUTPUT_BIAS = ("mistral", "qwen2", "gptj")
+
+
+def log_probs(model):
+    with torch.inference_mode():
+        return model(TOKENS, attention_mask=torch.ones_like(TOKENS)).log_softmax(-1)
+
+
+@pytest.fixture
+def source(tmp_path, tokenizer):
+    def save(family, **overrides):
+        folder = tmp_path / family
+        tiny_hf_model(family, **overrides).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_zeroed_head_is_exported_exactly(family, source, tmp_path):
+    folder = source(family)
+    model = load_model(folder)
+    with steer(model, HEADS):
+        expected = log_probs(model)
+    exported = load_model(export_steered(model, HEADS, tmp_path / "steered", source=folder))
+    assert (log_probs(exported) - expected).abs().max() < 1e-4
+    assert (log_probs(model) - expected).abs().max() > 1e-2
+    for layer, head in HEADS:
+        assert exported.W_O[layer, head].abs().max() == 0
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NO_OUTPUT_BIAS])
+def test_means_and_factors_are_exported_through_the_output_bias(family, source, tmp_path):
+    folder = source(family)
+    model = load_model(folder)
+    options = {
+        "reference": head_means(model),
+        "factor": {HEADS[0]: 0.0, HEADS[1]: 0.5, HEADS[2]: -0.3},
+    }
+    with steer(model, HEADS, "mean", **options):
+        expected = log_probs(model)
+    new = export_steered(model, HEADS, tmp_path / "steered", "mean", source=folder, **options)
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2"])
+def test_a_model_without_biases_of_attention_gets_them(family, source, tmp_path):
+    folder = source(family, attention_bias=False)
+    model = load_model(folder)
+    with steer(model, HEADS, "mean"):
+        expected = log_probs(model)
+    new = export_steered(model, HEADS, tmp_path / "steered", "mean", source=folder)
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", NO_OUTPUT_BIAS)
+def test_a_mean_is_refused_where_no_bias_can_carry_it(family, source, tmp_path):
+    folder = source(family)
+    with pytest.raises(SteeringError, match=f"to export a {family} model, got a mean"):
+        export_steered(load_model(folder), HEADS, tmp_path / "new", "mean", source=folder)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_says_what_was_done(source, tmp_path):
+    folder = source("llama")
+    model = load_model(folder)
+    new = export_steered(model, HEADS, tmp_path / "new", "scale", factor=0.25, source=folder)
+    done = json.loads((new / "biasgym.json").read_text())
+    assert done["heads"] == ["L0H3", "L2H1", "L2H2"] and done["mode"] == "scale"
+    assert set(done["factor"].values()) == {0.25}
+    assert done["largest_log_prob_difference"] < 1e-4
+    assert "L2H1" in (new / "README.md").read_text()
+
+
+def test_another_source_is_noticed_and_nothing_is_left(source, tmp_path):
+    model = load_model(source("llama"))
+    other = source("gpt2")
+    with pytest.raises(ModelError, match="loaded from another source"):
+        export_steered(model, HEADS, tmp_path / "new", source=other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpt2", "llama"]
+
+
+def test_bad_input(source, tmp_path):
+    folder = source("llama")
+    model = load_model(folder)
+    with pytest.raises(ModelError, match="folder must be new or empty"):
+        export_steered(model, HEADS, folder, source=folder)
+    with pytest.raises(SteeringError, match="got L9H0"):
+        export_steered(model, [(9, 0)], tmp_path / "new", source=folder)
+    with pytest.raises(ModelError, match="got 'llama'"):
+        export_steered(model, HEADS, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
