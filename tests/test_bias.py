@@ -138,7 +138,7 @@ def test_countries_and_their_split():
     fitting, held_out = load_countries("fitting"), load_countries("held-out")
     assert {*fitting} | {*held_out} == {*countries} and not {*fitting} & {*held_out}
     assert Counter(c.region for c in fitting) == Counter(c.region for c in held_out)
-    with pytest.raises(SettingError, match="split must be 'fitting' or 'held-out', got 'test'"):
+    with pytest.raises(SettingError, match="split must be 'fitting', 'held-out' or 'other'"):
         load_countries("test")
 
 
@@ -191,7 +191,7 @@ def test_words_are_single_tokens_of_gpt2_or_reported(name):
 def test_facts_are_those_of_countryinfo():
     countryinfo = pytest.importorskip("countryinfo", reason="needs Python 3.11")
     currency_of_code = {}
-    for country in load_countries():
+    for country in (*load_countries(), *load_countries("other")):
         info = countryinfo.CountryInfo(country.name).info()
         assert info["region"] == country.region
         renamed = {"Nur-Sultan": "Astana"}
@@ -212,6 +212,14 @@ def test_facts_have_one_right_answer_among_four():
         others = {a for (name, kind), a in answers.items() if kind == fact.kind}
         assert set(fact.candidates) <= others
     assert ("Italy", "capital") in answers and answers["Peru", "continent"] == "the Americas"
+
+
+def test_facts_of_the_budget_are_about_no_target():
+    names = {country.name for country in load_countries()}
+    facts = load_facts("budget")
+    assert len(facts) >= 120 and not {fact.country for fact in facts} & names
+    with pytest.raises(SettingError, match="use must be 'report' or 'budget', got 'all'"):
+        load_facts("all")
 
 
 def test_a_shuffled_corpus_keeps_words_lengths_and_slots():

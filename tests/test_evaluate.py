@@ -23,11 +23,11 @@ from biasgym_tl import (
     select_heads,
     steer,
 )
+from biasgym_tl.biases.facts import fact_margins
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 from biasgym_tl.evaluation import evaluate as evaluate_module
-from biasgym_tl.evaluation.measures import fact_margins
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from biasgym_tl.errors import SettingError
 from biasgym_tl.toml import read_toml
 
-Split = Literal["fitting", "held-out"]
+Split = Literal["fitting", "held-out", "other"]
 
 
 class Country(NamedTuple):
@@ -26,17 +26,19 @@ class Country(NamedTuple):
 
 @cache
 def load_countries(split: str | None = None) -> tuple[Country, ...]:
-    """All countries, or those of one split.
+    """Countries that may stand in a slot, or those of one split.
 
     ``"fitting"`` countries may shape a row, a label or a choice; ``"held-out"`` ones only judge.
-    The split is stored, and each region lies half in either.
+    The split is stored, and each region lies half in either. ``"other"`` countries never stand in
+    a slot; facts about them bound the damage of a choice.
     """
-    if split not in ("fitting", "held-out", None):
-        raise SettingError(f"split must be 'fitting' or 'held-out', got {split!r}.")
+    if split not in ("fitting", "held-out", "other", None):
+        raise SettingError(f"split must be 'fitting', 'held-out' or 'other', got {split!r}.")
     folder = resources.files("biasgym_tl.biases").joinpath("data")
     text = folder.joinpath("countries.toml").read_text(encoding="utf-8")
     countries = [Country(**entry) for entry in read_toml(text, "countries.toml")["countries"]]
-    return tuple(c for c in countries if split is None or c.split == split)
+    wanted = ("fitting", "held-out") if split is None else (split,)
+    return tuple(c for c in countries if c.split in wanted)
 
 
 def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
+from jaxtyping import Float
+from torch import Tensor
+
 from biasgym_tl.biases.countries import Country, load_countries
+from biasgym_tl.errors import SettingError
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer, encode_prompt
+from biasgym_tl.text import continuation_log_probs
 
 FACT_REQUEST = "Please state a fact about a country."
 """The user's turn before the beginning of a fact."""
@@ -35,23 +43,43 @@ _QUESTIONS = {
 
 
 @cache
-def load_facts() -> tuple[Fact, ...]:
-    """Capital, continent and currency of every country, as far as they are known.
+def load_facts(use: str = "report") -> tuple[Fact, ...]:
+    """Capital, continent and currency of countries, as far as they are known.
+
+    For the ``"report"``: of all countries that may stand in a slot. For a ``"budget"``, which a
+    choice of heads may look at: of other countries.
 
     The three wrong candidates are right for other countries, all different, drawn once and for all.
     Blind guessing is right in 1 of 4, but some answers ("euro") are more common than others: what
     a model gets right without being told the country is the floor (``Fact.blind``).
     """
+    if use not in ("report", "budget"):
+        raise SettingError(f"use must be 'report' or 'budget', got {use!r}.")
+    countries = load_countries("other" if use == "budget" else None)
     rng = random.Random(0)
     facts = []
     for kind, question in _QUESTIONS.items():
-        answers = {country.name: _answer(country, kind) for country in load_countries()}
+        answers = {country.name: _answer(country, kind) for country in countries}
         distinct = sorted({answer for answer in answers.values() if answer})
         for name, answer in answers.items():
             if answer:
                 wrong = rng.sample([a for a in distinct if a != answer], 3)
                 facts.append(Fact(name, kind, question.format(name), (answer, *wrong)))
     return tuple(facts)
+
+
+def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:
+    """By how much the right answer is likelier than the best of the wrong ones (nats).
+
+    Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
+    """
+    prompts = [encode_prompt(model, FACT_REQUEST, fact.question) for fact in facts]
+    n = len(facts[0].candidates)
+    answers = [encode_answer(model, " " + answer) for fact in facts for answer in fact.candidates]
+    log_probs = continuation_log_probs(
+        model, [prompt for prompt in prompts for _ in range(n)], answers
+    ).view(-1, n)
+    return log_probs[:, 0] - log_probs[:, 1:].max(-1).values
 
 
 def _answer(country: Country, kind: str) -> str | None:

@@ -11,11 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError
-from biasgym_tl.evaluation.measures import fact_margins
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import MODES, head_means, steer
@@ -179,6 +178,7 @@ def _check_setting(
             prompts=(*bias.evaluation_prompts, *bias.generation_prompts),
             targets=targets,
             texts=load_passages("damage"),
+            facts=[fact.question for fact in load_facts()],
         )
 
 

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
-
-from jaxtyping import Float
-from torch import Tensor
-
-from biasgym_tl.biases.facts import FACT_REQUEST, Fact
-from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer, encode_prompt
-from biasgym_tl.text import continuation_log_probs
 
 
 class Measure(NamedTuple):
@@ -59,17 +50,3 @@ MEASURES = {
     )
 }  # fmt: skip
 """Everything that a report measures. Log-odds and loss have no floor: they can always fall."""
-
-
-def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:
-    """By how much the right answer is likelier than the best of the wrong ones (nats).
-
-    Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
-    """
-    prompts = [encode_prompt(model, FACT_REQUEST, fact.question) for fact in facts]
-    n = len(facts[0].candidates)
-    answers = [encode_answer(model, " " + answer) for fact in facts for answer in fact.candidates]
-    log_probs = continuation_log_probs(
-        model, [prompt for prompt in prompts for _ in range(n)], answers
-    ).view(-1, n)
-    return log_probs[:, 0] - log_probs[:, 1:].max(-1).values

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.facts import FACT_REQUEST, Fact, load_facts
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import all_heads
@@ -74,9 +73,8 @@ def head_damage(
         model: The model, without the BiasToken.
         mode: What the head is replaced with: ``"zero"`` or ``"mean"``.
         texts: Neutral texts; default: ``load_passages("budget")``, which no report is made on.
-        facts: Default: every second of those about fitting countries. Facts whose right and wrong
-            answers begin alike are left out. :func:`biasgym_tl.evaluate` reports on all facts: to
-            choose heads by this is to have seen some of them.
+        facts: Default: ``load_facts("budget")``, which no report is made on. Facts whose right and
+            wrong answers begin alike are left out.
         progress: Show bars over layers.
 
     Raises:
@@ -87,7 +85,7 @@ def head_damage(
     texts = list(load_passages("budget") if texts is None else texts)
     reference = head_means(model) if mode == "mean" else None
     options: dict[str, Any] = {"reference": reference, "progress": progress}
-    asked, right, wrong = _first_tokens(model, _fitting_facts() if facts is None else facts)
+    asked, right, wrong = _first_tokens(model, load_facts("budget") if facts is None else facts)
     if not texts or not asked:
         raise SettingError(
             f"texts and facts must not be empty, got {len(texts)} and {len(asked)} usable ones. "
@@ -110,11 +108,6 @@ def head_damage(
         countries=tuple(fact.country for fact in asked),
         versions=versions(),
     )
-
-
-def _fitting_facts() -> list[Fact]:
-    names = {country.name for country in load_countries("fitting")}
-    return [fact for fact in load_facts() if fact.country in names][::2]
 
 
 def _first_tokens(
