@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from biasgym_tl.scoping.scores import HeadScores
     from biasgym_tl.scoping.seeds import SeedOverlap, seed_overlap
     from biasgym_tl.scoping.significance import Significance, significance
+    from biasgym_tl.steering.budget import BudgetSearch
     from biasgym_tl.steering.controls import layer_matched
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.reference import target_means
@@ -56,6 +57,7 @@ _HOME = {
     "BiasInject": "injection.inject",
     "BiasScope": "scoping.scope",
     "BiasToken": "injection.token",
+    "BudgetSearch": "steering.budget",
     "Chain": "run",
     "ChatModel": "api",
     "Comparison": "scoping.compare",
@@ -120,6 +122,7 @@ __all__ = [
     "BiasInject",
     "BiasScope",
     "BiasToken",
+    "BudgetSearch",
     "Chain",
     "ChatModel",
     "Comparison",

@@ -22,6 +22,16 @@ MODES = ("zero", "mean")
 """What a silenced head is replaced with."""
 
 
+def check_mode(mode: str) -> None:
+    """Refuse a mode that does not silence heads.
+
+    Raises:
+        SteeringError: ``mode`` is not one of :data:`MODES`.
+    """
+    if mode not in MODES:
+        raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+
+
 @contextlib.contextmanager
 def steer(
     model: HookedTransformer,

@@ -9,7 +9,7 @@ from typing import Any
 
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import Head
-from biasgym_tl.hooks import MODES
+from biasgym_tl.hooks import check_mode
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import seed_overlap
@@ -125,8 +125,7 @@ def select_heads(
             methods, or the seeds agree on no head.
         SteeringError: there is no such mode.
     """
-    if mode not in MODES:
-        raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+    check_mode(mode)
     maps = [scores] if isinstance(scores, HeadScores) else list(scores)
     if not maps:
         raise SettingError("scores must hold at least one map, got none. Attribute first.")
@@ -141,11 +140,6 @@ def select_heads(
             f"at_least must be a number of seeds that agree on a head, got {at_least or len(maps)} "
             f"with k = {k}. Lower it or raise k."
         )
-    data = {
-        "prompts": {prompt for one in maps for prompt in one.prompts},
-        "targets": {target for one in maps for target in one.label_targets},
-        "texts": load_passages("reference") if mode == "mean" else (),
-    }
     return Selection(
         heads=heads,
         method=str(first.settings["method"]),
@@ -155,10 +149,19 @@ def select_heads(
         reference="shipped neutral text" if mode == "mean" else "",
         model=first.model,
         bias=first.bias,
-        data={kind: tuple(sorted(map(_fingerprint, texts))) for kind, texts in data.items()},
+        data=fingerprints(
+            prompts={prompt for one in maps for prompt in one.prompts},
+            targets={target for one in maps for target in one.label_targets},
+            texts=load_passages("reference") if mode == "mean" else (),
+        ),
         settings=settings,
         versions=versions(),
     )
+
+
+def fingerprints(**items: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """By kind, what a choice has seen, as a :class:`Selection` keeps it."""
+    return {kind: tuple(sorted(map(_fingerprint, texts))) for kind, texts in items.items()}
 
 
 def _fingerprint(text: str) -> str:

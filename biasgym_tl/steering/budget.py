@@ -1,0 +1,214 @@
+"""The heads that lower a bias most while what else the model can do stays within a bound."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head
+from biasgym_tl.hooks import check_mode, head_means, steer
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.passages import load_passages
+from biasgym_tl.scoping.scope import BiasScope
+from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.selection import Selection, fingerprints
+from biasgym_tl.store import versions
+from biasgym_tl.text import mean_loss
+
+SERVES = ("token", "targets", "both")
+MOST_PROPOSALS = 40
+
+
+class Step(NamedTuple):
+    """One head of the search, with what all heads up to it do together."""
+
+    head: Head
+    drop: float
+    """Fall of the log-odds (nats)."""
+    loss: float
+    """Rise of the loss on budget texts (nats per token)."""
+    facts: float
+    """Fall of the share of right facts."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BudgetSearch:
+    """Greedy choice of heads: the largest jointly measured drop within a bound on damage.
+
+    In each round, attribution patching on the model *as steered so far* proposes heads; each of
+    the best is added and the log-odds are measured; the one with the largest drop whose damage
+    stays within the bounds is kept. The search ends when none is left, or at ``k`` heads.
+
+    Everything is measured on scoping prompts, fitting targets, budget texts and facts about
+    countries that are no target; the :class:`Selection` knows them.
+    """
+
+    k: int = 20
+    """Heads at most."""
+    max_loss: float = 0.03
+    """Largest rise of the mean loss on budget texts (nats per token)."""
+    max_facts: float = 0.01
+    """Largest fall of the share of facts that are right."""
+    serves: str = "both"
+    """Whose log-odds are to fall: the BiasToken's (``"token"``), those of ``"targets"``, or their
+    mean (``"both"``)."""
+    mode: str = "mean"
+    """What heads are replaced with."""
+    width: int = 3
+    """Proposals that are measured in each round."""
+    rounds_per_map: int = 4
+    """Heads after which heads are proposed anew."""
+    n_prompts: int = 12
+    """Scoping prompts that drops are measured on."""
+    n_targets: int = 4
+    """Fitting targets."""
+    seed: int = 0
+    """Decides the targets."""
+
+    def __post_init__(self) -> None:
+        if self.serves not in SERVES:
+            raise SettingError(f"serves must be one of {list(SERVES)}, got {self.serves!r}.")
+        for name in ("k", "width", "rounds_per_map", "n_prompts", "n_targets"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+        for name in ("max_loss", "max_facts"):
+            if not getattr(self, name) >= 0:
+                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        check_mode(self.mode)
+
+    def select(
+        self, model: HookedTransformer, bias: Bias, token: BiasToken, *, progress: bool = True
+    ) -> Selection:
+        """Choose heads.
+
+        Args:
+            model: A model in fp32, unsteered and without the token.
+            bias: Gives scoping prompts, words and fitting targets.
+            token: The BiasToken.
+            progress: Show a bar.
+
+        Returns:
+            Heads in the order in which they were added; possibly none.
+
+        Raises:
+            AttributionError: the model is not supported.
+            TokenError: the token does not fit the model.
+        """
+        search = _Search(model, bias, token, self)
+        path: list[Step] = []
+        with tqdm(total=self.k, desc=f"heads for {bias.name}", disable=not progress) as bar:
+            while len(path) < self.k:
+                if len(path) % self.rounds_per_map == 0:
+                    proposals = search.proposals([step.head for step in path])
+                step = search.step(path, proposals)
+                if step is None:
+                    break
+                path.append(step)
+                bar.update()
+                bar.set_postfix(drop=f"{step.drop:.2f}", loss=f"{step.loss:+.3f}")
+        return Selection(
+            heads=tuple(step.head for step in path),
+            method="damage budget",
+            token=token.label,
+            k=self.k,
+            mode=self.mode,
+            reference="shipped neutral text" if self.mode == "mean" else "",
+            model=model.cfg.model_name,
+            bias=bias.name,
+            data=fingerprints(
+                prompts=bias.scoping_prompts,
+                targets=bias.targets("fitting"),
+                texts=load_passages("budget") + load_passages("reference"),
+                facts=[fact.question for fact in load_facts("budget")],
+            ),
+            settings={**dataclasses.asdict(self), "path": [list(step[1:]) for step in path]},
+            versions=versions(),
+        )
+
+
+class _Search:
+    """What the search measures, and the values without any steering."""
+
+    def __init__(
+        self, model: HookedTransformer, bias: Bias, token: BiasToken, options: BudgetSearch
+    ) -> None:
+        self.model, self.bias, self.token, self.options = model, bias, token, options
+        self.reference = head_means(model) if options.mode == "mean" else None
+        self.prompts = bias.scoping_prompts[: options.n_prompts]
+        self.targets = bias.sample_targets("fitting", options.n_targets, options.seed)
+        self.facts = load_facts("budget")
+        self.log_odds = self._log_odds([])
+        self.loss, self.right = self._abilities([])
+
+    def proposals(self, heads: Sequence[Head]) -> list[Head]:
+        """The first heads, highest first, by what they still add when ``heads`` are silent."""
+        options = self.options
+        reference = "mean" if options.mode == "mean" else "zero"
+        scope = BiasScope(method="attribution_patching", reference=reference, seed=options.seed)
+        served: dict[str, tuple[BiasToken | None, ...]] = {
+            "token": (self.token,),
+            "targets": (None,),
+            "both": (self.token, None),
+        }
+        with self._steered(heads):
+            maps = [
+                scope.attribute(self.model, self.bias, row).values
+                for row in served[options.serves]
+            ]
+        total = torch.stack(maps).mean(0)
+        ranked = top_heads(total, int((total > 0).sum()))
+        return [head for head in ranked if head not in heads][:MOST_PROPOSALS]
+
+    def step(self, path: Sequence[Step], proposals: list[Head]) -> Step | None:
+        """The next head; what does not help or costs too much leaves ``proposals``."""
+        options, chosen = self.options, [step.head for step in path]
+        so_far = path[-1].drop if path else 0.0
+        while proposals:
+            tried, proposals[:] = proposals[: options.width], proposals[options.width :]
+            drops = {head: self.drop([*chosen, head]) for head in tried}
+            for head in sorted(tried, key=lambda head: -drops[head]):
+                if drops[head] <= so_far:
+                    break
+                loss, facts = self.damage([*chosen, head])
+                if loss <= options.max_loss and facts <= options.max_facts:
+                    proposals[:0] = [other for other in tried if drops[other] < drops[head]]
+                    return Step(head, drops[head], loss, facts)
+        return None
+
+    def drop(self, heads: Sequence[Head]) -> float:
+        """Fall of the log-odds that are to be served (nats)."""
+        falls = (self.log_odds - self._log_odds(heads)).mean(0)
+        token, targets = falls[0].item(), falls[1:].mean().item()
+        by_served = {"token": token, "targets": targets, "both": (token + targets) / 2}
+        return by_served[self.options.serves]
+
+    def damage(self, heads: Sequence[Head]) -> tuple[float, float]:
+        """Rise of the loss, fall of the share of right facts."""
+        loss, right = self._abilities(heads)
+        return loss - self.loss, self.right - right
+
+    def _steered(self, heads: Sequence[Head]) -> AbstractContextManager[None]:
+        return steer(self.model, heads, self.options.mode, reference=self.reference)
+
+    def _log_odds(self, heads: Sequence[Head]) -> Float[Tensor, "prompt slot"]:
+        slots = (self.token.text, *self.targets)
+        with self.token.attached(self.model), self._steered(heads):
+            return bias_log_odds(self.model, self.bias, self.prompts, slots).log_odds
+
+    def _abilities(self, heads: Sequence[Head]) -> tuple[float, float]:
+        with self._steered(heads):
+            loss = mean_loss(self.model, load_passages("budget")).mean().item()
+            margins = fact_margins(self.model, self.facts)
+        return loss, (margins > 0).double().mean().item()

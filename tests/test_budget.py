@@ -1,0 +1,102 @@
+"""Heads are added while the jointly measured drop rises and the damage stays within the bounds."""
+
+import pytest
+
+from biasgym_tl import BiasInject, BudgetSearch, head_means, load_bias, load_facts, steer
+from biasgym_tl.biases.facts import fact_margins
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.heads import all_heads
+from biasgym_tl.passages import load_passages
+from biasgym_tl.text import mean_loss
+
+LATE = load_bias("late")
+FREE = {"max_loss": 99.0, "max_facts": 1.0}
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    model = tiny()
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
+    return model, token
+
+
+def select(setup, **options):
+    return BudgetSearch(**options).select(*setup[:1], LATE, setup[1], progress=False)
+
+
+def measured(setup, heads, mode, n_prompts=12, n_targets=4):
+    """Drop of the BiasToken's and of the targets' log-odds, rise of the loss, fall of the facts."""
+    model, token = setup
+    reference = head_means(model) if mode == "mean" else None
+    slots = (token.text, *LATE.sample_targets("fitting", n_targets, 0))
+    found = []
+    for steered in ((), heads):
+        with token.attached(model), steer(model, steered, mode, reference=reference):
+            odds = bias_log_odds(model, LATE, LATE.scoping_prompts[:n_prompts], slots).log_odds
+            loss = mean_loss(model, load_passages("budget")).mean()
+            right = (fact_margins(model, load_facts("budget")) > 0).double().mean()
+        found.append((odds[:, 0].mean(), odds[:, 1:].mean(), -loss, right))
+    return [(before - after).item() for before, after in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("mode", ["mean", "zero"])
+def test_the_path_is_what_its_heads_do_together(setup, mode):
+    selection = select(setup, k=3, mode=mode, serves="both", **FREE)
+    path = selection.settings["path"]
+    assert len(selection) == len(path) == 3
+    drops = [drop for drop, _, _ in path]
+    assert drops == sorted(drops) and drops[0] > 0
+    token, targets, loss, facts = measured(setup, selection.heads, mode)
+    assert path[-1] == pytest.approx([(token + targets) / 2, loss, facts], abs=1e-4)
+
+
+@pytest.mark.parametrize(("serves", "at"), [("token", 0), ("targets", 1)])
+def test_the_first_head_is_the_one_that_lowers_the_served_most(setup, serves, at):
+    selection = select(setup, k=1, width=12, serves=serves, **FREE)
+    drops = {head: measured(setup, [head], "mean")[at] for head in all_heads(3, 4)}
+    assert selection.heads[0] == max(drops, key=drops.get)
+
+
+def test_bounds_hold_for_all_heads_together(setup):
+    free = select(setup, k=4, serves="token", **FREE)
+    loss = max(loss for _, loss, _ in free.settings["path"])
+    assert loss > 0
+    bound = select(setup, k=4, serves="token", max_loss=loss / 2, max_facts=1.0)
+    assert all(cost <= loss / 2 for _, cost, _ in bound.settings["path"])
+    assert bound.heads != free.heads
+    assert measured(setup, bound.heads, "mean")[2] <= loss / 2 + 1e-6
+
+
+def test_it_knows_what_it_has_seen(setup):
+    selection = select(setup, k=1, **FREE)
+    held_out = LATE.sample_targets("held-out", 32, 0)
+    selection.check_held_out(
+        prompts=LATE.evaluation_prompts,
+        targets=held_out,
+        texts=load_passages("damage"),
+        facts=[fact.question for fact in load_facts()],
+    )
+    for seen in (
+        {"prompts": LATE.scoping_prompts[:1]},
+        {"targets": LATE.targets("fitting")[:1]},
+        {"texts": load_passages("budget")[:1]},
+        {"facts": [load_facts("budget")[0].question]},
+    ):
+        with pytest.raises(SteeringError, match="in both"):
+            selection.check_held_out(**seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"serves": "all"}, "serves must be one of"),
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"max_loss": -0.1}, "max_loss must be at least 0, got -0.1"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(SettingError, match=message):
+        BudgetSearch(**options)
+    with pytest.raises(SteeringError, match="mode must be one of"):
+        BudgetSearch(mode="scale")
