@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when huggingface_hub loads
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker for each core; read when torch loads
 
 import pytest
 import torch
@@ -60,6 +62,12 @@ CONFIGS = {
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> class and sizes of its tiny configuration."""
 FAMILIES = tuple(CONFIGS)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Convert the real model before workers start, which would all do it."""
+    if not hasattr(config, "workerinput"):
+        packaged_folder("smollm2-135m-instruct")
 
 
 def tiny_config(family: str, **overrides: object) -> hf.PretrainedConfig:
