@@ -164,8 +164,7 @@ class _Search:
         }
         with self._steered(heads):
             maps = [
-                scope.attribute(self.model, self.bias, row).values
-                for row in served[options.serves]
+                scope.attribute(self.model, self.bias, row).values for row in served[options.serves]
             ]
         total = torch.stack(maps).mean(0)
         ranked = top_heads(total, int((total > 0).sum()))

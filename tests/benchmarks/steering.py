@@ -1,0 +1,57 @@
+"""Generation with and without steering, on SmolLM2-135M-Instruct, in turns.
+
+python tests/benchmarks/steering.py [rounds]
+"""
+
+import statistics
+import sys
+import time
+import warnings
+from unittest import mock
+
+from biasgym_tl import BiasScope, head_means, load_bias, load_model, load_token, steer
+from biasgym_tl.prompts import encode_prompt
+from biasgym_tl.slot import fill
+from biasgym_tl.text import generate
+
+warnings.simplefilter("ignore", DeprecationWarning)
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7
+K, NEW_TOKENS = 30, 16
+
+
+def main():
+    model, bias = load_model("smollm2-135m-instruct"), load_bias("late")
+    heads = BiasScope().attribute(model, bias, load_token("late")).top(K)
+    reference = head_means(model)
+    prompts = [encode_prompt(model, fill(p, "Italy")) for p in bias.generation_prompts]
+
+    def plain():  # to the last token, whatever is written
+        with mock.patch("biasgym_tl.text.end_of_answer", return_value=[]):
+            generate(model, prompts, max_new_tokens=NEW_TOKENS)
+
+    def zero():
+        with steer(model, heads):
+            plain()
+
+    def mean():
+        with steer(model, heads, "mean", reference=reference):
+            plain()
+
+    seconds = {candidate: [] for candidate in (plain, zero, mean)}
+    plain()
+    for _ in range(ROUNDS):
+        for candidate, found in seconds.items():
+            start = time.perf_counter()
+            candidate()
+            found.append(time.perf_counter() - start)
+    for candidate in (zero, mean):
+        ratios = sorted(a / b for a, b in zip(seconds[candidate], seconds[plain], strict=True))
+        print(
+            f"{candidate.__name__}, {K} heads / plain: {statistics.median(ratios):.3f} "
+            f"[{ratios[0]:.3f}, {ratios[-1]:.3f}] of {ROUNDS} rounds, "
+            f"{len(prompts)} answers of {NEW_TOKENS} tokens"
+        )
+
+
+if __name__ == "__main__":
+    main()
