@@ -59,7 +59,7 @@ class BudgetSearch:
     """Heads at most."""
     max_loss: float = 0.03
     """Largest rise of the mean loss on budget texts (nats per token)."""
-    max_facts: float = 0.01
+    max_facts: float = 0.02
     """Largest fall of the share of facts that are right."""
     serves: str = "both"
     """Whose log-odds are to fall: the BiasToken's (``"token"``), those of ``"targets"``, or their
