@@ -62,11 +62,17 @@ def steer(
     Raises:
         SteeringError: a head is outside the model, or mode, reference or factor are not valid.
     """
-    edit = steering_edit(model, heads, mode, reference, factor)
+    with edited(model, steering_edit(model, heads, mode, reference, factor)):
+        yield
+
+
+@contextlib.contextmanager
+def edited(model: HookedTransformer, edit: Mapping[int, LayerEdit]) -> Iterator[None]:
+    """What :func:`steer` does, from what :func:`steering_edit` returned."""
     with contextlib.ExitStack() as stack:
         for layer, in_layer in edit.items():
             point = model.blocks[layer].attn.hook_z
-            stack.enter_context(_permanent_hook(point, _edited(in_layer)))
+            stack.enter_context(_permanent_hook(point, _edit(in_layer)))
         yield
 
 
@@ -192,7 +198,7 @@ def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
     return dict(layers)
 
 
-def _edited(edit: LayerEdit) -> Callable[[Tensor, Any], Tensor]:
+def _edit(edit: LayerEdit) -> Callable[[Tensor, Any], Tensor]:
     scaled = bool(edit.factor.any())
 
     def hook(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:

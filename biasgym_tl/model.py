@@ -58,8 +58,8 @@ def load_model(
     if not isinstance(model, (str, Path)):
         return _from_hugging_face(model, tokenizer, device, dtype)
     name = str(model)
-    listed = name.lower() in _transformer_lens_names()
-    if listed and name.lower() not in PACKAGED and not Path(name).is_dir():
+    ours = name.lower() in PACKAGED or Path(name).is_dir()
+    if not ours and name.lower() in _transformer_lens_names():
         return _from_transformer_lens(name, tokenizer, device, dtype)
     hf_model, tokenizer = load_hugging_face(name, tokenizer, dtype)
     loaded = _from_hugging_face(hf_model, tokenizer, device, dtype, consume=True)

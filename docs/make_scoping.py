@@ -15,12 +15,12 @@ from biasgym_tl.store import read_json
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "figures" / "scoping", ROOT / "docs" / "scoping.md"
 measured = runpy.run_path(str(ROOT / "docs" / "measure_scoping.py"))
-cell = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))["cell"]
+make_findings = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))
+cell, filled = make_findings["cell"], make_findings["filled"]
 SEEDS, K, KS, GEMMA_KS = (measured[name] for name in ("SEEDS", "K", "KS", "GEMMA_KS"))
 METHODS, NO_INJECTION = tuple(measured["MAPS"]), tuple(measured["NO_INJECTION"])
-JUDGED, NO_FACTOR = measured["JUDGED"], measured["NO_FACTOR"]
-GEMMA_JUDGED = ("direct", NO_FACTOR, "patching to mean", "zero ablation", "mean ablation")
-BIASES = [name for name in measured["BIASES"] if (RESULTS / f"{name}.json").exists()]
+BIASES, NO_FACTOR = measured["BIASES"], measured["NO_FACTOR"]
+JUDGED, GEMMA_JUDGED = measured["JUDGED"], measured["GEMMA_JUDGED"]
 
 
 def load_results():
@@ -241,8 +241,7 @@ def countries(biases):
 
 def own_falls(sets, name):
     """``[prompt, country]``; of ``random`` the mean over the sets."""
-    by_set = falls(sets, name, K, "targets")
-    return by_set.mean(-1)
+    return falls(sets, name, K, "targets").mean(-1)
 
 
 def over_k(costs):
@@ -294,7 +293,6 @@ def reconstruction(summary):
 
 
 def main():
-    filled = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))["filled"]
     PAGE.write_text(filled(PAGE.read_text("utf-8"), tables(load_results())), "utf-8")
 
 

@@ -65,6 +65,7 @@ SWEPT_BIASES = ("late", "math")
 CONTROLLED = ("direct", "patching to mean")
 DRAWN = ("direct", "mean ablation")
 NO_FACTOR = "direct, without the norm's factor"
+GEMMA_JUDGED = ("direct", NO_FACTOR, "patching to mean", "zero ablation", "mean ablation")
 
 
 def measure(model, name):
@@ -138,7 +139,7 @@ def gemma():
     maps[NO_FACTOR] = without_factor(model, bias, row, maps["direct"])
     write_json(RESULTS / "gemma.json", summary([maps], {}))
     draw(plot_methods({n: maps[n] for n in ("direct", NO_FACTOR, "mean ablation")}), "gemma-maps")
-    judged = {name: maps[name] for name in (*JUDGED, NO_FACTOR) if name != "direct, difference"}
+    judged = {name: maps[name] for name in GEMMA_JUDGED}
     held_out(model, bias, row, judged, GEMMA_KS, RESULTS / "gemma-held-out.json")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.heads import Head
-from biasgym_tl.hooks import LayerEdit, steer, steering_edit
+from biasgym_tl.hooks import LayerEdit, edited, steering_edit
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.model import LOG_PROB_TOLERANCE, load_hugging_face
 from biasgym_tl.passages import load_passages
@@ -78,7 +78,7 @@ def export_steered(
         hf_model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         del hf_model
-        with steer(model, heads, mode, reference=reference, factor=factor):
+        with edited(model, edit):
             error = _checked(model, temporary)
         done = {
             "source": name,
