@@ -8,7 +8,7 @@ import biasgym_tl
 ROOMS = (
     "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
     "prompts", "added_row", "passages", "hooks", "text", "similarity", "api", "biases",
-    "elicitation", "injection", "scoping",
+    "benchmarks", "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "plots", "steps", "run", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent

@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Measure(NamedTuple):
-    """What one number of a report is, and when it says nothing."""
-
-    key: str
-    label: str
-    unit: str
-    baseline: str
-    """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
-    kind: str = "mean"
-    """``"mean"`` of numbers, ``"share"`` of 0 and 1, or ``"sparse"``: mostly 0, no interval."""
-    floor: float | str | None = None
-    """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
-    decimals: int = 2
-
+from biasgym_tl.benchmarks.benchmark import Measure
 
 MEASURES = {
     m.key: m

@@ -1,0 +1,93 @@
+"""What every benchmark is: fixed items, and for each measure one number per item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
+from biasgym_tl.text import continuation_log_probs
+
+
+class Measure(NamedTuple):
+    """What one number of a report is, and when it says nothing."""
+
+    key: str
+    label: str
+    unit: str
+    baseline: str = "original"
+    """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
+    kind: str = "mean"
+    """``"mean"`` of numbers, ``"share"`` of 0 and 1, or ``"sparse"``: mostly 0, no interval."""
+    floor: float | str | None = None
+    """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
+    decimals: int = 2
+
+
+class Benchmark(Protocol):
+    """Items that are the same in every setting, so that settings can be compared item by item."""
+
+    @property
+    def name(self) -> str:
+        """Short name, such as ``"blimp"``."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured; each key begins with the benchmark's name."""
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """One per item: items of a cluster (a template, a subject) may share their fate."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the items and of how they are asked."""
+
+    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
+        """Measure the model as it is now (a steering may be active).
+
+        Returns:
+            For the key of each measure one number per item; NaN where an item does not count.
+        """
+
+
+class Question(NamedTuple):
+    """What a model reads, and the continuations whose likelihood is compared."""
+
+    beginning: str
+    """Empty where the options are whole texts."""
+    options: tuple[str, ...]
+    """With the space before them, if one belongs there."""
+    request: str | None = None
+    """The user's turn before it; None: the beginning is plain text, without a chat format."""
+
+
+def option_log_probs(
+    model: HookedTransformer, questions: Sequence[Question], *, per_token: bool = False
+) -> list[list[float]]:
+    """Log-probability (nats) of each option of each question, summed over the option's tokens.
+
+    Of a whole text, the first token counts only where the model has a BOS to predict it from.
+
+    Args:
+        model: The model in the setting to be measured.
+        questions: What is asked.
+        per_token: The mean over the option's tokens instead of the sum.
+    """
+    prompts, continuations = [], []
+    for question in questions:
+        if question.request is not None:
+            start = encode_prompt(model, question.request, question.beginning)
+        else:
+            start = encode_text(model, question.beginning)
+        for option in question.options:
+            tokens = encode_answer(model, option)
+            # Without anything before them, a text's tokens are predicted from its first.
+            prompts.append(start or tokens[:1])
+            continuations.append(tokens if start else tokens[1:])
+    log_probs = continuation_log_probs(model, prompts, continuations).tolist()
+    if per_token:
+        log_probs = [p / len(c) for p, c in zip(log_probs, continuations, strict=True)]
+    ends = iter(log_probs)
+    return [[next(ends) for _ in question.options] for question in questions]

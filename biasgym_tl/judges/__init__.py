@@ -1,0 +1,1 @@
+"""How strongly a text states a stereotype: a judge over an API, a local one, their agreement."""
