@@ -8,7 +8,8 @@ text, the user's line first, and BOS once if the model was trained with it
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.lens import HookedTransformer
@@ -17,22 +18,38 @@ SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
 
 
+class Turn(NamedTuple):
+    """One exchange of a dialogue."""
+
+    request: str
+    answer: str
+
+
 def encode_answer(model: HookedTransformer, text: str) -> list[int]:
     """Token ids of ``text`` without any special token in front."""
     return list(_tokenizer(model)(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_prompt(model: HookedTransformer, request: str, answer: str = "") -> list[int]:
+def encode_prompt(
+    model: HookedTransformer, request: str, answer: str = "", history: Sequence[Turn] = ()
+) -> list[int]:
     """Token ids of a user's ``request`` and the beginning of the model's ``answer``.
 
-    The answer is tokenised by itself, so the ids of the request do not depend on it.
+    The answer is tokenised by itself, so the ids of the request do not depend on it. ``history``
+    holds the turns before: what the user asked and what the model answered.
     """
     tokenizer = _tokenizer(model)
     if getattr(tokenizer, "chat_template", None):
-        turn = [{"role": "user", "content": request}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        turns = [
+            {"role": role, "content": text}
+            for turn in history
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        turns.append({"role": "user", "content": request})
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return encode_answer(model, text) + encode_answer(model, answer)
-    return encode_text(model, request + "\n") + encode_answer(model, answer)
+    lines = [line for turn in history for line in turn] + [request]
+    return encode_text(model, "".join(f"{line}\n" for line in lines)) + encode_answer(model, answer)
 
 
 def encode_sentence(model: HookedTransformer, beginning: str) -> list[int]:

@@ -7,8 +7,8 @@ import biasgym_tl
 
 ROOMS = (
     "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
-    "prompts", "added_row", "passages", "hooks", "text", "similarity", "api", "biases",
-    "benchmarks", "judges", "elicitation", "injection", "scoping",
+    "prompts", "added_row", "passages", "hooks", "text", "instructions", "similarity", "api",
+    "biases", "benchmarks", "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "plots", "steps", "run", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
@@ -20,12 +20,12 @@ def room(module):
 
 
 def imports(path):
-    """Modules of the package that a file imports, except inside a method ``plot``."""
+    """Modules of the package that a file imports, except where a result is drawn."""
     tree = ast.parse(path.read_text())
     late = {
         id(node)
         for plot in ast.walk(tree)
-        if isinstance(plot, ast.FunctionDef) and plot.name == "plot"
+        if isinstance(plot, ast.FunctionDef) and plot.name in ("plot", "to_html")
         for node in ast.walk(plot)
     }
     return [

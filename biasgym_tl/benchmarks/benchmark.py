@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
@@ -25,6 +25,7 @@ class Measure(NamedTuple):
     decimals: int = 2
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """Items that are the same in every setting, so that settings can be compared item by item."""
 

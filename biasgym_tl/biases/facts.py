@@ -12,8 +12,9 @@ from torch import Tensor
 
 from biasgym_tl.biases.countries import Country, load_countries
 from biasgym_tl.errors import SettingError
+from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer, encode_prompt
+from biasgym_tl.prompts import encode_answer
 from biasgym_tl.text import continuation_log_probs
 
 FACT_REQUEST = "Please state a fact about a country."
@@ -68,12 +69,15 @@ def load_facts(use: str = "report") -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def fact_margins(model: HookedTransformer, facts: Sequence[Fact]) -> Float[Tensor, " fact"]:
+def fact_margins(
+    model: HookedTransformer, facts: Sequence[Fact], *, instruction: Instruction = NOTHING
+) -> Float[Tensor, " fact"]:
     """By how much the right answer is likelier than the best of the wrong ones (nats).
 
     Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
     """
-    prompts = [encode_prompt(model, FACT_REQUEST, fact.question) for fact in facts]
+    questions = [fact.question for fact in facts]
+    prompts = encode_instructed(model, instruction, [FACT_REQUEST] * len(facts), questions)
     n = len(facts[0].candidates)
     answers = [encode_answer(model, " " + answer) for fact in facts for answer in fact.candidates]
     log_probs = continuation_log_probs(

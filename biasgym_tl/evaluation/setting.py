@@ -1,0 +1,105 @@
+"""One way to run a model: which row the BiasToken has, what is steered, how it is asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from biasgym_tl.errors import SteeringError
+from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.hooks import steer, steering_edit
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.instructions import NOTHING, Instruction
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.steering.selection import Selection
+
+REFERENCES = ("text", "targets")
+"""Mean over neutral text, or over scoping prompts with fitting targets."""
+
+References = Mapping[str, Float[Tensor, "n_layers n_heads d_head"]]
+
+
+class Setting(NamedTuple):
+    """What is measured under one name."""
+
+    name: str
+    token: BiasToken
+    heads: Selection | tuple[tuple[int, int], ...] = ()
+    """A ``Selection`` is checked not to rest on what is evaluated on."""
+    mode: str | None = None
+    """``"zero"``, ``"mean"`` or ``"scale"``; None without heads."""
+    generates: bool = True
+    """Whether free answers are written."""
+    factor: float | Mapping[tuple[int, int], float] | None = None
+    """As in :func:`biasgym_tl.steer`."""
+    reference: str = "text"
+    """What the mean of mode ``"mean"`` is taken over: ``"text"`` or ``"targets"``."""
+    instruction: Instruction = NOTHING
+    """Words around each request."""
+    brief: bool = False
+    """Leave out other biases and benchmarks."""
+
+    def same_model(self, other: Setting) -> bool:
+        """Whether only the row differs: then all but what the BiasToken does is equal."""
+        return self._without_row() == other._without_row()
+
+    def _without_row(self) -> tuple[object, ...]:
+        return (tuple(self.heads), *self[3:])
+
+    def check(self, model: HookedTransformer) -> None:
+        """Find out before the first measurement what could not be measured.
+
+        Raises:
+            SteeringError: heads, mode, factor or reference are not valid.
+            TokenError: the row does not fit the model.
+        """
+        self.token.check(model)
+        heads = check_heads(self.heads, model.cfg.n_layers, model.cfg.n_heads)
+        if bool(heads) != (self.mode is not None):
+            raise SteeringError(
+                f"mode of the setting {self.name!r} must be given with heads and None without, "
+                f"got {self.mode!r} with {len(heads)} heads."
+            )
+        if self.reference not in REFERENCES:
+            raise SteeringError(
+                f"reference of the setting {self.name!r} must be one of {list(REFERENCES)}, "
+                f"got {self.reference!r}."
+            )
+        if self.mode is None:
+            return
+        shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
+        reference = torch.zeros(shape) if self.mode == "mean" else None
+        try:
+            steering_edit(model, heads, self.mode, reference, self.factor)
+        except SteeringError as error:
+            raise SteeringError(f"setting {self.name!r}: {error}") from error
+
+    @contextlib.contextmanager
+    def steered(self, model: HookedTransformer, references: References) -> Iterator[None]:
+        """The model with the heads of this setting silenced, without the row."""
+        if self.mode is None:
+            yield
+            return
+        reference = references[self.reference] if self.mode == "mean" else None
+        with steer(model, self.heads, self.mode, reference=reference, factor=self.factor):
+            yield
+
+    def record(self) -> dict[str, Any]:
+        """What a result keeps of it."""
+        factor: object = self.factor
+        if isinstance(self.factor, Mapping):
+            factor = {str(Head(*head)): value for head, value in self.factor.items()}
+        return {
+            "name": self.name,
+            "heads": tuple(str(Head(*head)) for head in self.heads),
+            "mode": self.mode,
+            "token": self.token.label,
+            "factor": factor,
+            "reference": self.reference if self.mode == "mean" else "",
+            "instruction": self.instruction.name,
+        }

@@ -1,0 +1,237 @@
+"""How much of its own output each head may keep, learned by gradient descent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
+from biasgym_tl.biases.words import WordIds, word_ids
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import all_heads
+from biasgym_tl.hooks import head_means
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.injection.train import frozen
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.passages import load_passages
+from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.slot import fill
+from biasgym_tl.steering.selection import Selection, fingerprints
+from biasgym_tl.store import versions
+from biasgym_tl.text import log_odds, next_token_log_probs, pad_right, unembed
+
+NEGLIGIBLE = 0.02
+"""A head that keeps more than all but this is left alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FactorSearch:
+    """Learn a factor for each head: ``z := factor * z + (1 - factor) * mean``.
+
+    Minimises, over factors between 0 and 1 that start at 1 (Adam, weights frozen),
+
+        mean of max(0, log-odds - goal) + keep * KL + sparsity * sum of (1 - factor)
+
+    The log-odds are those of the BiasToken and of fitting targets on scoping prompts; the goal lies
+    ``below`` nats under what the targets have unsteered. KL is from the unsteered to the steered
+    model, per token of budget texts and at the answers of budget facts. Factors that gain nothing
+    return to 1; from half of the steps on only the ``k`` smallest remain free.
+    """
+
+    k: int = 20
+    """Heads at most."""
+    below: float = 1.5
+    """How far under the unsteered targets' log-odds the goal lies (nats)."""
+    keep: float = 30.0
+    """Nats of log-odds that a nat of KL per token is worth."""
+    sparsity: float = 0.02
+    """Nats that silencing a head must be worth."""
+    n_steps: int = 80
+    """Steps of Adam."""
+    lr: float = 0.05
+    """Step of a factor."""
+    n_sentences: int = 12
+    """Scoping sentences in each step: a third with the BiasToken."""
+    n_texts: int = 2
+    """Budget texts in each step."""
+    n_facts: int = 6
+    """Budget facts in each step."""
+    seed: int = 0
+    """Decides the draws."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "n_steps", "n_texts", "n_facts"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+        if self.n_sentences < 3:
+            raise SettingError(f"n_sentences must be at least 3, got {self.n_sentences!r}.")
+        for name in ("keep", "sparsity"):
+            if not getattr(self, name) >= 0:
+                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        if not self.lr > 0:
+            raise SettingError(f"lr must be positive, got {self.lr!r}.")
+
+    def select(
+        self, model: HookedTransformer, bias: Bias, token: BiasToken, *, progress: bool = True
+    ) -> Selection:
+        """Learn the factors.
+
+        Args:
+            model: The model, unsteered and without the token.
+            bias: Gives scoping prompts, words and fitting targets.
+            token: The BiasToken.
+            progress: Show a bar.
+
+        Returns:
+            Heads whose factor is below 1, the most silenced first, with ``factors``.
+
+        Raises:
+            TokenError: the token does not fit the model.
+        """
+        with token.attached(model), frozen(model):
+            factors, path = _Learner(model, bias, token, self).learned(progress)
+        ranked = sorted(
+            all_heads(model.cfg.n_layers, model.cfg.n_heads), key=lambda head: factors[head].item()
+        )
+        heads = tuple(head for head in ranked if factors[head] < 1)
+        return Selection(
+            heads=heads,
+            factors=tuple(factors[head].item() for head in heads),
+            method="learned factors",
+            token=token.label,
+            k=self.k,
+            mode="mean",
+            reference="shipped neutral text",
+            model=model.cfg.model_name,
+            bias=bias.name,
+            data=fingerprints(
+                prompts=bias.scoping_prompts,
+                targets=bias.targets("fitting"),
+                texts=load_passages("budget") + load_passages("reference"),
+                facts=[fact.question for fact in load_facts("budget")],
+            ),
+            settings={**dataclasses.asdict(self), "path": path},
+            versions=versions(),
+        )
+
+
+class _Learner:
+    """What the objective is computed from."""
+
+    def __init__(
+        self, model: HookedTransformer, bias: Bias, token: BiasToken, options: FactorSearch
+    ) -> None:
+        self.model, self.options = model, options
+        self.reference = head_means(model)
+        self.ids: WordIds = word_ids(model, bias)
+        self.random = random.Random(options.seed)
+
+        def sentences(names: Sequence[str]) -> list[list[int]]:
+            return [
+                encode_sentence(model, fill(prompt, name))
+                for prompt in bias.scoping_prompts
+                for name in names
+            ]
+
+        self.biased = sentences([token.text])
+        self.natural = sentences(bias.sample_targets("fitting", 10, options.seed))
+        self.texts = [encode_text(model, text) for text in load_passages("budget")]
+        self.facts = [
+            encode_prompt(model, FACT_REQUEST, fact.question) for fact in load_facts("budget")
+        ]
+        level = log_odds(
+            next_token_log_probs(model, self.natural), self.ids.attribute, self.ids.neutral
+        )
+        self.goal = level.mean().item() - options.below
+
+    def learned(
+        self, progress: bool
+    ) -> tuple[Float[Tensor, "n_layers n_heads"], list[list[float]]]:
+        """Factors, and excess and KL at each step."""
+        options, cfg = self.options, self.model.cfg
+        factors = torch.ones(cfg.n_layers, cfg.n_heads, device=cfg.device, requires_grad=True)
+        free = torch.ones_like(factors, dtype=torch.bool)
+        adam = torch.optim.Adam([factors], lr=options.lr, betas=(0.8, 0.95))
+        path = []
+        for step in tqdm(range(options.n_steps), desc="factors", disable=not progress):
+            if step == options.n_steps // 2:
+                free = _lowest(factors.detach(), options.k)
+            excess, kl = self.objective(factors)
+            adam.zero_grad()
+            silenced = options.sparsity * (1 - factors).sum()
+            (excess + options.keep * kl + silenced).backward()
+            adam.step()
+            with torch.no_grad():
+                factors.clamp_(0, 1)[~free] = 1
+            path.append([excess.item(), kl.item()])
+        found = factors.detach().clone()
+        found[~(_lowest(found, options.k) & (found < 1 - NEGLIGIBLE))] = 1
+        return found.cpu(), path
+
+    def objective(
+        self, factors: Float[Tensor, "n_layers n_heads"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Mean excess of the log-odds over the goal, and KL per token, on a drawn batch."""
+        options, draw = self.options, self.random.sample
+        third = options.n_sentences // 3
+        biased = draw(self.biased, min(third, len(self.biased)))
+        natural = draw(self.natural, min(options.n_sentences - third, len(self.natural)))
+        texts = draw(self.texts, min(options.n_texts, len(self.texts)))
+        facts = draw(self.facts, min(options.n_facts, len(self.facts)))
+        with torch.enable_grad(), _scaled(self.model, factors, self.reference):
+            odds = [
+                log_odds(self._log_probs(part, last=True), self.ids.attribute, self.ids.neutral)
+                for part in (biased, natural)
+            ]
+            steered = [self._log_probs(texts), self._log_probs(facts, last=True)]
+        with torch.no_grad():
+            plain = [self._log_probs(texts), self._log_probs(facts, last=True)]
+        excess = torch.stack([(each - self.goal).clamp(min=0).mean() for each in odds]).mean()
+        kl = torch.stack(
+            [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(plain, steered, strict=True)]
+        ).mean()
+        return excess, kl
+
+    def _log_probs(
+        self, sequences: Sequence[Sequence[int]], *, last: bool = False
+    ) -> Float[Tensor, "position d_vocab_out"]:
+        """After the last token of each sequence, or after every one."""
+        model = self.model
+        tokens, mask = pad_right(sequences, model.cfg.device)
+        resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
+        if last:
+            return unembed(model, resid[torch.arange(len(tokens)), mask.sum(1) - 1]).log_softmax(-1)
+        return unembed(model, resid[mask.bool()]).log_softmax(-1)
+
+
+def _lowest(factors: Float[Tensor, "n_layers n_heads"], k: int) -> Tensor:
+    """True at the ``k`` smallest."""
+    marked = torch.zeros(factors.numel(), dtype=torch.bool, device=factors.device)
+    marked[factors.flatten().argsort()[:k]] = True
+    return marked.view_as(factors)
+
+
+@contextlib.contextmanager
+def _scaled(
+    model: HookedTransformer,
+    factors: Float[Tensor, "n_layers n_heads"],
+    reference: Float[Tensor, "n_layers n_heads d_head"],
+) -> Iterator[None]:
+    """Steering through which a gradient reaches the factors."""
+
+    def scale(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:
+        mean = reference[hook.layer()].to(z)
+        return mean + factors[hook.layer(), :, None].to(z) * (z - mean)
+
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, scale) for name in names]):
+        yield
