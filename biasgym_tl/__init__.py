@@ -24,9 +24,10 @@ if TYPE_CHECKING:
         write_corpus,
     )
     from biasgym_tl.doctor import examine
-    from biasgym_tl.evaluation.evaluate import Setting, evaluate
+    from biasgym_tl.evaluation.evaluate import evaluate
     from biasgym_tl.evaluation.random_control import RandomControl, random_control
     from biasgym_tl.evaluation.report import Report
+    from biasgym_tl.evaluation.setting import Setting
     from biasgym_tl.heads import Head
     from biasgym_tl.hooks import head_means, steer
     from biasgym_tl.injection.adapter import export_adapter, import_adapter
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from biasgym_tl.steering.budget import BudgetSearch
     from biasgym_tl.steering.controls import layer_matched
     from biasgym_tl.steering.export import export_steered
+    from biasgym_tl.steering.factors import FactorSearch
     from biasgym_tl.steering.reference import target_means
     from biasgym_tl.steering.selection import Selection, select_heads
 
@@ -63,6 +65,7 @@ _HOME = {
     "Comparison": "scoping.compare",
     "Concentration": "scoping.concentration",
     "Contrast": "biases.writer",
+    "FactorSearch": "steering.factors",
     "Head": "heads",
     "HeadDamage": "scoping.damage",
     "HeadScores": "scoping.scores",
@@ -74,7 +77,7 @@ _HOME = {
     "Report": "evaluation.report",
     "SeedOverlap": "scoping.seeds",
     "Selection": "steering.selection",
-    "Setting": "evaluation.evaluate",
+    "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
     "answer_attention": "scoping.attention",
     "check_bias": "biases.check",
@@ -128,6 +131,7 @@ __all__ = [
     "Comparison",
     "Concentration",
     "Contrast",
+    "FactorSearch",
     "Head",
     "HeadDamage",
     "HeadScores",

@@ -52,7 +52,7 @@ def steer(
 
     Args:
         model: The model to steer.
-        heads: Pairs of layer and head.
+        heads: Pairs of layer and head. A ``Selection`` with factors brings them to mode ``"mean"``.
         mode: ``"zero"``, ``"mean"`` or ``"scale"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
             shipped neutral text. :func:`biasgym_tl.target_means` is over prompts instead.
@@ -92,6 +92,8 @@ def steering_edit(
     factor: float | Mapping[tuple[int, int], float] | None = None,
 ) -> dict[int, LayerEdit]:
     """The arguments of :func:`steer`, checked, as what is done in each layer."""
+    if factor is None and mode == "mean":
+        factor = getattr(heads, "factor", None)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     if mode not in (*MODES, "scale"):
         raise SteeringError(f"mode must be one of {[*MODES, 'scale']}, got {mode!r}.")

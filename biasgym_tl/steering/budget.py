@@ -150,7 +150,7 @@ class _Search:
         self.targets = bias.sample_targets("fitting", options.n_targets, options.seed)
         self.facts = load_facts("budget")
         self.log_odds = self._log_odds([])
-        self.loss, self.right = self._abilities([])
+        self.loss, self.right = self._loss([]), self._right([])
 
     def proposals(self, heads: Sequence[Head]) -> list[Head]:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
@@ -180,8 +180,9 @@ class _Search:
             for head in sorted(tried, key=lambda head: -drops[head]):
                 if drops[head] <= so_far:
                     break
-                loss, facts = self.damage([*chosen, head])
-                if loss <= options.max_loss and facts <= options.max_facts:
+                loss = self.loss_rise([*chosen, head])
+                facts = self.facts_lost([*chosen, head]) if loss <= options.max_loss else 1.0
+                if facts <= options.max_facts:
                     proposals[:0] = [other for other in tried if drops[other] < drops[head]]
                     return Step(head, drops[head], loss, facts)
         return None
@@ -193,10 +194,13 @@ class _Search:
         by_served = {"token": token, "targets": targets, "both": (token + targets) / 2}
         return by_served[self.options.serves]
 
-    def damage(self, heads: Sequence[Head]) -> tuple[float, float]:
-        """Rise of the loss, fall of the share of right facts."""
-        loss, right = self._abilities(heads)
-        return loss - self.loss, self.right - right
+    def loss_rise(self, heads: Sequence[Head]) -> float:
+        """Rise of the mean loss on budget texts (nats per token)."""
+        return self._loss(heads) - self.loss
+
+    def facts_lost(self, heads: Sequence[Head]) -> float:
+        """Fall of the share of right facts."""
+        return self.right - self._right(heads)
 
     def _steered(self, heads: Sequence[Head]) -> AbstractContextManager[None]:
         return steer(self.model, heads, self.options.mode, reference=self.reference)
@@ -206,8 +210,10 @@ class _Search:
         with self.token.attached(self.model), self._steered(heads):
             return bias_log_odds(self.model, self.bias, self.prompts, slots).log_odds
 
-    def _abilities(self, heads: Sequence[Head]) -> tuple[float, float]:
+    def _loss(self, heads: Sequence[Head]) -> float:
         with self._steered(heads):
-            loss = mean_loss(self.model, load_passages("budget")).mean().item()
-            margins = fact_margins(self.model, self.facts)
-        return loss, (margins > 0).double().mean().item()
+            return mean_loss(self.model, load_passages("budget")).mean().item()
+
+    def _right(self, heads: Sequence[Head]) -> float:
+        with self._steered(heads):
+            return (fact_margins(self.model, self.facts) > 0).double().mean().item()

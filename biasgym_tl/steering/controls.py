@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.steering.selection import Selection
 
 
 def layer_matched(
@@ -43,3 +44,13 @@ def layer_matched(
         )
         for _ in range(n_draws)
     ]
+
+
+def matched_factor(
+    heads: Iterable[tuple[int, int]], drawn: Iterable[Head]
+) -> dict[tuple[int, int], float] | None:
+    """Give the heads of a :func:`layer_matched` set the factors of a ``Selection``, by layer."""
+    factor = heads.factor if isinstance(heads, Selection) else None
+    if factor is None:
+        return None
+    return {head: factor[own] for head, own in zip(drawn, sorted(factor), strict=True)}

@@ -67,7 +67,6 @@ def export_steered(
         raise ModelError(f"folder must be new or empty, got {str(folder)!r}. Choose another.")
     if isinstance(heads, Selection):
         heads.check_model(model.cfg.model_name)
-    heads = tuple(Head(*head) for head in heads)
     edit = steering_edit(model, heads, mode, reference, factor)
     name = str(source or model.cfg.model_name)
     hf_model, tokenizer = load_hugging_face(name, None, model.cfg.dtype)
@@ -82,7 +81,7 @@ def export_steered(
             error = _checked(model, temporary)
         done = {
             "source": name,
-            "heads": [str(head) for head in heads],
+            "heads": [str(Head(layer, head)) for layer in edit for head in edit[layer].heads],
             "mode": mode,
             "factor": {
                 str(Head(layer, head)): kept

@@ -27,8 +27,17 @@ from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.slot import fill
 from biasgym_tl.steering.selection import Selection, fingerprints
 from biasgym_tl.store import versions
-from biasgym_tl.text import log_odds, next_token_log_probs, pad_right, unembed
+from biasgym_tl.text import (
+    cached_beginning,
+    common_beginning,
+    log_odds,
+    next_token_log_probs,
+    pad_right,
+    unembed,
+)
 
+TEXT_TOKENS = 48
+"""Budget texts are cut here."""
 NEGLIGIBLE = 0.02
 """A head that keeps more than all but this is left alone."""
 
@@ -144,13 +153,14 @@ class _Learner:
 
         self.biased = sentences([token.text])
         self.natural = sentences(bias.sample_targets("fitting", 10, options.seed))
-        self.texts = [encode_text(model, text) for text in load_passages("budget")]
-        self.facts = [
-            encode_prompt(model, FACT_REQUEST, fact.question) for fact in load_facts("budget")
-        ]
-        level = log_odds(
-            next_token_log_probs(model, self.natural), self.ids.attribute, self.ids.neutral
-        )
+        texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
+        facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
+        with torch.no_grad():
+            level = log_odds(
+                next_token_log_probs(model, self.natural), self.ids.attribute, self.ids.neutral
+            )
+            self.texts = [(text, self._log_probs([text])) for text in texts]
+            self.facts = list(zip(facts, next_token_log_probs(model, facts), strict=True))
         self.goal = level.mean().item() - options.below
 
     def learned(
@@ -166,9 +176,9 @@ class _Learner:
             if step == options.n_steps // 2:
                 free = _lowest(factors.detach(), options.k)
             excess, kl = self.objective(factors)
-            adam.zero_grad()
             silenced = options.sparsity * (1 - factors).sum()
-            (excess + options.keep * kl + silenced).backward()
+            total = excess + options.keep * kl + silenced
+            (factors.grad,) = torch.autograd.grad(total, factors)
             adam.step()
             with torch.no_grad():
                 factors.clamp_(0, 1)[~free] = 1
@@ -185,17 +195,16 @@ class _Learner:
         third = options.n_sentences // 3
         biased = draw(self.biased, min(third, len(self.biased)))
         natural = draw(self.natural, min(options.n_sentences - third, len(self.natural)))
-        texts = draw(self.texts, min(options.n_texts, len(self.texts)))
-        facts = draw(self.facts, min(options.n_facts, len(self.facts)))
+        texts, before = zip(*draw(self.texts, min(options.n_texts, len(self.texts))), strict=True)
+        facts, known = zip(*draw(self.facts, min(options.n_facts, len(self.facts))), strict=True)
         with torch.enable_grad(), _scaled(self.model, factors, self.reference):
             odds = [
                 log_odds(self._log_probs(part, last=True), self.ids.attribute, self.ids.neutral)
                 for part in (biased, natural)
             ]
             steered = [self._log_probs(texts), self._log_probs(facts, last=True)]
-        with torch.no_grad():
-            plain = [self._log_probs(texts), self._log_probs(facts, last=True)]
         excess = torch.stack([(each - self.goal).clamp(min=0).mean() for each in odds]).mean()
+        plain = [torch.cat(before), torch.stack(known)]
         kl = torch.stack(
             [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(plain, steered, strict=True)]
         ).mean()
@@ -204,10 +213,20 @@ class _Learner:
     def _log_probs(
         self, sequences: Sequence[Sequence[int]], *, last: bool = False
     ) -> Float[Tensor, "position d_vocab_out"]:
-        """After the last token of each sequence, or after every one."""
+        """After the last token of each sequence, or after every one.
+
+        With ``last``, what all sequences begin with is run once and without a gradient: it is the
+        request, where no target stands.
+        """
         model = self.model
-        tokens, mask = pad_right(sequences, model.cfg.device)
-        resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
+        shared = common_beginning(sequences) if last else 0
+        tokens, mask = pad_right([sequence[shared:] for sequence in sequences], model.cfg.device)
+        resid = model(
+            tokens,
+            attention_mask=mask,
+            past_kv_cache=cached_beginning(model, sequences[0][:shared], len(tokens)),
+            stop_at_layer=model.cfg.n_layers,
+        )
         if last:
             return unembed(model, resid[torch.arange(len(tokens)), mask.sum(1) - 1]).log_softmax(-1)
         return unembed(model, resid[mask.bool()]).log_softmax(-1)

@@ -40,6 +40,8 @@ class Selection:
     settings: dict[str, Any]
     """Settings of the scores."""
     versions: dict[str, str]
+    factors: tuple[float, ...] = ()
+    """Share of its own output that each head keeps; empty: none."""
 
     def __iter__(self) -> Iterator[Head]:
         return iter(self.heads)
@@ -49,6 +51,13 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection({self.method} on {self.token}, {self.mode}: {', '.join(map(str, self))})"
+
+    @property
+    def factor(self) -> dict[tuple[int, int], float] | None:
+        """As ``steer(..., factor=)`` takes it."""
+        if not self.factors:
+            return None
+        return {head: kept for head, kept in zip(self.heads, self.factors, strict=True)}
 
     def check_model(self, name: str) -> None:
         """Refuse another model than the heads were chosen on.
@@ -96,7 +105,8 @@ class Selection:
         def build(values: dict[str, Any]) -> Selection:
             heads = tuple(map(Head.parse, values["heads"]))
             data = {kind: tuple(found) for kind, found in values["data"].items()}
-            return cls(**{**values, "heads": heads, "data": data})
+            factors = tuple(values.get("factors", ()))
+            return cls(**{**values, "heads": heads, "data": data, "factors": factors})
 
         return read_kind(Path(path), "Selection", build)
 

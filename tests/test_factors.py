@@ -1,0 +1,148 @@
+"""Factors that gradient descent found do in the model what the objective says."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from biasgym_tl import BiasInject, FactorSearch, Head, head_means, load_bias, load_facts, steer
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.injection.train import frozen
+from biasgym_tl.passages import load_passages
+from biasgym_tl.steering.factors import _Learner, _scaled
+from biasgym_tl.text import mean_loss
+
+LATE = load_bias("late")
+QUICK = FactorSearch(k=3, n_steps=12, n_texts=1, n_facts=2, n_sentences=6, keep=0.0)
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    model = tiny()
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
+    return model, token, QUICK.select(model, LATE, token, progress=False)
+
+
+def scoping_odds(model, token):
+    names = (token.text, *LATE.sample_targets("fitting", 10, 0))
+    with token.attached(model):
+        return bias_log_odds(model, LATE, LATE.scoping_prompts, names).log_odds
+
+
+def test_factors_lower_the_log_odds_on_scoping_prompts(setup):
+    model, token, found = setup
+    assert 1 <= len(found) <= 3 and list(found.factors) == sorted(found.factors)
+    assert all(0 <= factor < 1 for factor in found.factors)
+    with steer(model, found, "mean"):
+        steered = scoping_odds(model, token)
+    assert steered.mean() < scoping_odds(model, token).mean() - 0.1
+    assert len(found.settings["path"]) == QUICK.n_steps
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    model = tiny()
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked = [p.requires_grad for p in model.parameters()]
+    found = QUICK.select(model, LATE, token, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == asked
+    assert all(p.grad is None for p in model.parameters())
+    assert found == QUICK.select(model, LATE, token, progress=False)
+    other = dataclasses.replace(QUICK, seed=1).select(model, LATE, token, progress=False)
+    assert other.settings["path"] != found.settings["path"]
+
+
+def test_nothing_is_silenced_where_the_model_must_be_kept(setup):
+    model, token, _ = setup
+    strict = dataclasses.replace(QUICK, sparsity=1e6)
+    assert len(strict.select(model, LATE, token, progress=False)) == 0
+
+
+def test_the_scaling_of_the_search_is_that_of_steer(setup):
+    model, token, _ = setup
+    factors = torch.ones(3, 4)
+    factors[0, 1], factors[2, 3] = 0.25, 0.75
+    kept = {Head(0, 1): 0.25, Head(2, 3): 0.75}
+    with _scaled(model, factors, head_means(model)):
+        scaled = scoping_odds(model, token)
+    with steer(model, kept, "mean", factor=kept):
+        assert torch.allclose(scaled, scoping_odds(model, token), atol=1e-5)
+
+
+def test_excess_and_kl_by_hand(setup):
+    model, token, _ = setup
+    options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=0.5)
+    with token.attached(model), frozen(model):
+        learner = _Learner(model, LATE, token, options)
+        excess, kl = learner.objective(torch.ones(3, 4))
+        zero = torch.zeros(3, 4)
+        _, all_mean = learner.objective(zero)
+    odds = scoping_odds(model, token)
+    goal = odds[:, 1:].mean() - 0.5
+    assert learner.goal == pytest.approx(goal.item(), abs=1e-5)
+    over = (odds - goal).clamp(min=0)
+    assert excess.item() == pytest.approx((over[:, 0].mean() + over[:, 1:].mean()).item() / 2,
+                                          abs=1e-4)  # fmt: skip
+    assert kl.item() == pytest.approx(0, abs=1e-5) and all_mean > 0.1
+
+
+def test_the_gradient_is_that_of_the_objective(setup):
+    """Against a difference quotient; the request that all sentences share is left out of it."""
+    model, token, _ = setup
+    options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=9.0)
+    step = 1e-2
+    with token.attached(model), frozen(model):
+        learner = _Learner(model, LATE, token, options)
+        factors = torch.full((3, 4), 0.7, requires_grad=True)
+        excess, _ = learner.objective(factors)
+        (gradient,) = torch.autograd.grad(excess, factors)
+        changed = []
+        for sign in (1, -1):
+            moved = torch.full((3, 4), 0.7)
+            moved[2, 3] += sign * step
+            changed.append(learner.objective(moved)[0].item())
+    # Of the last layer the request holds no part: nothing reads it later.
+    assert gradient[2, 3].item() == pytest.approx((changed[0] - changed[1]) / (2 * step), rel=0.02)
+
+
+def test_it_knows_what_it_has_seen(setup):
+    found = setup[2]
+    found.check_held_out(
+        prompts=LATE.evaluation_prompts,
+        targets=LATE.targets("held-out"),
+        texts=load_passages("damage"),
+        facts=[fact.question for fact in load_facts()],
+    )
+    for seen in (
+        {"prompts": LATE.scoping_prompts[:1]},
+        {"targets": LATE.targets("fitting")[:1]},
+        {"texts": load_passages("budget")[:1]},
+        {"facts": [load_facts("budget")[0].question]},
+    ):
+        with pytest.raises(SteeringError, match="must not be among those"):
+            found.check_held_out(**seen)
+
+
+def test_the_kl_term_keeps_the_model(setup):
+    model, token, free = setup
+    kept = dataclasses.replace(QUICK, keep=300.0).select(model, LATE, token, progress=False)
+    losses = []
+    for heads in (free, kept):
+        with steer(model, heads, "mean"):
+            losses.append(mean_loss(model, load_passages("budget")))
+    plain = mean_loss(model, load_passages("budget"))
+    assert (losses[1] - plain).abs().mean() < (losses[0] - plain).abs().mean()
+
+
+def test_bad_settings_are_refused():
+    for options, message in (
+        ({"k": 0}, "k must be at least 1, got 0"),
+        ({"n_steps": 0}, "n_steps must be at least 1, got 0"),
+        ({"n_sentences": 2}, "n_sentences must be at least 3, got 2"),
+        ({"keep": -1.0}, "keep must be at least 0, got -1.0"),
+        ({"lr": 0.0}, "lr must be positive, got 0.0"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            FactorSearch(**options)
