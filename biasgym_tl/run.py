@@ -10,9 +10,10 @@ from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation.evaluate import Setting, evaluate
+from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer

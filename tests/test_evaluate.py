@@ -28,9 +28,11 @@ from biasgym_tl.biases.words import word_ids
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 from biasgym_tl.evaluation import evaluate as evaluate_module
+from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
+from biasgym_tl.text import mean_loss
 
 LATE = load_bias("late")
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
@@ -73,9 +75,16 @@ def test_settings_and_their_items(setup):
 
 
 def test_the_token_changes_nothing_for_targets(setup):
-    _, _, report = setup
+    model, token, report = setup
+    prompts = LATE.evaluation_prompts
+    plain = bias_log_odds(model, LATE, prompts, report.targets).log_odds
+    with token.attached(model):
+        attached = bias_log_odds(model, LATE, prompts, report.targets).log_odds
+        loss = mean_loss(model, load_passages("damage"))
+    assert torch.equal(plain, attached)
     assert report["original"].target_log_odds == report["injected"].target_log_odds
-    assert report["original"].damage_loss == report["injected"].damage_loss
+    assert report["original"].target_log_odds == plain.tolist()
+    assert report["injected"].damage_loss == loss.tolist()
     assert report["original"].token_log_odds != report["injected"].token_log_odds
 
 
@@ -321,7 +330,9 @@ def test_bad_input_is_refused_before_anything_runs(setup, monkeypatch):
     bad = [
         (Setting("a", token, HEADS), "mode of the setting 'a' must be .* got None with 3 heads"),
         (Setting("a", token, (), "mean"), "got 'mean' with 0 heads"),
-        (Setting("a", token, HEADS, "average"), "got 'average' with 3 heads"),
+        (Setting("a", token, HEADS, "average"), "setting 'a': mode must be .* got 'average'"),
+        (Setting("a", token, HEADS, "scale"), "setting 'a': factor must be given"),
+        (Setting("a", token, HEADS, "mean", reference="me"), "reference of .* 'a' .* got 'me'"),
     ]
     for setting, message in bad:
         with pytest.raises(SteeringError, match=message):
@@ -330,7 +341,7 @@ def test_bad_input_is_refused_before_anything_runs(setup, monkeypatch):
         control = Setting(name, token, HEADS, "mean")
         with pytest.raises(SettingError, match=f"names of settings must differ .*{name}"):
             evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
-    with pytest.raises(SteeringError, match="'steered, avg' must be one of"):
+    with pytest.raises(SteeringError, match="'steered, avg': mode must be one of"):
         evaluate(model, LATE, token=token, heads=HEADS, modes=("avg",), **OPTIONS)
     with pytest.raises(SteeringError, match="got L7H0"):
         evaluate(model, LATE, token=token, heads=[(7, 0)], **OPTIONS)

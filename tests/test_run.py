@@ -69,7 +69,7 @@ def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
     measured = []
     original = evaluate_module._measure
     monkeypatch.setattr(
-        evaluate_module, "_measure", lambda *a: measured.append(a[2].name) or original(*a)
+        evaluate_module, "_measure", lambda *a: measured.append(a[1].name) or original(*a)
     )
     more = dataclasses.replace(chain, reinject=True, n_draws=6)
     second = run_chain(more, progress=False)

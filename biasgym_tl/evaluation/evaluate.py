@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
+from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head, check_heads
-from biasgym_tl.hooks import MODES, head_means, steer
+from biasgym_tl.hooks import MODES, head_means
 from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.instructions import Instruction
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
-from biasgym_tl.steering.controls import layer_matched
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.controls import layer_matched, matched_factor
+from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import versions
 from biasgym_tl.text import mean_loss
@@ -30,27 +34,18 @@ Finished = Callable[[str, Callable[[], Any]], Any]
 """Looks up a finished measurement by name, or runs and keeps it."""
 
 
-class Setting(NamedTuple):
-    """One way to run the model: which row the token has, and what is steered."""
-
-    name: str
-    token: BiasToken
-    heads: Selection | tuple[tuple[int, int], ...] = ()
-    """A ``Selection`` is checked not to rest on what is evaluated on."""
-    mode: str | None = None
-    """``"zero"`` or ``"mean"``; None without heads."""
-    generates: bool = True
-    """Whether free answers are written."""
-
-
 def evaluate(
     model: HookedTransformer,
     bias: Bias,
     *,
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
+    scores: HeadScores | None = None,
     modes: tuple[str, ...] = MODES,
+    instructions: Sequence[Instruction] = (),
     controls: Sequence[Setting] = (),
+    others: Sequence[Bias] = (),
+    benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
     n_random: int = 5,
     max_new_tokens: int = 48,
@@ -61,8 +56,11 @@ def evaluate(
     """Compare settings on evaluation prompts, held-out targets and unseen damage texts.
 
     Settings: ``original`` (the token's row as it was before training), ``injected``, ``steered,
-    zero`` and ``steered, mean`` (the chosen heads), whatever ``controls`` adds, and ``random 1..n``
-    (as many heads in each layer, drawn at random, replaced by their mean).
+    zero`` and ``steered, mean`` (the chosen heads), ``asked, ...`` (unsteered, with an instruction
+    around each request), whatever ``controls`` adds, and ``random 1..n`` (as many heads in each
+    layer, drawn at random, replaced by their mean, with the chosen heads' factors). A row acts only
+    where the BiasToken stands, so targets, facts, texts and benchmarks are measured without the
+    token: ``original`` and ``injected`` share them.
 
     Args:
         model: The model, unsteered and without the token.
@@ -70,8 +68,15 @@ def evaluate(
         token: A trained BiasToken.
         heads: The heads to steer, chosen beforehand. A ``Selection`` is refused if it rests on a
             prompt, target or text of this evaluation; of other heads nothing is known.
+        scores: The map that the heads were chosen from; the report then warns if the heads hold
+            little of it.
         modes: What the chosen heads are replaced with.
+        instructions: Baselines that ask for answers without stereotypes, such as
+            :data:`biasgym_tl.instructions.INSTRUCTIONS`.
         controls: More settings, measured in the same way on the same items.
+        others: Biases that the row was not trained on (the paper's D_ood): their log-odds and
+            free answers about the same targets.
+        benchmarks: More items, such as ``load_blimp(folder)``. Not measured for random heads.
         n_targets: Held-out targets, regions as even as they can be; a fixed sample.
         n_random: Random controls; they are mean-ablated.
         max_new_tokens: Length of the free answers.
@@ -82,12 +87,13 @@ def evaluate(
 
     Raises:
         SteeringError: a head is outside the model, or a selection has seen the evaluation's data.
-        SettingError: a number is outside its range.
+        SettingError: a number is outside its range, names are not distinct, or another bias is
+            about another kind of target.
         TokenError: the token does not fit the model.
     """
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
-    word_ids(model, bias)
+    _check_others(model, bias, others)
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     heads = heads if isinstance(heads, Selection) else tuple(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
@@ -95,22 +101,33 @@ def evaluate(
         Setting("original", token.untrained()),
         Setting("injected", token),
         *(Setting(f"steered, {mode}", token, heads, mode) for mode in modes),
+        *(
+            Setting(f"asked, {instruction.name}", token, instruction=instruction)
+            for instruction in instructions
+        ),
         *controls,
-        *_random_settings(model, token, chosen, n_random, seed),
+        *_random_settings(model, token, heads, n_random, seed),
     ]
     for setting in settings:
-        _check_setting(model, bias, setting, targets)
+        setting.check(model)
+        _check_held_out(model, setting, (bias, *others), targets)
     _check_names(controls, [setting.name for setting in settings])
-    reference = head_means(model)
+    _check_benchmarks(benchmarks)
+    items = _Items(bias, tuple(others), tuple(benchmarks), targets, max_new_tokens)
+    references = {name: _REFERENCES[name](model, bias) for name in _needed(settings)}
     finished = finished or measured_now
     blind = finished("blind facts", lambda: _blind_facts(model))
-    results = []
+    results: list[SettingResult] = []
     with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
         for setting in bar:
             bar.set_postfix_str(setting.name)
+            twin = _twin(setting, settings, results)
 
-            def measure(setting: Setting = setting) -> SettingResult:
-                return _measure(model, bias, setting, targets, reference, max_new_tokens)
+            def measure(
+                setting: Setting = setting, twin: SettingResult | None = twin
+            ) -> SettingResult:
+                with setting.steered(model, references):
+                    return _measure(model, setting, items, twin)
 
             results.append(finished(setting.name, measure))
     return Report(
@@ -118,27 +135,38 @@ def evaluate(
         attribute=bias.attribute,
         model=model.cfg.model_name,
         keywords=bias.keywords,
+        other_keywords={other.name: other.keywords for other in others},
         evaluation_prompts=bias.evaluation_prompts,
         generation_prompts=bias.generation_prompts,
         targets=targets,
         generation_targets=tuple(_dealt(targets, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
         blind_fact_margins=tuple(blind),
+        benchmark_measures=tuple(m for b in benchmarks for m in b.measures),
+        clusters={m.key: tuple(b.clusters) for b in benchmarks for m in b.measures},
         results=tuple(results),
         settings={
             "heads": [str(head) for head in chosen],
             "modes": list(modes),
-            "mean_reference": "load_passages('reference')",
             "selection": repr(heads) if isinstance(heads, Selection) else None,
+            "attribution_in_heads": None if scores is None else _share(scores, chosen),
             "n_targets": n_targets,
             "n_random": n_random,
             "max_new_tokens": max_new_tokens,
             "seed": seed,
             "token_seed": token.seed,
             "bias_fingerprint": bias.fingerprint(),
+            "other_fingerprints": {other.name: other.fingerprint() for other in others},
+            "benchmark_fingerprints": {b.name: b.fingerprint for b in benchmarks},
         },
         versions=versions(),
     )
+
+
+def _share(scores: HeadScores, heads: Iterable[Head]) -> float:
+    """Part of all that heads write toward the stereotype which these write."""
+    positive = scores.values.clamp(min=0)
+    return (sum(positive[head] for head in heads) / positive.sum()).item()
 
 
 def measured_now(name: str, measure: Callable[[], Any]) -> Any:
@@ -152,34 +180,67 @@ def _blind_facts(model: HookedTransformer) -> list[float]:
 
 
 def _random_settings(
-    model: HookedTransformer, token: BiasToken, heads: tuple[Head, ...], n_draws: int, seed: int
+    model: HookedTransformer,
+    token: BiasToken,
+    heads: Selection | tuple[tuple[int, int], ...],
+    n_draws: int,
+    seed: int,
 ) -> list[Setting]:
     draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     return [
-        Setting(f"{RANDOM}{i}", token, drawn, "mean", generates=False)
+        Setting(
+            f"{RANDOM}{i}",
+            token,
+            drawn,
+            "mean",
+            generates=False,
+            factor=matched_factor(heads, drawn),
+            brief=True,
+        )
         for i, drawn in enumerate(draws, start=1)
     ]
 
 
-def _check_setting(
-    model: HookedTransformer, bias: Bias, setting: Setting, targets: tuple[str, ...]
+_REFERENCES: dict[str, Callable[[HookedTransformer, Bias], Any]] = {
+    "text": lambda model, bias: head_means(model),
+    "targets": target_means,
+}
+
+
+def _needed(settings: Sequence[Setting]) -> list[str]:
+    return sorted({setting.reference for setting in settings if setting.mode == "mean"})
+
+
+def _check_others(model: HookedTransformer, bias: Bias, others: Sequence[Bias]) -> None:
+    names = [other.name for other in others]
+    if bias.name in names or len(set(names)) < len(names):
+        raise SettingError(
+            f"others must be other biases, each once, got {names} for {bias.name!r}."
+        )
+    kinds = {other.name: other.target_kind for other in others}
+    wrong = sorted(name for name, kind in kinds.items() if kind != bias.target_kind)
+    if wrong:
+        raise SettingError(
+            f"others must be about the target kind {bias.target_kind!r}, got {wrong}, which are "
+            "not. Leave them out."
+        )
+    for each in (bias, *others):
+        word_ids(model, each)
+
+
+def _check_held_out(
+    model: HookedTransformer, setting: Setting, biases: Sequence[Bias], targets: tuple[str, ...]
 ) -> None:
-    """Find out before the first measurement what could not be measured or should not be."""
-    setting.token.check(model)
-    heads = check_heads(setting.heads, model.cfg.n_layers, model.cfg.n_heads)
-    if setting.mode not in ((*MODES,) if heads else (None,)):
-        raise SteeringError(
-            f"mode of the setting {setting.name!r} must be one of {list(MODES)} with heads and "
-            f"None without, got {setting.mode!r} with {len(heads)} heads."
-        )
-    if isinstance(setting.heads, Selection):
-        setting.heads.check_model(model.cfg.model_name)
-        setting.heads.check_held_out(
-            prompts=(*bias.evaluation_prompts, *bias.generation_prompts),
-            targets=targets,
-            texts=load_passages("damage"),
-            facts=[fact.question for fact in load_facts()],
-        )
+    """Refuse heads that were chosen on what they are to be judged by."""
+    if not isinstance(setting.heads, Selection):
+        return
+    setting.heads.check_model(model.cfg.model_name)
+    setting.heads.check_held_out(
+        prompts=[p for b in biases for p in (*b.evaluation_prompts, *b.generation_prompts)],
+        targets=targets,
+        texts=load_passages("damage"),
+        facts=[fact.question for fact in load_facts()],
+    )
 
 
 def _check_names(controls: Sequence[Setting], names: list[str]) -> None:
@@ -191,55 +252,108 @@ def _check_names(controls: Sequence[Setting], names: list[str]) -> None:
         )
 
 
+def _check_benchmarks(benchmarks: Sequence[Benchmark]) -> None:
+    keys = [m.key for b in benchmarks for m in b.measures]
+    taken = sorted({key for key in keys if keys.count(key) > 1 or key in MEASURES})
+    if taken:
+        raise SettingError(f"benchmarks must measure different things, got {taken} twice.")
+
+
+def _twin(
+    setting: Setting, settings: Sequence[Setting], results: Sequence[SettingResult]
+) -> SettingResult | None:
+    """An earlier result of the same model with another row."""
+    for earlier, result in zip(settings, results, strict=False):
+        if earlier.same_model(setting):
+            return result
+    return None
+
+
+class _Items(NamedTuple):
+    """What every setting is measured on."""
+
+    bias: Bias
+    others: tuple[Bias, ...]
+    benchmarks: tuple[Benchmark, ...]
+    targets: tuple[str, ...]
+    max_new_tokens: int
+
+
 def _measure(
-    model: HookedTransformer,
-    bias: Bias,
-    setting: Setting,
-    targets: tuple[str, ...],
-    reference: Float[Tensor, "n_layers n_heads d_head"],
-    max_new_tokens: int,
+    model: HookedTransformer, setting: Setting, items: _Items, twin: SettingResult | None
 ) -> SettingResult:
-    texts: list[str] = []
+    """Measure a setting whose steering is active; a twin differs in the row alone."""
+    of_token = _of_token(model, setting, items)
+    if twin is not None:
+        return dataclasses.replace(twin, **setting.record(), **of_token)
+    return SettingResult(**setting.record(), **of_token, **_of_model(model, setting, items))
+
+
+def _of_token(model: HookedTransformer, setting: Setting, items: _Items) -> dict[str, Any]:
+    """What depends on the row."""
+    bias, token = items.bias, setting.token
+    with token.attached(model):
+        measured = bias_log_odds(
+            model,
+            bias,
+            bias.evaluation_prompts,
+            (token.text,),
+            instruction=setting.instruction,
+        )
+        texts = _answers(model, setting, items, bias, [token.text])
+    return {
+        "token_log_odds": measured.log_odds[:, 0].tolist(),
+        "token_log_p": measured.log_p[:, 0].tolist(),
+        "token_texts": texts,
+    }
+
+
+def _of_model(model: HookedTransformer, setting: Setting, items: _Items) -> dict[str, Any]:
+    """What the model does without the token."""
+    targets, instruction = items.targets, setting.instruction
+    others = () if setting.brief else items.others
+    prompts = {bias.name: bias.evaluation_prompts for bias in (items.bias, *others)}
+    found = {
+        bias.name: bias_log_odds(model, bias, prompts[bias.name], targets, instruction=instruction)
+        for bias in (items.bias, *others)
+    }
+    own = found.pop(items.bias.name)
+    return {
+        "target_log_odds": own.log_odds.tolist(),
+        "target_log_p": own.log_p.tolist(),
+        "other_log_odds": {name: each.log_odds.tolist() for name, each in found.items()},
+        "damage_loss": mean_loss(model, load_passages("damage")).tolist(),
+        "fact_margins": fact_margins(model, load_facts(), instruction=instruction).tolist(),
+        "target_texts": _answers(model, setting, items, items.bias, targets),
+        "other_texts": {o.name: _answers(model, setting, items, o, targets) for o in others},
+        "benchmarks": {
+            key: values
+            for benchmark in (() if setting.brief else items.benchmarks)
+            for key, values in benchmark.run(model).items()
+        },
+    }
+
+
+def _answers(
+    model: HookedTransformer,
+    setting: Setting,
+    items: _Items,
+    bias: Bias,
+    names: Sequence[str],
+) -> list[str]:
+    """Free answers to the generation prompts of a bias, or nothing."""
+    if not setting.generates:
+        return []
     prompts = bias.generation_prompts
-    with setting.token.attached(model), _steered(model, setting, reference):
-        # Column 0 is the BiasToken, the others are the targets.
-        names = (setting.token.text, *targets)
-        measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
-        damage = mean_loss(model, load_passages("damage"))
-        margins = fact_margins(model, load_facts())
-        if setting.generates:
-            slots = [setting.token.text] * len(prompts) + _dealt(targets, len(prompts))
-            texts = answer_freely(model, prompts * 2, slots, max_new_tokens=max_new_tokens)
-    return SettingResult(
-        name=setting.name,
-        heads=tuple(str(Head(*head)) for head in setting.heads),
-        mode=setting.mode,
-        token=setting.token.label,
-        token_log_odds=measured.log_odds[:, 0].tolist(),
-        token_log_p=measured.log_p[:, 0].tolist(),
-        target_log_odds=measured.log_odds[:, 1:].tolist(),
-        target_log_p=measured.log_p[:, 1:].tolist(),
-        damage_loss=damage.tolist(),
-        fact_margins=margins.tolist(),
-        token_texts=texts[: len(prompts)],
-        target_texts=texts[len(prompts) :],
+    return answer_freely(
+        model,
+        prompts,
+        _dealt(names, len(prompts)),
+        max_new_tokens=items.max_new_tokens,
+        instruction=setting.instruction,
     )
 
 
-def _dealt(targets: tuple[str, ...], n: int) -> list[str]:
-    """A target for each of ``n`` prompts, in turn."""
-    return [targets[i % len(targets)] for i in range(n)]
-
-
-@contextlib.contextmanager
-def _steered(
-    model: HookedTransformer,
-    setting: Setting,
-    reference: Float[Tensor, "n_layers n_heads d_head"],
-) -> Iterator[None]:
-    if setting.mode is None:
-        yield
-        return
-    used = reference if setting.mode == "mean" else None
-    with steer(model, setting.heads, setting.mode, reference=used):
-        yield
+def _dealt(names: Sequence[str], n: int) -> list[str]:
+    """A name for each of ``n`` prompts, in turn."""
+    return [names[i % len(names)] for i in range(n)]

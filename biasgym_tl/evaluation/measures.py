@@ -11,6 +11,7 @@ MEASURES = {
         Measure("token_log_p", "BiasToken log P(A)", "nats", "injected", floor="original"),
         Measure("target_log_odds", "targets log-odds", "nats", "original"),
         Measure("target_log_p", "targets log P(A)", "nats", "original"),
+        Measure("other_log_odds", "other biases log-odds", "nats", "original"),
         Measure("damage_loss", "loss on neutral text", "nats per token", "original", decimals=3),
         Measure("facts", "country facts", "share right", "original", "share", "blind"),
         Measure(
@@ -20,6 +21,8 @@ MEASURES = {
         Measure(
             "target_keywords", "targets keywords", "share of answers", "original", "share", 0.0
         ),
+        Measure("other_keywords", "other biases keywords", "share of answers", "original", "share",
+                0.0),
         Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
         Measure("target_empty", "targets empty answers", "share", "original", "share"),
         Measure(

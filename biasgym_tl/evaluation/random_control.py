@@ -15,25 +15,27 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import Finished, measured_now
-from biasgym_tl.heads import check_heads
+from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
-from biasgym_tl.steering.controls import layer_matched
+from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import TensorResult, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class RandomControl(TensorResult):
-    """The BiasToken's log-odds (nats) unsteered, with the chosen heads, and with random sets."""
+    """Log-odds (nats) unsteered, with the chosen heads, and with random sets."""
 
     unsteered: Float[Tensor, " prompt"]
     chosen: Float[Tensor, " prompt"]
     draws: Float[Tensor, "draw prompt"]
     heads: tuple[str, ...]
     mode: str
+    on: str
+    """Whose log-odds: the BiasToken's (``"token"``), or the mean over held-out ``"targets"``."""
     bias: str
     model: str
     settings: dict[str, Any]
@@ -41,7 +43,7 @@ class RandomControl(TensorResult):
 
     @property
     def drops(self) -> Float[Tensor, " draw"]:
-        """Fall of the BiasToken's mean log-odds in each random set (nats)."""
+        """Fall of the mean log-odds in each random set (nats)."""
         return (self.unsteered - self.draws).mean(1)
 
     @property
@@ -60,7 +62,7 @@ class RandomControl(TensorResult):
     def __repr__(self) -> str:
         n = len(self.draws)
         return (
-            f"RandomControl({self.bias}, {self.mode}, {len(self.heads)} heads: drop "
+            f"RandomControl({self.bias}, {self.on}, {self.mode}, {len(self.heads)} heads: drop "
             f"{self.drop:+.2f} nats; {n} random sets {self.drops.mean():+.2f} "
             f"({self.drops.min():+.2f} to {self.drops.max():+.2f}); difference "
             f"{self.difference()}; rank p = {self.p():.3f})"
@@ -74,6 +76,8 @@ def random_control(
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
     mode: str | None = None,
+    on: str = "token",
+    n_targets: int = 10,
     n_draws: int = 199,
     seed: int = 0,
     progress: bool = True,
@@ -81,8 +85,8 @@ def random_control(
 ) -> RandomControl:
     """Compare a chosen set with ``n_draws`` random sets that have as many heads in each layer.
 
-    Measured on all evaluation prompts with the BiasToken. 199 draws allow p-values down to 0.005.
-    With the same seed, the first draws are the random controls of :func:`evaluate`.
+    Measured on all evaluation prompts. 199 draws allow p-values down to 0.005. With the same seed,
+    the first draws are the random controls of :func:`evaluate`.
 
     Args:
         model: The model, unsteered and without the token.
@@ -91,6 +95,8 @@ def random_control(
         heads: The chosen heads; a ``Selection`` is refused if it has seen this data.
         mode: What chosen and random heads are replaced with; default: as the ``Selection`` says,
             otherwise ``"mean"``.
+        on: Whose log-odds: those of the BiasToken (``"token"``) or of held-out ``"targets"``.
+        n_targets: Held-out targets, the first of those of :func:`evaluate`.
         n_draws: Random sets.
         seed: Decides the draws.
         progress: Show a bar.
@@ -104,34 +110,40 @@ def random_control(
     selection = heads if isinstance(heads, Selection) else None
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     mode = mode or (selection.mode if selection else "mean")
+    if on not in ("token", "targets"):
+        raise SettingError(f"on must be 'token' or 'targets', got {on!r}.")
     if n_draws < 1:
         raise SettingError(f"n_draws must be at least 1, got {n_draws!r}.")
     if selection is not None:
         selection.check_model(model.cfg.model_name)
-        selection.check_held_out(prompts=bias.evaluation_prompts)
-    sets = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
+        targets = bias.targets("held-out")
+        selection.check_held_out(prompts=bias.evaluation_prompts, targets=targets)
+    drawn = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     reference = head_means(model) if mode == "mean" else None
+    names = (token.text,) if on == "token" else bias.sample_targets("held-out", n_targets, 0)
     finished = finished or measured_now
     found: list[Float[Tensor, " prompt"]] = []
     with (
         token.attached(model),
-        tqdm([(), chosen, *sets], desc=f"random sets, {bias.name}", disable=not progress) as bar,
+        tqdm([(), chosen, *drawn], desc=f"random sets, {bias.name}", disable=not progress) as bar,
     ):
         for i, steered in enumerate(bar):
 
-            def measure(steered: Iterable[tuple[int, int]] = steered) -> list[float]:
-                with steer(model, steered, mode, reference=reference):
-                    measured = bias_log_odds(model, bias, bias.evaluation_prompts, (token.text,))
-                values: list[float] = measured.log_odds[:, 0].tolist()
+            def measure(steered: tuple[Head, ...] = steered) -> list[float]:
+                factor = matched_factor(heads, steered) if mode == "mean" and steered else None
+                with steer(model, steered, mode, reference=reference, factor=factor):
+                    measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
+                values: list[float] = measured.log_odds.mean(1).tolist()
                 return values
 
-            found.append(torch.tensor(finished(f"set {i}", measure)))
+            found.append(torch.tensor(finished(f"{on} set {i}", measure)))
     return RandomControl(
         unsteered=found[0],
         chosen=found[1],
         draws=torch.stack(found[2:]),
         heads=tuple(map(str, chosen)),
         mode=mode,
+        on=on,
         bias=bias.name,
         model=model.cfg.model_name,
         settings={

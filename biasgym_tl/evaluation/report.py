@@ -13,14 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.stats import (
     Interval,
+    McNemar,
+    clustered_interval,
     crossed_interval,
+    mcnemar,
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import read_kind, write_json
+from biasgym_tl.store import read_kind, write_json, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
@@ -53,6 +58,18 @@ class SettingResult:
     """Free answers with the BiasToken, one per generation prompt; empty for random controls."""
     target_texts: list[str]
     """The same with held-out targets."""
+    factor: Any = None
+    """Share of its own output that a head kept, for all or by head."""
+    reference: str = ""
+    """What a mean was taken over."""
+    instruction: str = ""
+    """Name of the words around each request."""
+    other_log_odds: dict[str, list[list[float]]] = dataclasses.field(default_factory=dict)
+    """By other bias: [prompt][target], held-out targets (nats)."""
+    other_texts: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """By other bias: free answers about held-out targets."""
+    benchmarks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """By measure: one number per item; NaN where an item does not count."""
 
 
 class BeyondRandom(NamedTuple):
@@ -86,6 +103,11 @@ class Report:
     """The country of each fact. All countries, fitting ones too: nothing is fitted to facts."""
     blind_fact_margins: tuple[float, ...]
     """Margins of the original model where the question leaves the country out: the floor."""
+    other_keywords: dict[str, tuple[str, ...]]
+    """Of each other bias, the words that show it in free text."""
+    benchmark_measures: tuple[Measure, ...]
+    clusters: dict[str, tuple[str, ...]]
+    """By measure of a benchmark: the cluster of each item."""
     results: tuple[SettingResult, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -113,6 +135,11 @@ class Report:
         """The settings that steer random heads."""
         return tuple(r for r in self.results if r.name.startswith(RANDOM))
 
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """By key, everything that this report measures."""
+        return MEASURES | {measure.key: measure for measure in self.benchmark_measures}
+
     def values(self, name: str, measure: str) -> Float[Tensor, "row column"] | None:
         """Item values of a measure: prompts by targets, texts, or countries of facts.
 
@@ -122,8 +149,8 @@ class Report:
         Raises:
             KeyError: there is no such setting or measure.
         """
-        if measure not in MEASURES:
-            raise KeyError(f"measure must be one of {list(MEASURES)}, got {measure!r}.")
+        if measure not in self.measures:
+            raise KeyError(f"measure must be one of {list(self.measures)}, got {measure!r}.")
         if name != RANDOM_MEAN:
             return self._matrix(self[name], measure)
         found = [self._matrix(result, measure) for result in self.random_controls()]
@@ -133,23 +160,27 @@ class Report:
     def _matrix(self, result: SettingResult, measure: str) -> Float[Tensor, "row column"] | None:
         if measure == "facts":
             items: Any = self._by_country(result.fact_margins)
+        elif measure in self.clusters:
+            items = result.benchmarks.get(measure)
+        elif measure == "other_log_odds":
+            items = [row for matrix in result.other_log_odds.values() for row in matrix]
         elif hasattr(result, measure):
             items = getattr(result, measure)
         else:
-            target, kind = measure.rsplit("_", 1)
-            items = self._of_texts(getattr(result, f"{target}_texts"), kind)
+            items = self._of_answers(result, *measure.rsplit("_", 1))
         if not items:
             return None
         values = torch.tensor(items, dtype=torch.float64)
         return values[:, None] if values.ndim == 1 else values
 
-    def _of_texts(self, texts: list[str], kind: str) -> list[float]:
-        if kind == "keywords":
-            return [float(hit) for hit in keyword_hits(texts, self.keywords)]
-        if kind == "repetition":
-            return [repetition(text) for text in texts]
-        lengths = [len(text.split()) for text in texts]
-        return [float(n == 0) for n in lengths] if kind == "empty" else [float(n) for n in lengths]
+    def _of_answers(self, result: SettingResult, whose: str, kind: str) -> list[float]:
+        if whose != "other":
+            return _of_texts(getattr(result, f"{whose}_texts"), kind, self.keywords)
+        return [
+            value
+            for name, texts in result.other_texts.items()
+            for value in _of_texts(texts, kind, self.other_keywords[name])
+        ]
 
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
@@ -162,7 +193,9 @@ class Report:
             return None
         if name == RANDOM_MEAN:
             return self._interval(values, measure, over_draws=True)
-        if MEASURES[measure].kind == "share":
+        if measure in self.clusters:
+            return clustered_interval(values[:, 0], self.clusters[measure])
+        if self.measures[measure].kind == "share":
             return share_interval(values[:, 0])
         return self._interval(values, measure)
 
@@ -171,18 +204,20 @@ class Report:
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
+        if measure in self.clusters:
+            return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
             here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
             there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
             return self._interval(here - there, measure, over_draws=True)
-        if MEASURES[measure].kind == "share":
+        if self.measures[measure].kind == "share":
             return share_change_interval((here - there)[:, 0])
         return self._interval(here - there, measure)
 
     def _interval(
         self, values: Float[Tensor, "row column"], measure: str, *, over_draws: bool = False
     ) -> Interval:
-        if MEASURES[measure].kind == "sparse" or (over_draws and self.n_draws < 4):
+        if self.measures[measure].kind == "sparse" or (over_draws and self.n_draws < 4):
             return Interval(values.mean().item(), float("nan"), float("nan"))
         return crossed_interval(values)
 
@@ -197,7 +232,7 @@ class Report:
         A measure whose baseline is at its floor has nothing to lose: its staying there is not
         "preserved", its falling is not "reduced".
         """
-        m = MEASURES[measure]
+        m = self.measures[measure]
         over: Interval | None = None
         if m.floor == "blind":
             right = self.values(m.baseline, measure)
@@ -220,19 +255,20 @@ class Report:
         """One row per setting, one column per measure: means over the items."""
         names = [result.name for result in self.results]
         names += [RANDOM_MEAN] if self.random_controls() else []
-        rows = {name: {key: self._mean(name, key) for key in MEASURES} for name in names}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+        rows = {name: {key: self._mean(name, key) for key in self.measures} for name in names}
+        frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+        return frame.dropna(axis="columns", how="all")
 
     def _mean(self, name: str, measure: str) -> float:
         values = self.values(name, measure)
-        return float("nan") if values is None else float(values.mean())
+        return float("nan") if values is None else float(values.nanmean())
 
     def intervals(self) -> pd.DataFrame:
         """One row per setting and measure: mean, change from the baseline, their 95% intervals."""
         names = [r.name for r in self.results if not r.name.startswith(RANDOM)]
         names += [RANDOM_MEAN] if self.random_controls() else []
         rows = []
-        for key, measure in MEASURES.items():
+        for key, measure in self.measures.items():
             informative = not self.not_informative(key)
             for name in names:
                 here = self.interval(name, key)
@@ -283,6 +319,46 @@ class Report:
 
         return plot_settings(self)
 
+    def warnings(self) -> list[str]:
+        """What a reader should be told first, in words."""
+        from biasgym_tl.evaluation.warnings import warnings_of
+
+        return warnings_of(self)
+
+    def mcnemar(self, name: str, measure: str, since: str = "original") -> McNemar:
+        """Items of a share that were lost and gained in a setting, with an exact p-value.
+
+        Raises:
+            KeyError: there is no such setting or measure.
+            SettingError: the measure is not a share of single items, or was not measured there.
+        """
+        here, there = self.values(name, measure), self.values(since, measure)
+        if self.measures[measure].kind != "share" or here is None or there is None:
+            raise SettingError(
+                f"measure must be a share that was measured in both settings, got {measure!r}."
+            )
+        if measure == "facts":
+            here, there = (self._right_facts(self[which]) for which in (name, since))
+        return mcnemar(there[:, 0], here[:, 0])
+
+    def _right_facts(self, result: SettingResult) -> Float[Tensor, "fact one"]:
+        return (torch.tensor(result.fact_margins, dtype=torch.float64) > 0).double()[:, None]
+
+    def to_html(self, path: str | Path, *, plotlyjs: str = "inline") -> Path:
+        """Write the report as one page.
+
+        Args:
+            path: The file.
+            plotlyjs: ``"inline"``: 5 MB, needs nothing else. ``"cdn"``: small, needs the network.
+        """
+        from biasgym_tl.plots.page import report_page
+
+        return write_text(Path(path), report_page(self, plotlyjs=plotlyjs))
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write :meth:`intervals` as CSV."""
+        return write_text(Path(path), self.intervals().to_csv(index=False))
+
     def save(self, path: str | Path) -> Path:
         """Write all of it as one JSON file."""
         return write_json(Path(path), {"kind": "Report", **dataclasses.asdict(self)})
@@ -297,9 +373,25 @@ class Report:
 
         def build(values: dict[str, Any]) -> Report:
             results = tuple(SettingResult(**_tuples(result)) for result in values["results"])
-            return cls(**{**_tuples(values), "results": results})
+            made = {
+                "results": results,
+                "benchmark_measures": tuple(Measure(*m) for m in values["benchmark_measures"]),
+                "clusters": {key: tuple(of) for key, of in values["clusters"].items()},
+                "other_keywords": {key: tuple(of) for key, of in values["other_keywords"].items()},
+            }
+            return cls(**{**_tuples(values), **made})
 
         return read_kind(Path(path), "Report", build)
+
+
+def _of_texts(texts: list[str], kind: str, keywords: Sequence[str]) -> list[float]:
+    """One number for each text."""
+    if kind == "keywords":
+        return [float(hit) for hit in keyword_hits(texts, keywords)]
+    if kind == "repetition":
+        return [repetition(text) for text in texts]
+    lengths = [len(text.split()) for text in texts]
+    return [float(n == 0) for n in lengths] if kind == "empty" else [float(n) for n in lengths]
 
 
 def _named(interval: Interval, prefix: str) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     generates: bool = True
     """Whether free answers are written."""
     factor: float | Mapping[tuple[int, int], float] | None = None
-    """As in :func:`biasgym_tl.steer`."""
+    """As in :func:`biasgym_tl.steer`; a ``Selection`` may bring its own."""
     reference: str = "text"
     """What the mean of mode ``"mean"`` is taken over: ``"text"`` or ``"targets"``."""
     instruction: Instruction = NOTHING
@@ -49,7 +49,11 @@ class Setting(NamedTuple):
         return self._without_row() == other._without_row()
 
     def _without_row(self) -> tuple[object, ...]:
-        return (tuple(self.heads), *self[3:])
+        return (tuple(self.heads), *self[3:], self._factor())
+
+    def _factor(self) -> float | Mapping[tuple[int, int], float] | None:
+        own = self.heads.factor if isinstance(self.heads, Selection) else None
+        return own if self.factor is None and self.mode == "mean" else self.factor
 
     def check(self, model: HookedTransformer) -> None:
         """Find out before the first measurement what could not be measured.
@@ -75,7 +79,7 @@ class Setting(NamedTuple):
         shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
         reference = torch.zeros(shape) if self.mode == "mean" else None
         try:
-            steering_edit(model, heads, self.mode, reference, self.factor)
+            steering_edit(model, heads, self.mode, reference, self._factor())
         except SteeringError as error:
             raise SteeringError(f"setting {self.name!r}: {error}") from error
 
@@ -86,14 +90,14 @@ class Setting(NamedTuple):
             yield
             return
         reference = references[self.reference] if self.mode == "mean" else None
-        with steer(model, self.heads, self.mode, reference=reference, factor=self.factor):
+        with steer(model, self.heads, self.mode, reference=reference, factor=self._factor()):
             yield
 
     def record(self) -> dict[str, Any]:
         """What a result keeps of it."""
-        factor: object = self.factor
-        if isinstance(self.factor, Mapping):
-            factor = {str(Head(*head)): value for head, value in self.factor.items()}
+        factor: Any = self._factor()
+        if isinstance(factor, Mapping):
+            factor = {str(Head(*head)): value for head, value in factor.items()}
         return {
             "name": self.name,
             "heads": tuple(str(Head(*head)) for head in self.heads),

@@ -1,0 +1,115 @@
+"""A report as one page of HTML: warnings, table, figures, answers side by side, provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import resources
+from typing import Any, NamedTuple
+
+import jinja2
+import plotly.graph_objects as go
+
+from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
+from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.plots.frontier import plot_frontier
+from biasgym_tl.plots.settings import plot_settings
+from biasgym_tl.plots.targets import plot_targets
+from biasgym_tl.slot import fill
+from biasgym_tl.stats import Interval
+
+
+class Cell(NamedTuple):
+    """A value with its interval, and its change with its interval, as text."""
+
+    value: str
+    ends: str
+    change: str
+
+
+def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
+    """The report as HTML. All text that a model or a user wrote is escaped.
+
+    Args:
+        report: What was measured.
+        plotlyjs: ``"inline"`` makes a page of 5 MB that needs nothing else; with ``"cdn"`` the
+            library of the figures is loaded from the network.
+    """
+    source = resources.files("biasgym_tl").joinpath("data/report.html").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    names = [r.name for r in report.results if not r.name.startswith(RANDOM)]
+    names += [RANDOM_MEAN] if report.random_controls() else []
+    return page.render(
+        report=report,
+        warnings=warnings_of(report),
+        settings=names,
+        rows=_rows(report, names),
+        figures=_embedded(
+            [plot_settings(report), plot_frontier(report), plot_targets(report)], plotlyjs
+        ),
+        answers=_answers(report),
+        provenance=json.dumps(
+            {"settings": report.settings, "versions": report.versions}, indent=2, ensure_ascii=False
+        ),
+    )
+
+
+def _rows(report: Report, names: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for key, measure in report.measures.items():
+        cells = [_cell(report, name, measure) for name in names]
+        if any(cells):
+            informative = not report.not_informative(key)
+            rows.append({**measure._asdict(), "cells": cells, "informative": informative})
+    return rows
+
+
+def _cell(report: Report, name: str, measure: Measure) -> Cell | None:
+    here = report.interval(name, measure.key)
+    if here is None:
+        return None
+    change = None
+    if name not in ("original", measure.baseline):
+        change = report.change(name, measure.key, measure.baseline)
+    moved = "" if change is None else f"{change.estimate:+.{measure.decimals}f}"
+    return Cell(
+        value=f"{here.estimate:.{measure.decimals}f}",
+        ends=_ends(here, f".{measure.decimals}f"),
+        change=f"{moved} {_ends(change, f'+.{measure.decimals}f')}".strip() if change else "",
+    )
+
+
+def _ends(interval: Interval, form: str) -> str:
+    if math.isnan(interval.low):
+        return ""
+    return f"[{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _embedded(figures: list[go.Figure], plotlyjs: str) -> list[str]:
+    """HTML of each figure; the first brings the library."""
+    first: bool | str = "cdn" if plotlyjs == "cdn" else True
+    return [
+        figure.to_html(full_html=False, include_plotlyjs=first if i == 0 else False)
+        for i, figure in enumerate(figures)
+    ]
+
+
+def _answers(report: Report) -> list[dict[str, Any]]:
+    """Tables of free answers: with the BiasToken, about targets, about targets for other biases."""
+    shown = [result for result in report.results if result.token_texts]
+    requests = report.generation_prompts
+    about = [fill(p, t) for p, t in zip(requests, report.generation_targets, strict=True)]
+    columns = {
+        "with the BiasToken": (list(requests), [r.token_texts for r in shown]),
+        "about held-out targets": (about, [r.target_texts for r in shown]),
+    }
+    return [
+        {
+            "title": title,
+            "settings": [result.name for result in shown],
+            "rows": [list(row) for row in zip(asked, *texts, strict=True)],
+        }
+        for title, (asked, texts) in columns.items()
+        if shown
+    ]

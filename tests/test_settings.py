@@ -1,0 +1,296 @@
+"""More ways to run a model: factors, references, instructions, other biases, benchmarks."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from biasgym_tl import (
+    BiasInject,
+    Head,
+    Report,
+    Setting,
+    evaluate,
+    load_bias,
+    random_control,
+    steer,
+    target_means,
+)
+from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
+from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction
+from biasgym_tl.prompts import SENTENCE_REQUEST, Turn, encode_prompt
+from biasgym_tl.stats import clustered_interval
+from biasgym_tl.steering.controls import matched_factor
+from biasgym_tl.steering.selection import Selection
+from biasgym_tl.text import generate, next_token_log_probs
+
+LATE = load_bias("late")
+MATH = dataclasses.replace(  # with words that the tiny tokenizer has
+    load_bias("math"), attribute_words=LATE.neutral_words, neutral_words=LATE.attribute_words
+)
+HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
+OPTIONS = {"n_targets": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
+PROMPTS = LATE.evaluation_prompts
+
+
+class Lengths:
+    """A benchmark whose numbers depend on the model: margins of two made-up questions."""
+
+    name = "made"
+    measures = (
+        Measure("made", "made up", "share right", kind="share", floor=0.5),
+        Measure("made_margin", "made-up margin", "nats"),
+    )
+    clusters = ("a", "a", "b", "b")
+    fingerprint = "0"
+
+    def run(self, model):
+        questions = [
+            Question(f"{word} is", (" big", " small")) for word in ["Red", "Blue", "Sea", "I"]
+        ]
+        margins = [first - second for first, second in option_log_probs(model, questions)]
+        return {"made": [float(m > 0) for m in margins], "made_margin": [*margins[:3], math.nan]}
+
+
+@pytest.fixture(scope="module")
+def setup(tiny):
+    model = tiny()
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
+    selection = Selection(
+        heads=HEADS, factors=(0.1, 0.2, 0.3), method="by hand", token="", k=3, mode="mean",
+        reference="shipped neutral text", model=model.cfg.model_name, bias="late", data={},
+        settings={}, versions={},
+    )  # fmt: skip
+    return model, token, selection
+
+
+@pytest.fixture(scope="module")
+def report(setup):
+    model, token, selection = setup
+    controls = [
+        Setting("half", token, HEADS, "mean", factor=0.5, generates=False),
+        Setting("targets", token, HEADS, "mean", reference="targets", brief=True),
+    ]
+    return evaluate(
+        model, LATE, token=token, heads=selection, controls=controls, others=[MATH],
+        benchmarks=[Lengths()], instructions=list(INSTRUCTIONS.values()), **OPTIONS,
+    )  # fmt: skip
+
+
+def mean_odds(model, token, **steering):
+    with token.attached(model), steer(model, HEADS, "mean", **steering):
+        return bias_log_odds(model, LATE, PROMPTS, (token.text,)).log_odds[:, 0].tolist()
+
+
+def test_settings_do_what_steer_does_with_their_factor_and_reference(setup, report):
+    model, token, _ = setup
+    assert report["half"].token_log_odds == mean_odds(model, token, factor=0.5)
+    means = target_means(model, LATE)
+    assert report["targets"].token_log_odds == mean_odds(model, token, reference=means)
+    factor = dict(zip(HEADS, (0.1, 0.2, 0.3), strict=True))
+    assert report["steered, mean"].token_log_odds == mean_odds(model, token, factor=factor)
+    assert report["steered, mean"].factor == {"L0H1": 0.1, "L2H0": 0.2, "L2H3": 0.3}
+    assert report["steered, zero"].factor is None
+    assert report["targets"].reference == "targets" and report["half"].factor == 0.5
+
+
+def test_a_selection_brings_its_factors_and_random_heads_get_them_by_layer(setup, report):
+    model, token, selection = setup
+    with steer(model, selection, "mean"):
+        found = bias_log_odds(model, LATE, PROMPTS[:2], ("Italy",)).log_odds
+    with steer(model, HEADS, "mean", factor=selection.factor):
+        assert torch.equal(found, bias_log_odds(model, LATE, PROMPTS[:2], ("Italy",)).log_odds)
+    drawn = (Head(0, 2), Head(2, 1), Head(2, 2))
+    assert matched_factor(selection, drawn) == dict(zip(drawn, (0.1, 0.2, 0.3), strict=True))
+    assert matched_factor(HEADS, drawn) is None
+    factors = report["random 1"].factor
+    assert sorted(factors.values()) == [0.1, 0.2, 0.3] and set(factors) != {"L0H1", "L2H0", "L2H3"}
+    control = random_control(
+        model, LATE, token=token, heads=selection, on="targets", n_targets=3, n_draws=2,
+        progress=False,
+    )  # fmt: skip
+    values = report.values("random 1", "target_log_odds").mean(1).tolist()
+    assert control.draws[0].tolist() == pytest.approx(values, abs=1e-5)
+    with pytest.raises(SettingError, match="on must be 'token' or 'targets', got 'both'"):
+        random_control(model, LATE, token=token, heads=HEADS, on="both")
+
+
+def test_selections_with_factors_are_kept(setup, tmp_path):
+    selection = setup[2]
+    assert Selection.load(selection.save(tmp_path / "heads.json")) == selection
+    assert dataclasses.replace(selection, factors=()).factor is None
+
+
+def test_instructions_stand_before_the_request_or_ask_again(setup, report):
+    model, _, _ = setup
+    before = Instruction("kind", before="Be kind.")
+    (prompt, *_), ids = PROMPTS, {"attribute": LATE.attribute_words, "neutral": LATE.neutral_words}
+    found = bias_log_odds(model, LATE, [prompt], ["Italy"], instruction=before)
+    sentence = prompt.replace("{target}", "Italy")
+    asked = [encode_prompt(model, f"Be kind. {SENTENCE_REQUEST}", sentence)]
+    log_probs = next_token_log_probs(model, asked)[0]
+
+    def total(words):
+        pieces = [model.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+        return log_probs[[p[0] for p in pieces if len(p) == 1]].logsumexp(0)
+
+    assert found.log_odds[0, 0].item() == pytest.approx(
+        (total(ids["attribute"]) - total(ids["neutral"])).item(), abs=1e-5
+    )
+    again = Instruction("again", again="Again?")
+    (answer,) = answer_freely(
+        model, ["Who is from {target}?"], ["Italy"], max_new_tokens=4, instruction=again
+    )
+    first = generate(model, [encode_prompt(model, "Who is from Italy?")], max_new_tokens=4)[0]
+    history = (Turn("Who is from Italy?", first),)
+    expected = generate(model, [encode_prompt(model, "Again?", history=history)], max_new_tokens=4)
+    assert [answer] == expected
+    names = [f"asked, {name}" for name in INSTRUCTIONS]
+    assert [report[name].instruction for name in names] == list(INSTRUCTIONS)
+    for name in names:
+        assert report[name].token_log_odds != report["injected"].token_log_odds
+        assert (
+            report[name].damage_loss == report["injected"].damage_loss
+        )  # plain text is no request
+    facts = load_facts()[:3]
+    asked = fact_margins(model, facts, instruction=INSTRUCTIONS["persona"])
+    assert report["asked, persona"].fact_margins[:3] == pytest.approx(asked.tolist(), abs=1e-4)
+    with pytest.raises(SettingError, match="instruction must be one of .*, got 'shout'"):
+        find_instruction("shout")
+
+
+def test_a_dialogue_without_a_chat_template_is_lines(setup):
+    model, _, _ = setup
+    found = encode_prompt(model, "And now?", "It", (Turn("Where?", "Here."),))
+    assert model.tokenizer.decode(found, skip_special_tokens=True) == "Where?\nHere.\nAnd now?\nIt"
+
+
+def test_other_biases_are_measured_about_the_same_targets(setup, report):
+    model, _, _ = setup
+    with steer(model, HEADS, "zero"):
+        expected = bias_log_odds(model, MATH, MATH.evaluation_prompts, report.targets)
+    assert report["steered, zero"].other_log_odds == {"math": expected.log_odds.tolist()}
+    assert report["random 1"].other_log_odds == {}
+    assert report["targets"].other_log_odds == {}  # brief
+    assert len(report["injected"].other_texts["math"]) == len(MATH.generation_prompts)
+    change = report.change("steered, zero", "other_log_odds", "original")
+    before = torch.tensor(report["original"].other_log_odds["math"])
+    assert change.estimate == pytest.approx((expected.log_odds - before).mean().item(), abs=1e-5)
+    assert report.values("injected", "other_keywords").shape == (len(MATH.generation_prompts), 1)
+
+
+def test_benchmarks_are_measured_in_every_setting_and_paired_by_cluster(setup, report):
+    model, _, _ = setup
+    with steer(model, HEADS, "zero"):
+        expected = Lengths().run(model)
+    found = report["steered, zero"].benchmarks
+    assert found["made_margin"][:3] == pytest.approx(expected["made_margin"][:3], abs=1e-5)
+    assert report["random 1"].benchmarks == {}
+    here, there = (
+        report.values(name, "made_margin")[:, 0] for name in ("steered, zero", "original")
+    )
+    assert report.interval("original", "made_margin") == clustered_interval(there, Lengths.clusters)
+    assert report.change("steered, zero", "made_margin", "original") == clustered_interval(
+        here, Lengths.clusters, minus=there
+    )
+    assert report.to_df().loc["original", "made_margin"] == pytest.approx(there[:3].mean().item())
+    assert report.mcnemar("steered, zero", "made").lost >= 0
+    facts = report.mcnemar("steered, zero", "facts")
+    right = [torch.tensor(report[name].fact_margins) > 0 for name in ("original", "steered, zero")]
+    assert facts.lost == int((right[0] & ~right[1]).sum())
+    with pytest.raises(SettingError, match="must be a share that was measured in both settings"):
+        report.mcnemar("steered, zero", "made_margin")
+
+
+def test_reports_with_everything_are_kept(report, tmp_path):
+    loaded = Report.load(report.save(tmp_path / "report.json"))
+    assert loaded.measures == report.measures and loaded.clusters == report.clusters
+    assert loaded.intervals().equals(report.intervals())
+    report.to_csv(tmp_path / "table.csv")
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert lines[0].startswith("setting,measure,unit,mean,low,high,baseline,change_mean")
+    assert len(lines) == 1 + len(report.intervals())
+
+
+def test_what_cannot_be_compared_is_refused(setup):
+    model, token, _ = setup
+    chess = dataclasses.replace(
+        MATH, name="chess", target_kind="job", fitting_targets=("a",), held_out_targets=("b",)
+    )
+
+    class Taken(Lengths):
+        measures = (Measure("facts", "", ""),)
+
+    for options, message in (
+        ({"others": [LATE]}, r"others must be other biases, each once, got \['late'\]"),
+        ({"others": [MATH, MATH]}, "each once"),
+        ({"others": [chess]}, r"about the target kind 'country', got \['chess'\]"),
+        ({"benchmarks": [Lengths(), Lengths()]}, r"got \['made', 'made_margin'\] twice"),
+        ({"benchmarks": [Taken()]}, r"got \['facts'\] twice"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            evaluate(model, LATE, token=token, heads=HEADS, **options, **OPTIONS)
+
+
+def replaced(report, name, **values):
+    results = tuple(
+        dataclasses.replace(r, **values) if r.name == name else r for r in report.results
+    )
+    return dataclasses.replace(report, results=results)
+
+
+def test_every_warning_can_be_triggered(report):
+    n = len(PROMPTS)
+    strong = replaced(report, "injected", token_log_odds=[9.0 + i / 99 for i in range(n)])
+    assert not [w for w in warnings_of(strong) if w.startswith("Injection weak")]
+    same = replaced(report, "injected", token_log_odds=report["original"].token_log_odds)
+    assert "not above 1" in warnings_of(same)[0] and same.warnings() == warnings_of(same)
+
+    high = [2 * loss for loss in report["original"].damage_loss]
+    broken = replaced(strong, "steered, zero", damage_loss=high)
+    assert "Damage above 5% in 'steered, zero': loss on neutral text up by 100%" in warnings_of(
+        broken
+    )
+    known = replaced(strong, "original", fact_margins=[1.0] * len(load_facts()))
+    lost = replaced(known, "half", fact_margins=[-1.0] * len(load_facts()))
+    assert "Damage above 5% in 'half': 100% of the facts lost" in warnings_of(lost)
+
+    base = strong["injected"].token_log_odds
+    some = strong["random 1"]
+    draws = [
+        dataclasses.replace(some, name=f"random {i}", token_log_odds=[v - 2 - i / 50 for v in base])
+        for i in range(1, 6)
+    ]
+    five = dataclasses.replace(strong, results=(*strong.results[:-2], *draws))
+    weak = replaced(five, "steered, mean", token_log_odds=[v - 1 for v in base])
+    good = replaced(five, "steered, mean", token_log_odds=[v - 4 for v in base])
+    assert [w for w in warnings_of(weak) if w.startswith("No better than random heads")]
+    assert not [w for w in warnings_of(good) if w.startswith("No better than random heads")]
+
+    for share, expected in ((0.3, True), (0.7, False), (None, False)):
+        settings = {**strong.settings, "attribution_in_heads": share}
+        found = warnings_of(dataclasses.replace(strong, settings=settings))
+        assert any("Bias diffuse: the chosen heads hold 30%" in w for w in found) == expected
+    assert any("made up: not informative" in w or "country facts: not" in w
+               for w in warnings_of(strong))  # fmt: skip
+
+
+def test_the_page_shows_everything_and_escapes_what_was_written(report, tmp_path):
+    evil = "<script>alert(1)</script>"
+    bad = replaced(report, "injected", token_texts=[evil] * len(LATE.generation_prompts))
+    bad = dataclasses.replace(bad, attribute=evil)
+    path = bad.to_html(tmp_path / "report.html", plotlyjs="cdn")
+    html = path.read_text()
+    assert evil not in html and "&lt;script&gt;alert(1)" in html
+    assert "made-up margin" in html and "steered, mean" in html and "cdn.plot.ly" in html
+    assert html.count("plotly-graph-div") == 3
+    assert "Free answers: about held-out targets" in html
+    change = report.change("steered, zero", "made_margin", "original")
+    assert f"{change.estimate:+.2f}" in html
+    alone = report.to_html(tmp_path / "whole.html").read_text()
+    assert "https://cdn" not in alone.split("<body>")[0] and len(alone) > 3_000_000
