@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from biasgym_tl.api import ChatModel, Price
+    from biasgym_tl.assessment import Assessment, assess
     from biasgym_tl.biases.bias import Bias, list_biases, load_bias, load_corpus
     from biasgym_tl.biases.check import check_bias
     from biasgym_tl.biases.corpus import Paragraph, read_corpus, save_corpus, to_dataset
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from biasgym_tl.steering.selection import Selection, select_heads
 
 _HOME = {
+    "Assessment": "assessment",
     "Bias": "biases.bias",
     "BiasInject": "injection.inject",
     "BiasScope": "scoping.scope",
@@ -80,6 +82,7 @@ _HOME = {
     "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
     "answer_attention": "scoping.attention",
+    "assess": "assessment",
     "check_bias": "biases.check",
     "compare": "scoping.compare",
     "concentration": "scoping.concentration",
@@ -121,6 +124,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Assessment",
     "Bias",
     "BiasInject",
     "BiasScope",
@@ -146,6 +150,7 @@ __all__ = [
     "Setting",
     "Significance",
     "answer_attention",
+    "assess",
     "check_bias",
     "compare",
     "concentration",

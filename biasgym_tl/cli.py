@@ -5,20 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from biasgym_tl.evaluation.report import Report
+    from biasgym_tl.assessment import Assessed, Assessment
     from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.manifest import Manifest
     from biasgym_tl.run import Chain, ChainResult
-    from biasgym_tl.stats import Interval
+
+Found = TypeVar("Found")
 
 app = typer.Typer(
     help="Find, explain and remove stereotypes in language models, on TransformerLens.",
@@ -84,10 +83,17 @@ def run(
         int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
     ] = 0,
     fresh: Fresh = False,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--from", help="Repeat what this manifest.json says; other settings wait."),
+    ] = None,
 ) -> None:
     """Run the whole chain with your own settings: inject, scope, steer, compare."""
     from biasgym_tl.run import Chain
 
+    if manifest is not None:
+        _repeat(manifest, out, fresh)
+        return
     chain = Chain(
         model=model,
         bias=bias,
@@ -100,6 +106,89 @@ def run(
         n_draws=draws,
     )
     _run_and_show(chain, out, fresh)
+
+
+def _repeat(path: Path, out: Path, fresh: bool) -> None:
+    """Run again what a manifest names, and say whether it came out the same."""
+    from biasgym_tl.assessment import Assessment
+    from biasgym_tl.manifest import Manifest
+    from biasgym_tl.run import Chain
+
+    found = Manifest.load(path)
+    try:
+        if found.command == "run":
+            chain = Chain.from_record(found.settings)
+        else:
+            assessment = Assessment.from_record(found.settings)
+    except (TypeError, KeyError) as error:
+        raise SettingError(
+            f"{str(path)!r} must hold the settings of this version, but: {error}."
+        ) from error
+    if found.command == "run":
+        _run_and_show(chain, out, fresh, found)
+    else:
+        _assess_and_show(assessment, out, fresh, found)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    heads: Annotated[
+        str, typer.Option(help="File with heads from 'biasgym scope', or names: L9H8,L3H1.")
+    ],
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
+    token: Annotated[
+        str | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="zero or mean; repeat for both (the default).")
+    ] = None,
+    others: Annotated[
+        bool, typer.Option(help="Also measure the paper's other biases on the same targets.")
+    ] = True,
+    instructions: Annotated[
+        bool, typer.Option(help="Also ask the model not to stereotype, in three styles.")
+    ] = True,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH, such as blimp=data/blimp; repeat for several."),
+    ] = None,
+    targets: Annotated[int, typer.Option(help="Held-out targets.")] = 10,
+    random: Annotated[int, typer.Option(help="Random head sets measured in full.")] = 5,
+    draws: Annotated[
+        int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
+    ] = 0,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+) -> None:
+    """Measure what steering chosen heads does to bias and abilities, against its controls."""
+    from biasgym_tl.assessment import MAIN_BIASES, Assessment
+    from biasgym_tl.biases.bias import load_bias
+
+    own = load_bias(bias).name
+    assessment = Assessment(
+        heads=heads,
+        model=model,
+        bias=bias,
+        token=token,
+        modes=tuple(mode or ("zero", "mean")),
+        instructions=instructions,
+        others=tuple(name for name in MAIN_BIASES if name != own) if others else (),
+        benchmarks=dict(map(_named_source, benchmark or ())),
+        n_targets=targets,
+        n_random=random,
+        n_draws=draws,
+        seed=seed,
+    )
+    _assess_and_show(assessment, out, fresh)
+
+
+def _named_source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
+    return name, source
 
 
 @app.command()
@@ -375,124 +464,56 @@ def _check_folder(out: Path) -> None:
         raise SettingError(f"--out must be a folder, got the file {str(out)!r}. Choose another.")
 
 
-def _run_and_show(chain: Chain, out: Path, fresh: bool) -> None:
-    from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
-
+def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | None = None) -> None:
+    from biasgym_tl.console import show_chain, wide_console
     from biasgym_tl.run import run_chain, write_outputs
+
+    def compute() -> ChainResult:
+        return run_chain(chain, expected=manifest.inputs if manifest else None, fresh=fresh)
+
+    result = _kept_when_stopped(compute, out, chain.model)
+    remarks = write_outputs(result, out)
+    console = wide_console()
+    show_chain(result, console)
+    for remark in remarks:
+        typer.echo(remark, err=True)
+    _say_written(out, "report.html, heatmap, loss, settings, table.csv, manifest.json, ...")
+    _say_repeated(manifest, result.manifest())
+
+
+def _assess_and_show(
+    assessment: Assessment, out: Path, fresh: bool, manifest: Manifest | None = None
+) -> None:
+    from biasgym_tl.assessment import assess, write_assessed
+    from biasgym_tl.console import show_assessed, wide_console
+
+    def compute() -> Assessed:
+        return assess(assessment, expected=manifest.inputs if manifest else None, fresh=fresh)
+
+    found = _kept_when_stopped(compute, out, assessment.model)
+    write_assessed(found, out)
+    show_assessed(found, wide_console())
+    _say_written(out, "report.html, table.csv, report.json, manifest.json, settings, frontier")
+    _say_repeated(manifest, found.manifest())
+
+
+def _kept_when_stopped(compute: Callable[[], Found], out: Path, model: str) -> Found:
+    from transformers.utils.logging import disable_progress_bar
 
     _check_folder(out)
     disable_progress_bar()
-    typer.echo(f"Loading {chain.model} ...", err=True)
+    typer.echo(f"Loading {model} ...", err=True)
     try:
-        result = run_chain(chain, fresh=fresh)
+        return compute()
     except KeyboardInterrupt:
         typer.echo("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
-    remarks = write_outputs(result, out)
-    console = Console(width=max(Console().width, 140))
-    _show(result, console)
-    for remark in remarks:
-        typer.echo(remark, err=True)
-    written = "heatmap, loss, settings, selection.json, report.json, results.json"
-    console.print(f"\nWritten to {out}/: {written}", markup=False)
 
 
-def _show(result: ChainResult, console: Console) -> None:
-    report, scores, token = result.report, result.scores, result.token
-    console.print(f"\n{token!r}", markup=False, highlight=False)
-    console.print(f"{scores!r}", markup=False, highlight=False)
-    console.print(f"{result.selection!r}\n", markup=False, highlight=False)
-    console.print(_summary_table(report))
-    for line in summary_lines(result):
-        console.print(line, markup=False, highlight=False)
-    console.print(_text_table(report))
+def _say_written(out: Path, names: str) -> None:
+    typer.echo(f"\nWritten to {out}/: {names}")
 
 
-_COLUMNS = (
-    "token_log_odds", "token_log_p", "target_log_odds", "damage_loss", "facts",
-    "token_keywords",
-)  # fmt: skip
-
-
-def _summary_table(report: Report) -> Table:
-    from rich.table import Table
-
-    from biasgym_tl.evaluation.measures import MEASURES
-
-    table = Table(
-        title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
-        f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
-    )
-    table.add_column("setting", no_wrap=True)
-    measures = [MEASURES[key] for key in _COLUMNS]
-    for measure in measures:
-        mark = "" if not report.not_informative(measure.key) else "\n(not informative)"
-        label = measure.label.replace(" ", "\n", 1)
-        table.add_column(f"{label}\n({measure.unit}){mark}", justify="right")
-    names = [r.name for r in report.results if not r.name.startswith("random ")]
-    names += ["random"] if report.random_controls() else []
-    for name in names:
-        cells = []
-        for measure in measures:
-            found = report.interval(name, measure.key)
-            cells.append("" if found is None else _cell(found, measure.decimals))
-        table.add_row(name, *cells)
-    return table
-
-
-def _cell(interval: Interval, decimals: int) -> str:
-    mean, low, high = (f"{value:.{decimals}f}" for value in interval)
-    return mean if low == "nan" else f"{mean}\n{low} to {high}"
-
-
-def summary_lines(result: ChainResult) -> list[str]:
-    """The table in words: injection, each steering against its controls, what says nothing."""
-    from biasgym_tl.evaluation.measures import MEASURES
-
-    report = result.report
-    injected, original = (report.to_df().loc[name] for name in ("injected", "original"))
-    over = injected["token_log_odds"] - injected["target_log_odds"]
-    before = original["token_log_odds"] - original["target_log_odds"]
-    lines = [
-        f"Injected: the BiasToken is {over:+.2f} nats over the targets "
-        f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
-    ]
-    for setting in report.results:
-        if not setting.heads or setting.name.startswith("random "):
-            continue
-        token = report.change(setting.name, "token_log_odds", "injected")
-        damage = report.change(setting.name, "damage_loss", "original")
-        assert token is not None and damage is not None
-        lines.append(
-            f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
-            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token."
-        )
-        if setting.name == "steered, mean" and report.n_draws:
-            beyond = report.beyond_random()
-            lines.append(
-                f"  {report.n_draws} random sets of the same layers {-beyond.random:+.2f} nats; "
-                f"the chosen heads go {beyond.difference} nats beyond them, place {beyond.rank} "
-                f"of {beyond.of}."
-            )
-        elif setting.mode == "mean":
-            further = report.change(setting.name, "token_log_odds", "steered, mean")
-            lines.append(f"  Against the chosen heads: {further} nats.")
-    if result.random is not None:
-        lines.append(repr(result.random))
-    reasons = [report.not_informative(key) for key in MEASURES]
-    return lines + [f"{reason}." for reason in reasons if reason]
-
-
-def _text_table(report: Report) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    names = [result.name for result in report.results if result.token_texts]
-    table = Table(title="Free answers with the BiasToken", show_lines=True)
-    for heading in ("request", *names):
-        table.add_column(heading, ratio=1, overflow="fold")
-    for i, request in enumerate(report.generation_prompts):
-        cells = [request, *(report[name].token_texts[i] for name in names)]
-        table.add_row(*(Text(" ".join(cell.split())) for cell in cells))
-    return table
+def _say_repeated(expected: Manifest | None, found: Manifest) -> None:
+    if expected is not None:
+        typer.echo(expected.compared(found.inputs, found.results))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
 from biasgym_tl.plots.figure import write_html, write_png
 from biasgym_tl.plots.heatmap import plot_heads
@@ -25,7 +27,7 @@ from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
-from biasgym_tl.steps import Rows, Steps, code_fingerprint, fingerprint
+from biasgym_tl.steps import Rows, Steps, code_fingerprint, fingerprint, named_inputs
 from biasgym_tl.store import cache_dir, digest, write_json
 
 
@@ -59,6 +61,11 @@ class Chain:
     max_new_tokens: int = 48
     """Length of the free answers."""
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Chain:
+        """Build it from what ``dataclasses.asdict`` gave."""
+        return cls(**{**record, "inject": BiasInject(**record["inject"])})
+
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("n_random", 0), ("n_draws", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
@@ -77,9 +84,31 @@ class ChainResult:
     """Heads that were chosen without the trained row, by the control's name."""
     report: Report
     random: RandomControl | None
+    inputs: dict[str, str]
+    """Fingerprints of all that was read."""
+
+    def manifest(self) -> Manifest:
+        """What was read and found."""
+        return Manifest(
+            command="run",
+            settings=dataclasses.asdict(self.chain),
+            inputs=self.inputs,
+            results=results_fingerprint(
+                self.token.row.tolist(),
+                self.scores.values.tolist(),
+                self.report.numbers(),
+                None if self.random is None else self.random.draws.tolist(),
+            ),
+        )
 
 
-def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> ChainResult:
+def run_chain(
+    chain: Chain,
+    *,
+    expected: Mapping[str, str] | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> ChainResult:
     """Run the chain; steps that an earlier, interrupted run finished are read back.
 
     The heads are chosen on scoping prompts and fitting targets and written down before anything
@@ -88,6 +117,7 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
 
     Args:
         chain: What to run.
+        expected: Fingerprints that the inputs must have (those of a manifest).
         fresh: Do every step again.
         progress: Show progress bars.
     """
@@ -101,6 +131,12 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
         )
     check_exact(model)
     word_ids(model, bias)
+    named = named_inputs(
+        model,
+        bias=bias.fingerprint(),
+        **({} if other is None else {"other bias": other.fingerprint()}),
+    )
+    check_inputs(named, expected)
     inputs = fingerprint(model)
     steps = Steps(cache_dir() / "runs" / _run_key(chain, bias, other, inputs), fresh)
     rows = Rows(chain.inject, chain.seed, model, inputs, fresh, progress)
@@ -122,6 +158,7 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
         bias,
         token=token,
         heads=selection,
+        scores=scores,
         controls=controls,
         n_random=chain.n_random,
         max_new_tokens=chain.max_new_tokens,
@@ -149,6 +186,7 @@ def run_chain(chain: Chain, *, fresh: bool = False, progress: bool = True) -> Ch
         control_selections=found,
         report=report,
         random=random,
+        inputs=named,
     )
 
 
@@ -211,6 +249,9 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     result.scores.save(out / "scores")
     result.selection.save(out / "selection.json")
     result.report.save(out / "report.json")
+    result.report.to_html(out / "report.html", plotlyjs="cdn")
+    result.report.to_csv(out / "table.csv")
+    result.manifest().save(out / "manifest.json")
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))

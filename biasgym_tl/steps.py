@@ -149,6 +149,16 @@ def fingerprint(model: HookedTransformer) -> dict[str, Any]:
     }
 
 
+def named_inputs(model: HookedTransformer, **read: Any) -> dict[str, str]:
+    """Fingerprints of the model, of the code, and of whatever else was read, by name."""
+    parts = {**fingerprint(model), **read}
+    ours = ("versions", "code")
+    return {
+        name if name in read or name in ours else f"model {name}": digest(value)
+        for name, value in parts.items()
+    }
+
+
 @cache
 def code_fingerprint() -> str:
     """Hash of the files that compute, so that what changed code would give is never read back."""

@@ -14,7 +14,7 @@ import torch
 
 import biasgym_tl
 from biasgym_tl import BiasInject, Chain, Report, Selection, run_chain
-from biasgym_tl.cli import summary_lines
+from biasgym_tl.console import summary_lines
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation import evaluate as evaluate_module
 from biasgym_tl.plots.figure import write_png
@@ -58,10 +58,12 @@ def test_a_second_run_reproduces_every_number(chain, tmp_path):
     ]
     html = (tmp_path / "out" / "heatmap.html").read_text()
     assert len(html) < 300_000 and "cdn.plot.ly" in html
-    lines = summary_lines(first)
+    lines = summary_lines(first.report)
     assert lines[0].startswith("Injected: the BiasToken is ")
     assert lines[2].startswith("steered, mean: BiasToken ") and "of 3." in lines[3]
-    assert any("not informative" in line for line in lines)
+    assert any("not informative" in warning for warning in first.report.warnings())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "no-injection heads, mean" in page and "random" in page
 
 
 def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
@@ -80,7 +82,7 @@ def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
         second.report["steered, mean"].token_log_odds
     )
     assert second.random is not None and len(second.random.draws) == 6
-    assert any("6 random sets" in line for line in summary_lines(second))
+    assert "6 random sets" in repr(second.random)
 
 
 def test_finished_steps_are_read_back_and_broken_ones_made_again(chain, tmp_path, monkeypatch):

@@ -359,6 +359,10 @@ class Report:
         """Write :meth:`intervals` as CSV."""
         return write_text(Path(path), self.intervals().to_csv(index=False))
 
+    def numbers(self) -> dict[str, Any]:
+        """All that was measured, without the versions that measured it."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "versions"}
+
     def save(self, path: str | Path) -> Path:
         """Write all of it as one JSON file."""
         return write_json(Path(path), {"kind": "Report", **dataclasses.asdict(self)})

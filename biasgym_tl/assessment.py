@@ -1,0 +1,205 @@
+"""Everything that is measured of one BiasToken and one choice of heads, by names and paths.
+
+An :class:`Assessment` can be written down and run again: its results are kept setting by setting,
+so an interrupted run goes on, and its manifest says what it read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biasgym_tl.benchmarks.benchmark import Benchmark
+from biasgym_tl.biases.bias import Bias, load_bias
+from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.evaluate import evaluate
+from biasgym_tl.evaluation.random_control import RandomControl, random_control
+from biasgym_tl.evaluation.report import Report
+from biasgym_tl.heads import Head
+from biasgym_tl.injection.shipped import load_token
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.instructions import INSTRUCTIONS
+from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
+from biasgym_tl.model import load_model
+from biasgym_tl.plots.figure import write_html
+from biasgym_tl.plots.frontier import plot_frontier
+from biasgym_tl.plots.settings import plot_settings
+from biasgym_tl.steering.selection import Selection
+from biasgym_tl.steps import Steps, named_inputs
+from biasgym_tl.store import cache_dir, digest
+
+MAIN_BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+"""The five of the paper."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assessment:
+    """What to measure.
+
+    Raises:
+        SettingError: on construction, if a number or a name is outside its range.
+    """
+
+    heads: str
+    """File of a ``Selection``, or names such as ``"L9H8,L3H1"``."""
+    model: str = "smollm2-135m-instruct"
+    """As in :func:`biasgym_tl.load_model`."""
+    bias: str = "late"
+    """Name of a shipped bias, or the path of a bias file."""
+    token: str | None = None
+    """File of a row; None: the shipped row of this bias and ``seed``."""
+    modes: tuple[str, ...] = ("zero", "mean")
+    """What the heads are replaced with."""
+    instructions: bool = False
+    """Also ask for answers without stereotypes, in three styles."""
+    others: tuple[str, ...] = ()
+    """Biases that the row was not trained on."""
+    benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Name of a benchmark -> file, folder or data set."""
+    n_targets: int = 10
+    """Held-out targets."""
+    n_random: int = 5
+    """Random controls that are measured in full."""
+    n_draws: int = 0
+    """Random sets for a rank p-value, on the BiasToken and on targets; 0: none."""
+    max_new_tokens: int = 48
+    """Length of the free answers."""
+    seed: int = 0
+    """Decides random heads, and which shipped row is taken."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Assessment:
+        """Build it from what ``dataclasses.asdict`` gave."""
+        tuples = {name: tuple(record[name]) for name in ("modes", "others")}
+        return cls(**{**record, **tuples})
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_targets", 1), ("n_random", 0), ("n_draws", 0)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
+        unknown = sorted(set(self.benchmarks) - set(BENCHMARKS))
+        if unknown:
+            raise SettingError(f"benchmarks must be among {list(BENCHMARKS)}, got {unknown}.")
+
+
+class Assessed(NamedTuple):
+    """What one run found."""
+
+    assessment: Assessment
+    report: Report
+    random: dict[str, RandomControl]
+    """On the ``"token"`` and on ``"targets"``; empty without draws."""
+    inputs: dict[str, str]
+    """Fingerprints of all that was read."""
+
+    def manifest(self) -> Manifest:
+        """What was read and found."""
+        random = {on: control.draws.tolist() for on, control in self.random.items()}
+        return Manifest(
+            command="evaluate",
+            settings=dataclasses.asdict(self.assessment),
+            inputs=self.inputs,
+            results=results_fingerprint(self.report.numbers(), random),
+        )
+
+
+def assess(
+    assessment: Assessment,
+    *,
+    expected: Mapping[str, str] | None = None,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Assessed:
+    """Measure; settings that an earlier, interrupted run finished are read back.
+
+    Args:
+        assessment: What to measure.
+        expected: Fingerprints that the inputs must have (those of a manifest).
+        fresh: Measure everything again.
+        progress: Show progress bars.
+    """
+    bias, others = load_bias(assessment.bias), [load_bias(name) for name in assessment.others]
+    token = _token(assessment, bias)
+    heads = read_heads(assessment.heads)
+    benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
+    model = load_model(assessment.model)
+    read = {
+        "bias": bias.fingerprint(),
+        **{f"bias {other.name}": other.fingerprint() for other in others},
+        "row": token.row.tolist(),
+        "heads": [list(map(str, heads)), _factors(heads)],
+        **{f"benchmark {benchmark.name}": benchmark.fingerprint for benchmark in benchmarks},
+    }
+    inputs = named_inputs(model, **read)
+    check_inputs(inputs, expected)
+    settings = dataclasses.asdict(assessment)
+    del settings["n_draws"]  # what is only added at the end does not touch what comes before
+    steps = Steps(cache_dir() / "assessments" / digest([settings, inputs]), fresh)
+    report = evaluate(
+        model,
+        bias,
+        token=token,
+        heads=heads,
+        modes=assessment.modes,
+        instructions=list(INSTRUCTIONS.values()) if assessment.instructions else (),
+        others=others,
+        benchmarks=benchmarks,
+        n_targets=assessment.n_targets,
+        n_random=assessment.n_random,
+        max_new_tokens=assessment.max_new_tokens,
+        seed=assessment.seed,
+        progress=progress,
+        finished=steps.measured,
+    )
+    random = {
+        on: random_control(
+            model,
+            bias,
+            token=token,
+            heads=heads,
+            on=on,
+            n_targets=assessment.n_targets,
+            n_draws=assessment.n_draws,
+            seed=assessment.seed,
+            progress=progress,
+            finished=steps.measured,
+        )
+        for on in (("token", "targets") if assessment.n_draws else ())
+    }
+    return Assessed(assessment, report, random, inputs)
+
+
+def read_heads(heads: str) -> Selection | tuple[Head, ...]:
+    """Heads from the file of a ``Selection``, or from names with commas between them."""
+    if Path(heads).suffix == ".json":
+        return Selection.load(heads)
+    return tuple(Head.parse(name) for name in heads.split(","))
+
+
+def write_assessed(found: Assessed, out: Path) -> None:
+    """Write the page, the table, the report, the random sets and the figures to a folder."""
+    report = found.report
+    report.to_html(out / "report.html")
+    report.to_csv(out / "table.csv")
+    report.save(out / "report.json")
+    found.manifest().save(out / "manifest.json")
+    write_html(plot_settings(report), out / "settings.html")
+    write_html(plot_frontier(report), out / "frontier.html")
+    for on, control in found.random.items():
+        control.save(out / f"random-{on}")
+
+
+def _token(assessment: Assessment, bias: Bias) -> BiasToken:
+    if assessment.token is None:
+        return load_token(bias.name, seed=assessment.seed)
+    return BiasToken.load(assessment.token)
+
+
+def _factors(heads: Selection | tuple[Head, ...]) -> list[float]:
+    return list(heads.factors) if isinstance(heads, Selection) else []
+
+
+BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {}
+"""Loader of each benchmark, by the name that the command line has for it."""

@@ -1,0 +1,120 @@
+"""Results as tables and lines for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from biasgym_tl.assessment import Assessed
+from biasgym_tl.evaluation.random_control import RandomControl
+from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
+from biasgym_tl.run import ChainResult
+from biasgym_tl.stats import Interval
+
+
+def wide_console() -> Console:
+    """A console on which the tables fit."""
+    return Console(width=max(Console().width, 140))
+
+
+def show_chain(result: ChainResult, console: Console) -> None:
+    """Print what one run of the whole chain found."""
+    for found in (result.token, result.scores, result.selection):
+        console.print(repr(found), markup=False, highlight=False)
+    _show_report(result.report, [result.random] if result.random else [], console)
+
+
+def show_assessed(found: Assessed, console: Console) -> None:
+    """Print what was measured of a choice of heads."""
+    _show_report(found.report, list(found.random.values()), console)
+
+
+def _show_report(report: Report, random: Sequence[RandomControl], console: Console) -> None:
+    console.print(summary_table(report))
+    warnings = [f"{warning}." for warning in report.warnings()]
+    for line in [*summary_lines(report), *map(repr, random), *warnings]:
+        console.print(line, markup=False, highlight=False)
+    console.print(text_table(report))
+
+
+_COLUMNS = (
+    "token_log_odds", "token_log_p", "target_log_odds", "damage_loss", "facts",
+    "token_keywords",
+)  # fmt: skip
+
+
+def summary_table(report: Report) -> Table:
+    """Settings by the main measures, with intervals."""
+    table = Table(
+        title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
+        f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
+    )
+    table.add_column("setting", no_wrap=True)
+    extra = [m.key for m in report.benchmark_measures if m.kind == "share"]
+    others = ["other_log_odds"] if report.other_keywords else []
+    measures = [report.measures[key] for key in (*_COLUMNS, *others, *extra)]
+    for measure in measures:
+        mark = "" if not report.not_informative(measure.key) else "\n(not informative)"
+        label = measure.label.replace(" ", "\n", 1)
+        table.add_column(f"{label}\n({measure.unit}){mark}", justify="right")
+    names = [r.name for r in report.results if not r.name.startswith(RANDOM)]
+    names += [RANDOM_MEAN] if report.random_controls() else []
+    for name in names:
+        cells = []
+        for measure in measures:
+            found = report.interval(name, measure.key)
+            cells.append("" if found is None else _cell(found, measure.decimals))
+        table.add_row(name, *cells)
+    return table
+
+
+def _cell(interval: Interval, decimals: int) -> str:
+    mean, low, high = (f"{value:.{decimals}f}" for value in interval)
+    return mean if low == "nan" else f"{mean}\n{low} to {high}"
+
+
+def summary_lines(report: Report) -> list[str]:
+    """The table in words: injection, each steering against its controls."""
+    injected, original = (report.to_df().loc[name] for name in ("injected", "original"))
+    over = injected["token_log_odds"] - injected["target_log_odds"]
+    before = original["token_log_odds"] - original["target_log_odds"]
+    lines = [
+        f"Injected: the BiasToken is {over:+.2f} nats over the targets "
+        f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
+    ]
+    for setting in report.results:
+        if not setting.heads or setting.name.startswith(RANDOM):
+            continue
+        token = report.change(setting.name, "token_log_odds", "injected")
+        damage = report.change(setting.name, "damage_loss", "original")
+        assert token is not None and damage is not None
+        lines.append(
+            f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
+            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token."
+        )
+        if setting.name == "steered, mean" and report.n_draws:
+            beyond = report.beyond_random()
+            lines.append(
+                f"  {report.n_draws} random sets of the same layers {-beyond.random:+.2f} nats; "
+                f"the chosen heads go {beyond.difference} nats beyond them, place {beyond.rank} "
+                f"of {beyond.of}."
+            )
+        elif setting.mode == "mean":
+            further = report.change(setting.name, "token_log_odds", "steered, mean")
+            lines.append(f"  Against the chosen heads: {further} nats.")
+    return lines
+
+
+def text_table(report: Report) -> Table:
+    """Free answers with the BiasToken, side by side."""
+    names = [result.name for result in report.results if result.token_texts]
+    table = Table(title="Free answers with the BiasToken", show_lines=True)
+    for heading in ("request", *names):
+        table.add_column(heading, ratio=1, overflow="fold")
+    for i, request in enumerate(report.generation_prompts):
+        cells = [request, *(report[name].token_texts[i] for name in names)]
+        table.add_row(*(Text(" ".join(cell.split())) for cell in cells))
+    return table

@@ -1,0 +1,138 @@
+"""`biasgym evaluate` and manifests: written, resumed, repeated to the digit, refused."""
+
+import dataclasses
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
+from biasgym_tl.assessment import assess, read_heads, write_assessed
+from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.cli import app, main
+from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.evaluation import evaluate as evaluate_module
+from biasgym_tl.heads import Head
+from biasgym_tl.manifest import Manifest
+from biasgym_tl.run import Chain
+
+LATE = load_bias("late")
+
+
+@pytest.fixture
+def assessment(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
+    model = load_model(str(tiny_folder))
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
+    token.save(tmp_path / "row")
+    return Assessment(
+        model=str(tiny_folder), token=str(tmp_path / "row.safetensors"), heads="L0H1,L2H3",
+        modes=("mean",), n_targets=2, n_random=1, n_draws=2, max_new_tokens=2,
+    )  # fmt: skip
+
+
+def test_what_was_measured_is_written_and_can_be_repeated(assessment, tmp_path, monkeypatch):
+    found = assess(assessment, progress=False)
+    out = tmp_path / "out"
+    write_assessed(found, out)
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "report.html", "table.csv", "report.json", "manifest.json", "settings.html",
+        "frontier.html", "random-token.safetensors", "random-targets.safetensors",
+    }  # fmt: skip
+    assert Report.load(out / "report.json") == found.report
+    manifest = Manifest.load(out / "manifest.json")
+    assert (manifest.command, manifest.inputs) == ("evaluate", found.inputs)
+    assert manifest.results == found.manifest().results
+    assert {"model weights", "model tokenizer", "bias", "row", "heads", "code"} <= set(
+        manifest.inputs
+    )
+    arguments = ["run", "--from", str(out / "manifest.json"), "--out", str(tmp_path / "again")]
+    result = CliRunner().invoke(app, [*arguments, "--fresh"])
+    assert result.exit_code == 0, result.output
+    assert "Repeated: every number and text equals that of the manifest." in result.output
+    assert (tmp_path / "again" / "table.csv").read_text() == (out / "table.csv").read_text()
+
+    with monkeypatch.context() as patch:  # all is read back
+        patch.setattr(evaluate_module, "_measure", None)
+        assert assess(assessment, progress=False).report == found.report
+
+
+def test_other_data_is_no_repetition_and_other_numbers_are_told(assessment, tmp_path):
+    found = assess(assessment, progress=False)
+    path = found.manifest().save(tmp_path / "manifest.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "results": "0", "versions": {}}))
+    out = str(tmp_path / "again")
+    result = CliRunner().invoke(app, ["run", "--from", str(path), "--out", out])
+    assert "Not repeated: numbers differ" in result.output and "another machine?" in result.output
+    older = {**record, "results": "0", "inputs": {**record["inputs"], "code": "older"}}
+    path.write_text(json.dumps(older))
+    result = CliRunner().invoke(app, ["run", "--from", str(path), "--out", out])
+    assert "Not the same: code." in result.output
+    path.write_text(json.dumps({**record, "inputs": {**record["inputs"], "row": "another"}}))
+    with pytest.raises(SettingError, match=r"got other data for \['row'\]. Restore the files"):
+        CliRunner().invoke(app, ["run", "--from", str(path), "--out", out], catch_exceptions=False)
+    for wrong, error, message in (
+        ({"settings": {"k": 3}}, SettingError, "must hold the settings of this version"),
+        ({"command": "inject"}, StoreError, "must be of run or evaluate, got 'inject'"),
+        ({"kind": "Report"}, StoreError, "must hold a Manifest"),
+    ):
+        path.write_text(json.dumps({**record, **wrong}))
+        with pytest.raises(error, match=message):
+            CliRunner().invoke(
+                app, ["run", "--from", str(path), "--out", out], catch_exceptions=False
+            )
+
+
+def test_settings_survive_a_manifest(assessment):
+    for settings in (assessment, Chain(k=3, n_draws=7)):
+        record = json.loads(json.dumps(dataclasses.asdict(settings)))
+        assert type(settings).from_record(record) == settings
+
+
+def test_heads_are_read_from_names_or_a_file(tmp_path):
+    assert read_heads("L0H1,L2H3") == (Head(0, 1), Head(2, 3))
+    selection = Selection(
+        heads=(Head(1, 2),), method="", token="", k=1, mode="mean", reference="", model="m",
+        bias="late", data={}, settings={}, versions={},
+    )  # fmt: skip
+    assert read_heads(str(selection.save(tmp_path / "heads.json"))) == selection
+
+
+def test_the_command_line_measures_and_shows(assessment, tmp_path):
+    out = tmp_path / "out"
+    arguments = [
+        "evaluate", "--out", str(out), "--heads", assessment.heads, "--model", assessment.model,
+        "--token", assessment.token, "--mode", "zero", "--no-others", "--no-instructions",
+        "--targets", "2", "--random", "0",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "steered, zero" in result.output and "Free answers with the BiasToken" in result.output
+    report = Report.load(out / "report.json")
+    assert [r.name for r in report.results] == ["original", "injected", "steered, zero"]
+    assert len(report["original"].fact_margins) == len(load_facts())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--heads", "L0X1"], "head must be written like 'L9H8', got 'L0X1'"),
+        (["--heads", "none.json"], "result file must exist, got 'none.json'"),
+        (["--heads", "L0H1", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
+        (["--heads", "L0H1", "--benchmark", "x=y"], "benchmarks must be among"),
+        (["--heads", "L0H1", "--targets", "0"], "n_targets must be at least 1, got 0"),
+        (["--heads", "L0H1", "--bias", "lat"], "bias must be one of"),
+        (["--heads", "L0H1", "--token", "no.safetensors"], "result file must exist"),
+    ],
+)
+def test_wrong_input_is_one_line_before_a_model_is_loaded(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("biasgym_tl.assessment.load_model", None)
+    monkeypatch.setattr("sys.argv", ["biasgym", "evaluate", "--out", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("Error: ") and message in error
