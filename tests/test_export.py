@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
-from biasgym_tl import Head, export_steered, head_means, load_model, steer
+from biasgym_tl import Head, Selection, export_steered, head_means, load_model, steer
 from biasgym_tl.errors import ModelError, SteeringError
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
@@ -55,6 +55,22 @@ def test_means_and_factors_are_exported_through_the_output_bias(family, source, 
         expected = log_probs(model)
     new = export_steered(model, HEADS, tmp_path / "steered", "mean", source=folder, **options)
     assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+
+
+def test_a_selection_is_exported_with_its_factors(source, tmp_path):
+    folder = source("llama")
+    model = load_model(folder)
+    selection = Selection(
+        heads=HEADS[::-1], factors=(0.0, 0.2, 0.7), method="", token="", k=3, mode="mean",
+        reference="", model=model.cfg.model_name, bias="late", data={}, settings={}, versions={},
+    )  # fmt: skip
+    with steer(model, selection, "mean"):
+        expected = log_probs(model)
+    new = export_steered(model, selection, tmp_path / "steered", "mean", source=folder)
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+    record = json.loads((new / "biasgym.json").read_text())
+    assert record["factor"] == {"L0H3": 0.7, "L2H1": 0.2, "L2H2": 0.0}
+    assert record["heads"] == ["L0H3", "L2H1", "L2H2"]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2"])

@@ -1,6 +1,9 @@
 """Generation with and without steering, on SmolLM2-135M-Instruct, in turns.
 
 python tests/benchmarks/steering.py [rounds]
+
+Seconds are those that the processor spent on this process, on one thread: what else the machine
+does hardly shows in them.
 """
 
 import statistics
@@ -8,6 +11,8 @@ import sys
 import time
 import warnings
 from unittest import mock
+
+import torch
 
 from biasgym_tl import BiasScope, head_means, load_bias, load_model, load_token, steer
 from biasgym_tl.prompts import encode_prompt
@@ -20,6 +25,7 @@ K, NEW_TOKENS = 30, 16
 
 
 def main():
+    torch.set_num_threads(1)
     model, bias = load_model("smollm2-135m-instruct"), load_bias("late")
     heads = BiasScope().attribute(model, bias, load_token("late")).top(K)
     reference = head_means(model)
@@ -41,9 +47,9 @@ def main():
     plain()
     for _ in range(ROUNDS):
         for candidate, found in seconds.items():
-            start = time.perf_counter()
+            start = time.process_time()
             candidate()
-            found.append(time.perf_counter() - start)
+            found.append(time.process_time() - start)
     for candidate in (zero, mean):
         ratios = sorted(a / b for a, b in zip(seconds[candidate], seconds[plain], strict=True))
         print(
