@@ -203,7 +203,7 @@ class McNemar(NamedTuple):
     """Chance of so uneven a change, or one more uneven, where either way is equally likely."""
 
 
-def mcnemar(before: Float[Tensor, " item"], after: Float[Tensor, " item"]) -> McNemar:
+def mcnemar(before: Float[Tensor, " before"], after: Float[Tensor, " after"]) -> McNemar:
     """Whether more items were lost than gained, or the other way round (exact, two-sided).
 
     Only items that changed say anything: each is then the toss of a fair coin (McNemar 1947, in

@@ -8,13 +8,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest, hypergeom, norm
+from scipy.stats import binom, binomtest, hypergeom, norm, ttest_1samp
+from scipy.stats import t as student_t
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import (
     Interval,
     benjamini_hochberg,
+    clustered_interval,
     crossed_interval,
+    mcnemar,
     overlap_distribution,
     prompt_flip_test,
     rank_p,
@@ -115,6 +118,111 @@ def test_intervals_of_changes_of_groups_cover(chance, together):
     assert np.mean([not i.excludes(-chance) for i in found]) >= 0.93
 
 
+NAN = float("nan")
+
+
+def test_clustered_interval_by_hand():
+    """Mean 9 / 3 = 3; without a it is 2, without b 4: (4 - 2) / 2 = 1 is the standard error."""
+    values = torch.tensor([4.0, 1.0, 3.0, 4.0, NAN])
+    found = clustered_interval(values, ["a", "b", "b", "a", "c"])
+    t = student_t.isf(0.025, 1)
+    assert found == pytest.approx(Interval(3.0, 3 - t, 3 + t))  # c does not count, so G = 2
+    uneven = clustered_interval(torch.tensor([6.0, 0.0, 3.0]), ["a", "b", "b"])
+    # Without a the mean falls from 3 to 1.5, without b it rises to 6.
+    assert uneven == pytest.approx(
+        Interval(3.0, *(3 + s * t * math.sqrt((1.5**2 + 3**2) / 2) for s in (-1, 1)))
+    )
+    half = clustered_interval(values, ["a", "b", "b", "a", "c"], level=0.5)
+    assert half.high == pytest.approx(3 + student_t.isf(0.25, 1))
+
+
+def test_clustered_interval_of_a_difference_by_hand():
+    """Means 3 and 2, each over what counts there; leaving out a, b or c moves both."""
+    here = torch.tensor([4.0, 2.0, 3.0, NAN])
+    there = torch.tensor([2.0, NAN, 1.0, 3.0])
+    found = clustered_interval(here, ["a", "b", "c", "c"], there)
+    shifts = [-0.5 - 0, 0.5 - 0, (3 - 3) - 0]  # in b `there` has no item, and c has its mean 2
+    error = math.sqrt(2 / 3 * sum(shift**2 for shift in shifts))
+    t = student_t.isf(0.025, 2)
+    assert found == pytest.approx(Interval(1.0, 1 - t * error, 1 + t * error))
+    same = clustered_interval(here, ["a", "b", "c", "c"], here)
+    assert same == Interval(0.0, 0.0, 0.0)
+    # With the same items in both, this is the interval of the differences.
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.normal(size=30)) for _ in range(2))
+    clusters = rng.integers(7, size=30).tolist()
+    assert clustered_interval(a, clusters, b) == pytest.approx(clustered_interval(a - b, clusters))
+
+
+def test_one_item_a_cluster_is_the_plain_t_interval():
+    values = torch.tensor([1.0, 2.0, 4.0, NAN, 9.0])
+    plain = ttest_1samp([1, 2, 4, 9], 0).confidence_interval(0.95)
+    found = clustered_interval(values, range(5))
+    assert found == pytest.approx(Interval(4.0, *plain))
+    # Equal clusters are as good as their means.
+    pairs = clustered_interval(torch.tensor([0.0, 2, 1, 3, 3, 5, 8, 10]), [0, 0, 1, 1, 2, 2, 3, 3])
+    assert pairs == pytest.approx(found)
+
+
+def test_clustered_intervals_without_enough_clusters():
+    values = torch.tensor([1.0, 3.0, NAN])
+    one = clustered_interval(values, ["a", "a", "b"])
+    assert one.estimate == 2 and math.isnan(one.low) and math.isnan(one.high)
+    assert all(map(math.isnan, clustered_interval(torch.full((3,), NAN), "abc")))
+    assert all(map(math.isnan, clustered_interval(values, "abc", torch.full((3,), NAN))))
+    # All of `there` in one cluster: how it varies between clusters cannot be known.
+    alone = clustered_interval(values, "abc", torch.tensor([1.0, NAN, NAN]))
+    assert alone.estimate == 1 and math.isnan(alone.low)
+
+
+@pytest.mark.parametrize(("n_clusters", "mean_size"), [(10, 10), (57, 4)])
+def test_clustered_intervals_cover(n_clusters, mean_size):
+    """Clusters of very unequal size, items that share their fate, a fifth that does not count."""
+    rng, covered, ignoring = np.random.default_rng(6), [], []
+    for _ in range(400):
+        sizes = rng.geometric(1 / mean_size, n_clusters)
+        clusters = np.repeat(np.arange(n_clusters), sizes)
+        effect, residual = rng.normal(size=n_clusters), rng.normal(size=len(clusters))
+        values = torch.from_numpy(effect[clusters] + residual)
+        values[torch.from_numpy(rng.random(len(clusters)) < 0.2)] = NAN
+        covered.append(not clustered_interval(values, clusters.tolist()).excludes(0.0))
+        ignoring.append(not clustered_interval(values, range(len(values))).excludes(0.0))
+    assert 0.92 <= np.mean(covered) <= 0.97
+    assert np.mean(ignoring) < 0.8  # as if items were independent
+
+
+def test_clustered_intervals_of_paired_shares_cover():
+    """40 subjects of 6 questions; each subject has its own chance, and its own chance of loss."""
+    rng, covered = np.random.default_rng(8), []
+    for _ in range(400):
+        right = rng.beta(4, 4, 40)[:, None] > rng.random((40, 6))
+        lost = rng.beta(1, 3, 40)[:, None] > rng.random((40, 6))
+        before, after = (torch.from_numpy(x.ravel() * 1.0) for x in (right, right & ~lost))
+        found = clustered_interval(after, np.repeat(range(40), 6).tolist(), before)
+        covered.append(not found.excludes(-0.5 * 0.25))
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+def test_mcnemar_by_hand():
+    before = torch.tensor([1.0, 1, 1, 1, 1, 0, 0, NAN, 1])
+    after = torch.tensor([0.0, 0, 0, 0, 1, 0, 1, 1, NAN])
+    found = mcnemar(before, after)
+    # 4 lost, 1 gained: P(at most 1 of 5) = (1 + 5) / 32, twice for both sides.
+    assert found == (4, 1, pytest.approx(12 / 32))
+    assert mcnemar(after, before) == (1, 4, pytest.approx(12 / 32))
+    assert mcnemar(before, before) == (0, 0, 1.0)
+    assert mcnemar(torch.ones(9), torch.zeros(9)).p == pytest.approx(2 / 2**9)
+
+
+@pytest.mark.parametrize("n", [5, 6, 20, 33])
+def test_mcnemar_rejects_at_most_five_percent_without_an_effect(n):
+    """Of n changed items, lost is binomial; 5 are too few for p <= 0.05."""
+    p = [mcnemar((torch.arange(n) < k).double(), (torch.arange(n) >= k).double()).p
+         for k in range(n + 1)]  # fmt: skip
+    rejected = binom.pmf(np.arange(n + 1), n, 0.5)[np.array(p) <= 0.05].sum()
+    assert rejected == 0 if n == 5 else 0.02 < rejected <= 0.05
+
+
 def test_values_that_cannot_be_judged_are_refused():
     with pytest.raises(SettingError, match="values must be finite and at least one"):
         crossed_interval(torch.tensor([[1.0, float("nan")]]))
@@ -126,6 +234,16 @@ def test_values_that_cannot_be_judged_are_refused():
         share_interval(torch.tensor([1.5, 1.0]))
     with pytest.raises(SettingError, match="changes of a share must lie between -1 and 1"):
         share_change_interval(torch.tensor([1.5, 1.0]))
+    with pytest.raises(SettingError, match="level must lie between 0 and 1, got 0.0"):
+        clustered_interval(torch.ones(3), "abc", level=0.0)
+    with pytest.raises(SettingError, match="as many as clusters, got .* with 2 clusters"):
+        clustered_interval(torch.ones(3), "ab")
+    with pytest.raises(SettingError, match="values must be finite or NaN"):
+        clustered_interval(torch.ones(3), "abc", torch.tensor([1.0, 2.0, float("inf")]))
+    with pytest.raises(SettingError, match=r"after must hold 0, 1 or NaN, got tensor\(\[0.5"):
+        mcnemar(torch.ones(1), torch.tensor([0.5]))
+    with pytest.raises(SettingError, match="must hold the same items, got 1 and 2"):
+        mcnemar(torch.ones(1), torch.ones(2))
     with pytest.raises(SettingError, match="probabilities between 0 and 1"):
         benjamini_hochberg(torch.tensor([0.1, 1.2]))
 
