@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -272,17 +272,8 @@ def continuation_log_probs(
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
     sequences = list(readers)
-    # The last token of a prompt predicts the first of its continuation, so it is not shared.
-    starts = [
-        sequence[: min(len(prompts[pair]) for pair in pairs) - 1]
-        for sequence, pairs in readers.items()
-    ]
-    if len(set(starts)) < len(starts):
-        batches = branching_batches(model, sequences, starts, batch_size)
-    else:
-        batches = answer_batches(model, sequences, batch_size, common_beginning(prompts))
     found = torch.zeros(len(prompts), device=model.cfg.device)
-    for batch in batches:
+    for batch in _batches_of_options(model, prompts, readers, batch_size):
         resid = model(**batch.arguments)
         # (row, position, pair, token) of every token that some continuation predicts here.
         reads = [
@@ -295,6 +286,23 @@ def continuation_log_probs(
         log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
         found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
     return found
+
+
+def _batches_of_options(
+    model: HookedTransformer,
+    prompts: Sequence[Sequence[int]],
+    readers: Mapping[tuple[int, ...], Sequence[int]],
+    batch_size: int,
+) -> Iterator[AnswerBatch]:
+    """Batches of sequences that are read by pairs of a prompt and a continuation."""
+    # The last token of a prompt predicts the first of its continuation, so it cannot be shared.
+    starts = [
+        sequence[: min(len(prompts[pair]) for pair in pairs) - 1]
+        for sequence, pairs in readers.items()
+    ]
+    if 1 < len(set(starts)) < len(starts):
+        return branching_batches(model, list(readers), starts, batch_size)
+    return answer_batches(model, list(readers), batch_size, common_beginning(prompts))
 
 
 @torch.inference_mode()
