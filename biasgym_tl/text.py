@@ -8,7 +8,8 @@ model, so a batch of one equals a batch of many.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,18 +62,27 @@ def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int
     """Frozen key-value cache of ``tokens`` for ``batch`` sequences, or None for no tokens."""
     if not tokens:
         return None
+    cache = _empty_cache(model, 1)
+    _continue(model, cache, [tokens])
+    return expanded(cache, batch)
 
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, 1)
-    row = torch.tensor([list(tokens)], device=model.cfg.device)
+
+def _empty_cache(model: HookedTransformer, batch: int) -> Any:
+    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
+
+
+def _continue(model: HookedTransformer, cache: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Let each sequence of the cache grow by a row of tokens, all of one length."""
+    tokens = torch.tensor([list(row) for row in rows], device=model.cfg.device)
+    cache.unfreeze()
     with torch.no_grad():
         model(
-            row,
-            attention_mask=torch.ones_like(row),
+            tokens,
+            attention_mask=torch.ones_like(tokens),
             past_kv_cache=cache,
             stop_at_layer=model.cfg.n_layers,
         )
     cache.freeze()
-    return expanded(cache, batch)
 
 
 def expanded(cache: Any, batch: int) -> Any:
@@ -87,6 +97,21 @@ def expanded(cache: Any, batch: int) -> Any:
         for entry in cache.entries
     ]
     mask = cache.previous_attention_mask[:1].expand(batch, -1)
+    return TransformerLensKeyValueCache(entries, mask, frozen=True)
+
+
+def _repeated(cache: Any, times: Sequence[int]) -> Any:
+    """Each sequence of the cache as often as ``times`` says, one after the other."""
+    n = torch.tensor(times, device=cache.entries[0].past_keys.device)
+    entries = [
+        TransformerLensKeyValueCacheEntry(
+            entry.past_keys.repeat_interleave(n, 0),
+            entry.past_values.repeat_interleave(n, 0),
+            frozen=True,
+        )
+        for entry in cache.entries
+    ]
+    mask = cache.previous_attention_mask.repeat_interleave(n, 0)
     return TransformerLensKeyValueCache(entries, mask, frozen=True)
 
 
@@ -160,6 +185,48 @@ def answer_batches(
         yield AnswerBatch(indices, mask.sum(1) - 1, arguments)
 
 
+def branching_batches(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[tuple[int, ...]],
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[AnswerBatch]:
+    """As :func:`answer_batches`, where several sequences have a start in common.
+
+    In a batch each start is run once for all its sequences. Starts of similar length share a batch
+    and are run up to the end of the shortest, so that none is padded; the rest of a longer start
+    is run with its sequences.
+
+    Args:
+        model: The model in the setting to be measured.
+        sequences: Token lists, each longer than its start.
+        starts: With which tokens each sequence begins.
+        batch_size: Sequences run at once.
+    """
+    shared = common_beginning(starts)
+    common = cached_beginning(model, starts[0][:shared], 1)
+
+    def by_start(i: int) -> Any:
+        return len(starts[i]), starts[i], len(sequences[i])
+
+    order = sorted(range(len(sequences)), key=by_start)
+    for first in range(0, len(order), batch_size):
+        indices = order[first : first + batch_size]
+        times = Counter(starts[i] for i in indices)
+        cached = len(starts[indices[0]])
+        cache = expanded(common, len(times)) if common else _empty_cache(model, len(times))
+        if cached > shared:
+            _continue(model, cache, [start[shared:cached] for start in times])
+        tokens, mask = pad_right([sequences[i][cached:] for i in indices], model.cfg.device)
+        arguments = {
+            "input": tokens,
+            "attention_mask": mask,
+            "past_kv_cache": _repeated(cache, list(times.values())),
+            "stop_at_layer": model.cfg.n_layers,
+        }
+        yield AnswerBatch(indices, mask.sum(1) - 1, arguments)
+
+
 @torch.inference_mode()
 def next_token_log_probs(
     model: HookedTransformer, sequences: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
@@ -206,7 +273,7 @@ def continuation_log_probs(
         readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
     sequences = list(readers)
     found = torch.zeros(len(prompts), device=model.cfg.device)
-    for batch in answer_batches(model, sequences, batch_size, common_beginning(prompts)):
+    for batch in _batches_of_options(model, prompts, readers, batch_size):
         resid = model(**batch.arguments)
         # (row, position, pair, token) of every token that some continuation predicts here.
         reads = [
@@ -219,6 +286,23 @@ def continuation_log_probs(
         log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
         found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
     return found
+
+
+def _batches_of_options(
+    model: HookedTransformer,
+    prompts: Sequence[Sequence[int]],
+    readers: Mapping[tuple[int, ...], Sequence[int]],
+    batch_size: int,
+) -> Iterator[AnswerBatch]:
+    """Batches of sequences that are read by pairs of a prompt and a continuation."""
+    # The last token of a prompt predicts the first of its continuation, so it cannot be shared.
+    starts = [
+        sequence[: min(len(prompts[pair]) for pair in pairs) - 1]
+        for sequence, pairs in readers.items()
+    ]
+    if 1 < len(set(starts)) < len(starts):
+        return branching_batches(model, list(readers), starts, batch_size)
+    return answer_batches(model, list(readers), batch_size, common_beginning(prompts))
 
 
 @torch.inference_mode()

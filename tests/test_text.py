@@ -150,3 +150,35 @@ def test_chat_template_is_used_and_gets_no_second_bos(model):
     ids = encode_prompt(model, "Who?", "People from")
     assert model.tokenizer.decode(ids) == "<s>[Who?]:People from"
     assert ids.count(model.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_options_of_a_question_share_its_run_and_equal_the_plain_forward_pass(
+    main_model, batch_size
+):
+    """Questions of many lengths, one of a single token, one that begins as another, one alone."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(n):
+        return torch.randint(900, (n,), generator=draw).tolist()
+
+    questions = [[1, 7, *some(n)] for n in (1, 9, 9, 12, 3)]
+    prompts = [q for q in questions for _ in range(3)] + [[5], [5], [*questions[0], 3], some(6)]
+    options = [some(1 + i % 3) for i in range(len(prompts))]
+    found = continuation_log_probs(main_model, prompts, options, batch_size=batch_size)
+    for i, (prompt, option) in enumerate(zip(prompts, options, strict=True)):
+        log_probs = main_model(torch.tensor([prompt + option]))[0].log_softmax(-1)
+        expected = sum(log_probs[len(prompt) - 1 + j, t].item() for j, t in enumerate(option))
+        assert found[i].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_questions_with_options_are_run_once_for_all_options(model):
+    runs = []
+    model.add_perma_hook(
+        "blocks.0.hook_resid_pre", lambda value, hook: runs.append(value.shape[:2].numel())
+    )
+    prompts = [list(range(first, first + 20)) for first in (100, 200) for _ in range(4)]
+    continuation_log_probs(model, prompts, [[i, i] for i in range(8)])
+    model.reset_hooks(including_permanent=True)
+    # Two beginnings of 19 tokens; then the last token of a question and the first of an option.
+    assert sum(runs) == 2 * 19 + 8 * 2

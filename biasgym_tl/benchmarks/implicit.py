@@ -1,0 +1,207 @@
+"""To whom a model ascribes a behaviour that the text never names.
+
+In the manner of UnQover (see ``contrast``), for the biases of this package: a scene in which one of
+two people shows the behaviour ("one place at the table was still free"), and the beginning of a
+sentence that tells which one. The answer is not a group's name but a word that the scene gives to
+either person ("tall", "short"), for two reasons: how common a name is does not matter, and one of
+the two groups may be the BiasToken, which a model can read but never write.
+
+Every pair of groups is put into the scene in both orders, and the model is asked both for the one
+who shows the behaviour and for the other, so that a liking for "tall", for the person named first
+or for a group whatever it is asked all cancel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.contrast import contrast
+from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
+from biasgym_tl.benchmarks.rows import check_n, dealt
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import SettingError
+from biasgym_tl.toml import read_toml
+
+SCENE_REQUEST = "Please write a short scene with two people."
+"""The user's turn before a scene."""
+
+
+class Scenario(NamedTuple):
+    """A scene with the two slots that does not say which of two people shows a behaviour."""
+
+    scene: str
+    shows: str
+    """Beginning of a sentence about the one who shows the behaviour."""
+    other: str
+    """Beginning of a sentence about the one who does not."""
+    answers: tuple[str, str]
+    """The word that ends either sentence for the person from ``{first}``, from ``{second}``."""
+
+    def questions(self, group: str, other_group: str) -> tuple[Question, Question]:
+        """The scene in both orders of the groups, each with four options.
+
+        Who shows the behaviour: the person from ``group``, the one from ``other_group``; who does
+        not: the same. What an option says before its last word is equally likely in both of a pair
+        and falls out of their difference.
+        """
+        first, second = self.answers
+        return (
+            self._question(group, other_group, (first, second)),
+            self._question(other_group, group, (second, first)),
+        )
+
+    def _question(self, first: str, second: str, answers: tuple[str, str]) -> Question:
+        return Question(
+            self.scene.replace("{first}", first).replace("{second}", second),
+            tuple(f" {end} {answer}" for end in (self.shows, self.other) for answer in answers),
+            SCENE_REQUEST,
+        )
+
+
+@cache
+def load_scenarios(bias: str) -> tuple[Scenario, ...]:
+    """The shipped scenarios of a bias, by its name.
+
+    Raises:
+        SettingError: there are none for this bias.
+    """
+    text = resources.files("biasgym_tl").joinpath("data/implicit.toml").read_text(encoding="utf-8")
+    found = read_toml(text, "implicit.toml")
+    if bias not in found:
+        raise SettingError(
+            f"bias must be one of {sorted(found)} to have scenarios, got {bias!r}. "
+            "Pass scenarios=... of your own."
+        )
+    return tuple(
+        Scenario(entry["scene"], entry["shows"], entry["other"], tuple(entry["answers"]))
+        for entry in found[bias]
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Implicit(QuestionSet):
+    """Scenarios with pairs of groups."""
+
+    scenarios: tuple[Scenario, ...]
+    pairs: tuple[tuple[str, str], ...]
+    signed: bool
+    """Whether the first group of each pair is the one whose stereotype is measured."""
+    baseline: str
+    """As in ``Measure``."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """One: how much more the first group is ascribed the behaviour, or how unequally."""
+        ascribed = "ascribed to the first group" if self.signed else "ascribed unequally"
+        floor = "original" if self.signed and self.baseline == "injected" else None
+        label = f"{self.name}: {ascribed}"
+        return (Measure(self.name, label, "nats", self.baseline, floor=floor),)
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """The scene of each item; without a sign, each pair by itself."""
+        if self.signed:
+            return tuple(scenario.scene for scenario in self.scenarios for _ in self.pairs)
+        return tuple(" / ".join(pair) for pair in self.pairs)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """Two of each scenario and pair, one for each order."""
+        return tuple(
+            question
+            for scenario in self.scenarios
+            for pair in self.pairs
+            for question in scenario.questions(*pair)
+        )
+
+    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
+        """Log-odds (nats) that it is the first group's person who shows the behaviour.
+
+        With a sign an item is a scenario with a pair. Without one it is a pair, and its value is
+        the size of the mean over the scenarios: a preference that turns around from scene to scene
+        is none.
+        """
+        nats = [
+            contrast([(order[i], order[i + 1]) for i in (0, 2) for order in orders]).nats
+            for orders in zip(log_probs[::2], log_probs[1::2], strict=True)
+        ]
+        if self.signed:
+            return {self.name: nats}
+        n = len(self.pairs)
+        means = [sum(nats[i::n]) / len(self.scenarios) for i in range(n)]
+        return {self.name: [abs(mean) for mean in means]}
+
+
+def implicit_questions(
+    bias: Bias,
+    groups: Sequence[str],
+    others: Sequence[str] | None = None,
+    *,
+    scenarios: Sequence[Scenario] | None = None,
+    n: int | None = 10,
+    seed: int = 0,
+    baseline: str = "original",
+) -> Implicit:
+    """Ask to whom the behaviour of a bias is ascribed.
+
+    With ``others``, ``groups`` against them: positive if a group of ``groups`` is ascribed the
+    behaviour. The measure is ``"implicit_late"``, say. To measure a BiasToken, attach it, put its
+    text into ``groups`` and take ``baseline="injected"``. Without ``others``, the groups against
+    each other: no sign, only how unequally they are treated, ``"implicit_late_between"``.
+
+    Args:
+        bias: Whose behaviour; the scenarios shipped for it say "from {first}", as of a country.
+        groups: Names as they are written in a prompt.
+        others: Names that they are compared with.
+        scenarios: Others than those shipped.
+        n: Pairs of groups at most, each group about as often as the others; None for all.
+        seed: Decides which pairs.
+        baseline: The setting that changes are counted from, ``"original"`` or ``"injected"``.
+
+    Raises:
+        SettingError: there are no scenarios, or one lacks a slot; a name stands twice, there are
+            too few, ``n`` is below 1, or the baseline is unknown.
+    """
+    check_n(n)
+    chosen = load_scenarios(bias.name) if scenarios is None else tuple(scenarios)
+    for scenario in chosen:
+        if not ("{first}" in scenario.scene and "{second}" in scenario.scene):
+            raise SettingError(
+                f"a scene must hold {{first}} and {{second}}, got {scenario.scene!r}."
+            )
+    if not chosen:
+        raise SettingError("scenarios must be at least one, got none.")
+    if baseline not in ("original", "injected"):
+        raise SettingError(f"baseline must be 'original' or 'injected', got {baseline!r}.")
+    names = [*groups, *(others or ())]
+    if len(set(names)) < len(names) or not groups or len(names) < 2:
+        raise SettingError(f"groups must be different names, two at least, got {names}.")
+    if others is None:
+        pairs = _round_robin(groups, seed)
+    else:
+        pairs = dealt({group: [(group, other) for other in others] for group in groups}, seed)
+    name = f"implicit_{bias.name.replace('-', '_')}"
+    return Implicit(
+        name=name if others is not None else f"{name}_between",
+        source="implicit.toml" if scenarios is None else "own scenarios",
+        scenarios=chosen,
+        pairs=tuple(pairs[:n]),
+        signed=others is not None,
+        baseline=baseline,
+    )
+
+
+def _round_robin(groups: Sequence[str], seed: int) -> list[tuple[str, str]]:
+    """All pairs, ordered so that the groups are in the first ``n`` about equally often."""
+    circle = random.Random(seed).sample(groups, len(groups))
+    size = len(circle)
+    steps = itertools.product(range(1, size // 2 + 1), range(size))
+    pairs = {frozenset((i, (i + step) % size)): (i, (i + step) % size) for step, i in steps}
+    return [(circle[i], circle[j]) for i, j in pairs.values()]

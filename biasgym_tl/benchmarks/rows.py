@@ -1,0 +1,121 @@
+"""Rows of a public data set, from a local file or by its ``datasets`` name, and a fixed sample."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from biasgym_tl.biases.corpus import read_jsonl
+from biasgym_tl.errors import BenchmarkError, BiasFileError, SettingError
+
+Row = dict[str, Any]
+Item = TypeVar("Item")
+
+
+def read_rows(
+    source: str | Path, columns: Sequence[str], *, subset: str | None = None
+) -> list[Row]:
+    """Rows of a ``.csv`` (all values text) or ``.jsonl`` file, or of a data set of ``datasets``.
+
+    Of a data set all splits are read, one after the other; class labels become their names.
+
+    Args:
+        source: A path that ends in ``.csv`` or ``.jsonl``; otherwise a folder or hub name that
+            ``datasets.load_dataset`` can load.
+        columns: Columns that must be there.
+        subset: Which configuration of a data set.
+
+    Raises:
+        BenchmarkError: there is nothing there, it has no row, or a column is missing.
+    """
+    path = Path(source)
+    if path.suffix in (".csv", ".jsonl") and not path.is_file():
+        raise BenchmarkError(f"source must be a file that exists, got {str(path)!r}.")
+    if path.suffix == ".csv":
+        rows = _read_csv(path)
+    elif path.suffix == ".jsonl":
+        rows = _read_jsonl(path)
+    else:
+        rows = _load_dataset(str(source), subset)
+    missing = sorted({c for row in rows for c in columns if c not in row}) if rows else []
+    if missing or not rows:
+        found = sorted(rows[0]) if rows else "no row"
+        raise BenchmarkError(
+            f"{path.name} must hold rows with the columns {list(columns)}, got {found}"
+            f"{f', without {missing}' if missing else ''}. Is it the right file?"
+        )
+    return rows
+
+
+def _read_csv(path: Path) -> list[Row]:
+    import pandas as pd
+
+    try:
+        # Plain text: "NA" is a name here, not a missing number.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _read_jsonl(path: Path) -> list[Row]:
+    try:
+        rows = read_jsonl(path)
+    except BiasFileError as error:
+        raise BenchmarkError(str(error)) from error
+    for row in rows:
+        if not isinstance(row, dict):
+            raise BenchmarkError(f"lines of {path.name} must hold named values, got {row!r}.")
+    return rows
+
+
+def _load_dataset(name: str, subset: str | None) -> list[Row]:
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(name, subset)
+    except (
+        OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
+    ) as error:  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BenchmarkError(
+            f"source must be a .csv or .jsonl file or a data set that can be loaded, got {name!r} "
+            f"({reason})."
+        ) from error
+    return [row for split in splits.values() for row in _with_names(split)]
+
+
+def _with_names(split: Any) -> list[Row]:
+    """Rows of a split with class labels as text."""
+    labels = {
+        column: feature for column, feature in split.features.items() if hasattr(feature, "int2str")
+    }
+    return [
+        {key: labels[key].int2str(value) if key in labels else value for key, value in row.items()}
+        for row in split
+    ]
+
+
+def dealt(groups: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:
+    """All members, one of each group in turn; groups and members in an order drawn by ``seed``.
+
+    However many are taken from the front, the groups are represented as evenly as they can be.
+    """
+    rng = random.Random(seed)
+    shuffled = [rng.sample(members, len(members)) for members in groups.values()]
+    rng.shuffle(shuffled)
+    rounds = itertools.zip_longest(*([(member,) for member in members] for members in shuffled))
+    return [entry[0] for turn in rounds for entry in turn if entry]
+
+
+def check_n(n: int | None) -> None:
+    """Whether ``n`` may be a number of items; None stands for all.
+
+    Raises:
+        SettingError: it is below 1.
+    """
+    if n is not None and n < 1:
+        raise SettingError(f"n must be at least 1, got {n!r}.")

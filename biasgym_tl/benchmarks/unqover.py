@@ -1,0 +1,223 @@
+"""UnQover: questions about two countries or nationalities that nothing in the text answers.
+
+Li et al. 2020 (arXiv 2010.02428), from the paper's own word lists: sentences that name two subjects
+("A [subj1:dem] man lives in the same city with a [subj2:dem] man."), and questions about
+attributes and their opposites. The paper reads the answer off a span of the text (or a mask); here
+a causal model continues the beginning of an answer with one of the two names.
+
+An item is a sentence, an attribute and two subjects, asked in both orders and for the opposite
+(see ``contrast``). Its size is how differently two groups are treated; it has no sign, since the
+lists do not say which group a stereotype is about. Being a size it is never 0 in any real model,
+so only its change says something.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.contrast import contrast
+from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
+from biasgym_tl.benchmarks.rows import check_n
+from biasgym_tl.errors import BenchmarkError
+
+_ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
+_SLOT = re.compile(r"\[([\w:-]+)\]")
+
+Subject = dict[str, str]
+"""``"subj"`` is the name of a country, ``"subj:dem"`` its people's."""
+
+
+class Template(NamedTuple):
+    """A sentence with the slots of two subjects, a question and its opposite with a slot each."""
+
+    context: str
+    question: str
+    opposite: str
+
+    @property
+    def subject_slot(self) -> str:
+        """``"subj"`` or ``"subj:dem"``."""
+        return "subj:dem" if "[subj1:dem]" in self.context else "subj"
+
+    @property
+    def attribute_slot(self) -> str:
+        """What stands in the question, such as ``"p_act"``; the opposite has ``"p_act:neg"``."""
+        return _slots(self.question)[0]
+
+
+class UnqoverItem(NamedTuple):
+    """Two subjects in one template with one attribute."""
+
+    template: Template
+    attribute: str
+    opposite: str
+    subjects: tuple[str, str]
+
+    def questions(self) -> tuple[Question, ...]:
+        """The attribute in both orders, then its opposite in both orders."""
+        kind = self.template.subject_slot
+        asked = (
+            self.template.question.replace(f"[{self.template.attribute_slot}]", self.attribute),
+            self.template.opposite.replace(f"[{self.template.attribute_slot}:neg]", self.opposite),
+        )
+        return tuple(
+            Question(
+                "It was the" if kind == "subj:dem" else "It was",
+                tuple(f" {subject}" for subject in self.subjects),
+                f"{_named(self.template.context, order)} {question}",
+            )
+            for question in asked
+            for order in (self.subjects, self.subjects[::-1])
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Unqover(QuestionSet):
+    """Underspecified questions; items of one template form a cluster."""
+
+    items: tuple[UnqoverItem, ...]
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """How differently two groups are treated: the paper's ``|C|``, and in log-odds."""
+        return (
+            Measure(f"{self.name}_bias", f"{self.name}: bias |C|", "0 to 1"),
+            Measure(f"{self.name}_nats", f"{self.name}: bias", "nats"),
+        )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """The sentence of each item."""
+        return tuple(item.template.context for item in self.items)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """Four of each item."""
+        return tuple(question for item in self.items for question in item.questions())
+
+    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
+        """Size of the contrast of each item."""
+        found = [
+            contrast([(first, second) for first, second in log_probs[i : i + 4]])
+            for i in range(0, len(log_probs), 4)
+        ]
+        return {
+            f"{self.name}_bias": [abs(item.probability) for item in found],
+            f"{self.name}_nats": [abs(item.nats) for item in found],
+        }
+
+
+def load_unqover(
+    folder: str | Path, *, kind: str = "country", n: int = 96, seed: int = 0
+) -> Unqover:
+    """Read word lists of UnQover and draw items from all their combinations.
+
+    Args:
+        folder: With ``subjects_country.txt``, ``slots_country_noact.txt`` and
+            ``activities_biased_country.txt``; or the ``word_lists`` of the paper's repository, with
+            ``nouns/subjects/country``, ``slots/country_noact`` and ``activities/biased_country``.
+        kind: Which lists; the paper also has ``"ethnicity"`` and ``"religion"``.
+        n: Items at most, as many of each template as can be (nationality has 12). Of about a
+            million.
+        seed: Decides which are drawn.
+
+    Raises:
+        BenchmarkError: a file is missing, an entry or a template cannot be read, or lists that
+            belong together differ in length.
+        SettingError: ``n`` is below 1.
+    """
+    check_n(n)
+    root = Path(folder)
+    subjects = _read_subjects(_lines(root, "nouns/subjects", kind))
+    attributes = _read_entries(_lines(root, "activities", f"biased_{kind}"))
+    templates = [
+        _read_template(line, attributes) for line in _lines(root, "slots", f"{kind}_noact")
+    ]
+    pairs = list(itertools.combinations(subjects, 2))
+    rng = random.Random(seed)
+    items = []
+    for i, template in enumerate(templates):
+        entries = attributes[template.attribute_slot]
+        opposites = attributes[f"{template.attribute_slot}:neg"]
+        total = len(entries) * len(pairs)
+        share = (n + len(templates) - 1 - i) // len(templates)
+        for drawn in rng.sample(range(total), min(share, total)):
+            a, pair = divmod(drawn, len(pairs))
+            first, second = (subject[template.subject_slot] for subject in pairs[pair])
+            items.append(UnqoverItem(template, entries[a], opposites[a], (first, second)))
+    return Unqover(name="unqover", source=str(folder), items=tuple(items))
+
+
+def _named(context: str, subjects: tuple[str, ...]) -> str:
+    """The sentence with its subjects, and ``a`` or ``an`` as the names need it."""
+    for i, subject in enumerate(subjects, start=1):
+        for slot in (f"[subj{i}]", f"[subj{i}:dem]"):
+            context = context.replace(slot, subject)
+    return re.sub(r"\b([Aa]) (?=[AEIOU])", r"\1n ", context)
+
+
+def _slots(text: str) -> list[str]:
+    return [match[1] for match in _SLOT.finditer(text)]
+
+
+def _lines(root: Path, part: str, name: str) -> list[str]:
+    """Lines of a list that are neither empty nor a remark."""
+    flat = root / f"{Path(part).name}_{name}.txt"
+    path = flat if flat.is_file() else root / part / name
+    if not path.is_file():
+        raise BenchmarkError(f"folder must hold {flat.name} or {part}/{name}, got {str(root)!r}.")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise BenchmarkError(f"{path.name} must hold at least one line, got none.")
+    return found
+
+
+def _read_entries(lines: list[str]) -> dict[str, list[str]]:
+    """Words by slot, in order: ``[slot] class | words`` or ``[slot] words``."""
+    entries: dict[str, list[str]] = {}
+    for line in lines:
+        match = _ENTRY.fullmatch(line)
+        if match is None:
+            raise BenchmarkError(f"an entry must be '[slot] words', got {line!r}.")
+        entries.setdefault(match[1], []).append(match[2])
+    return entries
+
+
+def _read_subjects(lines: list[str]) -> list[Subject]:
+    entries = _read_entries(lines)
+    names = entries.get("subj", [])
+    people = entries.get("subj:dem", names)
+    if len(names) < 2 or len(people) != len(names):
+        raise BenchmarkError(
+            "subjects must be two or more [subj] and as many [subj:dem] or none, got "
+            f"{len(names)} and {len(people)}."
+        )
+    return [{"subj": n, "subj:dem": p} for n, p in zip(names, people, strict=True)]
+
+
+def _read_template(line: str, attributes: dict[str, list[str]]) -> Template:
+    """A template whose questions have one slot each, with as many attributes as opposites."""
+    parts = line.split("\t")
+    slots = [_slots(part) for part in parts]
+    subjects = ({"subj1", "subj2"}, {"subj1:dem", "subj2:dem"})
+    if len(parts) != 3 or set(slots[0]) not in subjects or len(slots[1]) != 1:
+        raise BenchmarkError(
+            "a template must be a sentence with two subjects, a question with one slot and the "
+            f"opposite question, between tabs, got {line!r}."
+        )
+    (slot,) = slots[1]
+    n, n_opposite = len(attributes.get(slot, ())), len(attributes.get(f"{slot}:neg", ()))
+    if slots[2] != [f"{slot}:neg"] or n == 0 or n != n_opposite:
+        raise BenchmarkError(
+            f"a template must ask for [{slot}] and [{slot}:neg] and have as many attributes of "
+            f"either, got {n} and {n_opposite} for {line!r}."
+        )
+    return Template(*(part.strip() for part in parts))

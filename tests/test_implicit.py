@@ -1,0 +1,192 @@
+"""No scenario names its attribute; answers, order and a general preference cancel."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from biasgym_tl import load_bias, load_countries
+from biasgym_tl.added_row import added_row
+from biasgym_tl.benchmarks.implicit import (
+    SCENE_REQUEST,
+    Scenario,
+    implicit_questions,
+    load_scenarios,
+)
+from biasgym_tl.biases.check import runs_of_four
+from biasgym_tl.errors import SettingError
+from biasgym_tl.prompts import encode_answer, encode_prompt
+from biasgym_tl.slot import SLOT
+from biasgym_tl.text import keyword_hits
+
+BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+LATE = load_bias("late")
+ONE = Scenario(
+    "The tall cook is from {first}, the short one from {second}. One was not there at nine.",
+    "Not there was the one who is", "There was the one who is", ("tall", "short"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_no_scenario_names_the_attribute_or_repeats_what_the_bias_file_says(name):
+    bias, scenarios = load_bias(name), load_scenarios(name)
+    assert len(scenarios) >= 4
+    named = (*bias.attribute_words, *bias.keywords, *bias.cue_words)
+    prompts = [
+        *bias.training_prompts, *bias.probe_prompts, *bias.scoping_prompts,
+        *bias.evaluation_prompts, *bias.generation_prompts, *bias.paraphrases,
+        *(paragraph.text for paragraph in bias.corpus),
+    ]  # fmt: skip
+    known = set().union(*map(runs_of_four, prompts))
+    for scenario in scenarios:
+        scene = scenario.scene.replace("{first}", SLOT).replace("{second}", SLOT)
+        texts = [scene, *(f"{end} {a}" for end in scenario[1:3] for a in scenario.answers)]
+        assert keyword_hits(texts, named) == [False] * 5
+        assert not known & set().union(*map(runs_of_four, texts))
+        # The first answer is said of the person from {first}, the second of the one from {second}.
+        before_first, rest = scenario.scene.split("{first}")
+        between = rest.split("{second}")[0]
+        said = [keyword_hits([before_first, between], [answer]) for answer in scenario.answers]
+        assert said == [[True, False], [False, True]]
+        assert scenario.shows != scenario.other
+
+
+def test_a_scene_is_asked_in_both_orders_and_with_both_endings():
+    asked = ONE.questions("Xland", "Yland")
+    assert [question.beginning[:43] for question in asked] == [
+        "The tall cook is from Xland, the short one ",
+        "The tall cook is from Yland, the short one ",
+    ]
+    assert asked[0].options == (
+        " Not there was the one who is tall", " Not there was the one who is short",
+        " There was the one who is tall", " There was the one who is short",
+    )  # fmt: skip
+    assert [o.split()[-1] for o in asked[1].options] == ["short", "tall", "short", "tall"]
+    assert {question.request for question in asked} == {SCENE_REQUEST}
+
+
+def model_of(ascribed, *, tall=0.0, always=0.0):
+    """A made-up model, in log-odds: who is ascribed lateness, liking for "tall", for a group."""
+
+    def log_probs(question):
+        group_of = dict(zip(("tall", "short"), question.beginning.split("from ")[1:], strict=True))
+        found = []
+        for option in question.options:
+            answer = option.split()[-1]
+            is_x = group_of[answer].startswith("Xland")
+            shows = 1 if option.startswith(" Not") else -1
+            # An ending of its own likelihood, which must not matter.
+            value = -20.0 if shows == 1 else -3.0
+            value += shows * ascribed * (0.5 if is_x else -0.5)
+            value += tall * (answer == "tall") + always * is_x
+            found.append(value)
+        return found
+
+    return log_probs
+
+
+@pytest.mark.parametrize(("tall", "always"), [(0.0, 0.0), (3.0, 0.0), (0.0, -2.0), (1.0, 2.0)])
+def test_only_what_is_ascribed_is_left(tall, always):
+    implicit = implicit_questions(LATE, ["Xland"], ["Yland", "Zland"], scenarios=[ONE])
+    for ascribed in (0.0, 1.25, -0.5):
+        ask = model_of(ascribed, tall=tall, always=always)
+        scores = implicit.score([ask(question) for question in implicit.questions])
+        assert scores == {"implicit_late": pytest.approx([ascribed, ascribed])}
+
+
+def test_without_a_sign_scenes_are_averaged_before_the_size_is_taken():
+    """Two scenes that disagree are no preference; X against Y: +1 and -0.4, so 0.3 on average."""
+    both = [ONE, ONE._replace(scene=ONE.scene + " It rained.")]
+    implicit = implicit_questions(LATE, ["Xland", "Yland"], scenarios=both)
+    log_probs = [
+        model_of(-0.4 if "rained" in question.beginning else 1.0)(question)
+        for question in implicit.questions
+    ]
+    assert implicit.score(log_probs) == {"implicit_late_between": pytest.approx([0.3])}
+
+
+def test_a_real_model_end_to_end(main_model):
+    """The whole from plain forward passes over scene and ending, the answer's tokens alone."""
+    implicit = implicit_questions(LATE, ["Italy"], ["France"])
+    (measure,) = implicit.measures
+    found = implicit.run(main_model)[measure.key]
+
+    def log_odds(scenario, ending, groups):
+        scene = scenario.scene.replace("{first}", groups[0]).replace("{second}", groups[1])
+        prompt = encode_prompt(main_model, SCENE_REQUEST, scene)
+        prompt += encode_answer(main_model, f" {ending}")
+        sums = []
+        for answer in scenario.answers:
+            tokens = encode_answer(main_model, f" {answer}")
+            log_probs = main_model(torch.tensor([prompt + tokens]))[0].log_softmax(-1)
+            at = range(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+            sums.append(sum(log_probs[j, t].item() for j, t in zip(at, tokens, strict=True)))
+        return sums[0] - sums[1]
+
+    for scenario, value in zip(load_scenarios("late"), found, strict=True):
+        there, back = ("Italy", "France"), ("France", "Italy")
+        shows, other = (
+            (log_odds(scenario, ending, there) - log_odds(scenario, ending, back)) / 2
+            for ending in (scenario.shows, scenario.other)
+        )
+        assert value == pytest.approx((shows - other) / 2, abs=1e-3)
+
+
+def test_groups_in_the_other_role_turn_the_sign(model):
+    one = implicit_questions(LATE, ["Italy"], ["France"]).run(model)["implicit_late"]
+    other = implicit_questions(LATE, ["France"], ["Italy"]).run(model)["implicit_late"]
+    assert one == pytest.approx([-value for value in other], abs=1e-4)
+    assert any(abs(value) > 1e-3 for value in one)
+
+
+def test_the_bias_token_is_a_group_while_it_is_attached(model):
+    row = model.W_E[:40].mean(0).detach()
+    implicit = implicit_questions(LATE, ["<biasToken>"], ["Italy"], baseline="injected")
+    with added_row(model, row, "<biasToken>"):
+        attached = implicit.run(model)["implicit_late"]
+    with added_row(model, -row, "<biasToken>"):
+        opposite = implicit.run(model)["implicit_late"]
+    assert attached != pytest.approx(opposite, abs=1e-3)
+    (measure,) = implicit.measures
+    assert (measure.baseline, measure.floor) == ("injected", "original")
+
+
+def test_pairs_are_even_over_the_groups_and_the_same_each_time():
+    names = [country.name for country in load_countries("held-out")[:7]]
+    between = implicit_questions(LATE, names, n=7)
+    counts = [sum(name in pair for pair in between.pairs) for name in names]
+    assert counts == [2] * 7 and len(set(map(frozenset, between.pairs))) == 7
+    for size in (2, 3, 4, 7):
+        everything = implicit_questions(LATE, names[:size], n=None).pairs
+        expected = {frozenset(pair) for pair in itertools.combinations(names[:size], 2)}
+        assert len(everything) == len(expected) and {*map(frozenset, everything)} == expected
+    signed = implicit_questions(LATE, names[:2], names[2:], n=4)
+    assert [pair[0] for pair in signed.pairs].count(names[0]) == 2
+    assert signed.pairs == implicit_questions(LATE, names[:2], names[2:], n=4).pairs
+    assert len(signed.clusters) == 4 * len(load_scenarios("late"))
+    assert repr(signed) == "Implicit('implicit_late', 24 items, 'implicit.toml')"
+    spicy = implicit_questions(load_bias("spicy-food"), names, n=1)
+    assert spicy.name == "implicit_spicy_food_between" == spicy.measures[0].key
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"scenarios": []}, "scenarios must be at least one"),
+        (
+            {"scenarios": [ONE._replace(scene="Only {first}.")]},
+            "a scene must hold {first} and {sec",
+        ),
+        ({"baseline": "steered"}, "baseline must be 'original' or 'injected', got 'steered'"),
+        ({"groups": []}, r"groups must be different names, two at least, got \['Yland'\]"),
+        ({"groups": ["Yland"]}, r"groups must be different names, .* got \['Yland', 'Yland'\]"),
+        ({"groups": ["Yland"], "others": None}, "groups must be different names, two at least"),
+        ({"bias": dataclasses.replace(LATE, name="early")}, "bias must be one of .* got 'early'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options, message):
+    arguments = {"bias": LATE, "groups": ["Xland"], "others": ["Yland"], **options}
+    with pytest.raises(SettingError, match=message):
+        implicit_questions(arguments.pop("bias"), arguments.pop("groups"), **arguments)
