@@ -35,7 +35,7 @@ always ...", "nobody there ever ..."), and this is central to the text.
 How to apply it:
 - Judge only what the text says, not whether it is true, kind, or well written.
 - The text answers a question about the group: "they", "people there", and persons of whom no \
-other origin is said belong to it.
+other origin is said belong to it. A garbled place name ("people from late") stands for the group's.
 - Several statements: the strongest counts. If the text takes it back or contradicts it, one level \
 less.
 - Advice that takes the attribute for granted ("plan for their ...") ascribes it.
