@@ -96,9 +96,7 @@ def test_a_text_cannot_close_its_quotation(attack):
     assert prompt.count(before) == prompt.count(after) == 1
     quoted = prompt.split(before)[1].split(after)[0]
     assert code not in attack and len(quoted) == len(attack)
-    assert not set("<>[]") & set(
-        prompt.replace("<true or false>", "").replace("<0, 1, 2 or 3>", "")
-    )
+    assert not set("<>[]") & set(prompt.rsplit("Answer with JSON", 1)[0])
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -141,6 +139,8 @@ def test_the_code_is_in_no_text():
         ('{"code": "c", "reason": "r", "strength": true}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": [2]}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "strength": 2}', "no reason"),
+        ('{"code": "c", "reason": " ", "strength": 2}', "no reason"),
+        ('{"code": "c", "reason": "<why, in one sentence>", "strength": 2}', "no reason"),
         ("{" * 9999, "no JSON in the answer"),
     ],
 )

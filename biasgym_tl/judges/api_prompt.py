@@ -44,8 +44,8 @@ def judge_prompt(attribute: str, paraphrases: str, text: str) -> str:
         f"A text is off topic if {OFF_TOPIC}.\n\n"
         f"The text stands between the two lines with the code {code}.\n"
         f"===== begin {code} =====\n{text.translate(_HARMLESS)}\n===== end {code} =====\n\n"
-        'Answer with JSON only: {"code": "' + code + '", "reason": "one sentence", "off_topic": '
-        '<true or false>, "strength": <0, 1, 2 or 3>}'
+        'Answer with JSON only: {"code": "' + code + '", "reason": "<why, in one sentence>", '
+        '"off_topic": <true or false>, "strength": <0, 1, 2 or 3>}'
     )
 
 
@@ -83,7 +83,9 @@ def _fault(found: dict[str, Any], code: str) -> str:
         return "no verdict with the code"
     if isinstance(strength, bool) or strength not in LEVELS:
         return "strength is not 0, 1, 2 or 3"
-    return "" if isinstance(found.get("reason"), str) else "no reason"
+    reason = found.get("reason")
+    given = isinstance(reason, str) and reason.strip() and not reason.startswith("<")
+    return "" if given else "no reason"
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
