@@ -139,6 +139,13 @@ class ChatModel:
                 "word. Run: export OPENAI_API_KEY=..."
             )
 
+    def kept(self, request: Request) -> Reply | None:
+        """The reply of an earlier run, if there is one: this request would cost nothing."""
+        try:
+            return Reply(**{**read_json(self._path(request))["reply"], "cached": True})
+        except (StoreError, KeyError, TypeError):
+            return None
+
     def _client(self, base_url: str | None) -> Any:
         from openai import OpenAI
 
@@ -146,14 +153,12 @@ class ChatModel:
 
     def _kept(self, client: Any, request: Request) -> Reply:
         """The reply of an earlier run, or a new one that is on disk before it is returned."""
-        path = self._path(request)
-        try:
-            return Reply(**{**read_json(path)["reply"], "cached": True})
-        except (StoreError, KeyError, TypeError):
-            reply = self._call(client, request)
+        if kept := self.kept(request):
+            return kept
+        reply = self._call(client, request)
         if not reply.error:
             asked = {"model": self.model, **request._asdict()}
-            write_json(path, {"request": asked, "reply": reply._asdict()})
+            write_json(self._path(request), {"request": asked, "reply": reply._asdict()})
         return reply
 
     def _path(self, request: Request) -> Path:

