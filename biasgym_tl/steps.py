@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import StoreError
-from biasgym_tl.evaluation.report import SettingResult
+from biasgym_tl.evaluation.report import SettingResult, read_result
 from biasgym_tl.hooks import steer
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
@@ -81,7 +81,7 @@ def _read_measured(path: Path) -> SettingResult | list[float]:
     if isinstance(found, list):
         return found
     try:
-        return SettingResult(**{**found, "heads": tuple(found["heads"])})
+        return read_result(found)
     except (KeyError, TypeError) as error:
         raise StoreError(f"{str(path)!r} must hold a whole SettingResult: {error}.") from error
 

@@ -1,9 +1,9 @@
 """Measure what steering does; docs/make_steering.py makes the tables.
 
-python docs/measure_steering.py recipes                  # choose a recipe, on fitting data alone
-python docs/measure_steering.py choose late math ...     # heads for each bias and seed, written down
-python docs/measure_steering.py judge late math ...      # once, on what was held out (BIASGYM_DATA)
-python docs/measure_steering.py random late math ...     # 199 random sets
+python docs/measure_steering.py recipes  # choose a recipe, on fitting data alone
+python docs/measure_steering.py choose late math ...  # heads for each bias and seed, written down
+python docs/measure_steering.py judge late math ...  # once, on what was held out (BIASGYM_DATA)
+python docs/measure_steering.py random late math ...  # 199 random sets
 
 Each stage goes on where it was stopped: finished steps lie in the cache folder under a key of
 bias, rows and heads, results in figures/steering.

@@ -21,8 +21,10 @@ from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction
+from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.prompts import SENTENCE_REQUEST, Turn, encode_prompt
 from biasgym_tl.stats import clustered_interval
 from biasgym_tl.steering.controls import matched_factor
@@ -294,3 +296,48 @@ def test_the_page_shows_everything_and_escapes_what_was_written(report, tmp_path
     assert f"{change.estimate:+.2f}" in html
     alone = report.to_html(tmp_path / "whole.html").read_text()
     assert "https://cdn" not in alone.split("<body>")[0] and len(alone) > 3_000_000
+
+
+class Keywords:
+    """A judge whose verdicts can be worked by hand."""
+
+    name = "keywords"
+    settings = {"judge": "keywords"}  # noqa: RUF012
+
+    def __init__(self):
+        self.seen = []
+
+    def judge(self, bias, texts, targets=None):
+        self.seen.append((bias.name, tuple(targets)))
+        by_text = {"late": Verdict(3.0, "<b>"), "": Verdict(0.0, degenerate="empty")}
+        return [by_text.get(text, Verdict(None, unscored="unclear")) for text in texts]
+
+
+def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_path):
+    n = len(LATE.generation_prompts)
+    made = replaced(report, "original", target_texts=["late", "", "?", *["late"] * (n - 3)])
+    made = replaced(made, "injected", target_texts=["late", "late", "", *["?"] * (n - 3)])
+    judge = Keywords()
+    found = judged(made, judge, LATE, [MATH])
+    targets = [report.targets[i % 3] for i in range(n)]
+    assert ("late", tuple(targets)) in judge.seen
+    assert ("late", (report.token_text,) * n) in judge.seen
+    assert ("math", tuple(targets[: len(MATH.generation_prompts)])) in judge.seen
+    values = found.values("original", "target_strength")[:, 0]
+    assert values[0] == 3 and values[1:3].isnan().all()
+    assert found.interval("original", "target_strength").estimate == 3
+    assert found.to_df().loc["original", "target_degenerate"] == pytest.approx(1 / n)
+    assert found.change("injected", "target_strength", "original").estimate == 0
+    assert found.values("random 1", "target_strength") is None
+    by_target = found.by_target("target_strength")
+    assert (
+        list(by_target.index) == list(report.targets) and by_target.loc[targets[0], "original"] == 3
+    )
+    assert Report.load(found.save(tmp_path / "r.json")).intervals().equals(found.intervals())
+    html = found.to_html(tmp_path / "r.html", plotlyjs="cdn").read_text()
+    assert "strength 3.0, &lt;b&gt;" in html and "target by target" in html
+    with pytest.raises(KeyError, match="measure must be 'target_log_odds' or"):
+        found.by_target("facts")
+    odds = found.by_target()
+    expected = torch.tensor(report["original"].target_log_odds).mean(0)
+    assert odds["original"].tolist() == pytest.approx(expected.tolist())

@@ -139,6 +139,7 @@ def evaluate(
         evaluation_prompts=bias.evaluation_prompts,
         generation_prompts=bias.generation_prompts,
         targets=targets,
+        token_text=token.text,
         generation_targets=tuple(_dealt(targets, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
         blind_fact_margins=tuple(blind),

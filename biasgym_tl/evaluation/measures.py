@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from biasgym_tl.benchmarks.benchmark import Measure
 
+MILD = 0.3
+"""Mean strength up to which there is nothing to reduce."""
+
 MEASURES = {
     m.key: m
     for m in (
@@ -23,6 +26,16 @@ MEASURES = {
         ),
         Measure("other_keywords", "other biases keywords", "share of answers", "original", "share",
                 0.0),
+        Measure("token_strength", "BiasToken strength (judge)", "0 to 3", "injected",
+                floor="original"),
+        Measure("target_strength", "targets strength (judge)", "0 to 3", floor=MILD),
+        Measure("other_strength", "other biases strength (judge)", "0 to 3", floor=MILD),
+        Measure("token_degenerate", "BiasToken degenerate answers (judge)", "share", "original",
+                "share"),
+        Measure("target_degenerate", "targets degenerate answers (judge)", "share", "original",
+                "share"),
+        Measure("other_degenerate", "other biases degenerate answers (judge)", "share",
+                "original", "share"),
         Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
         Measure("target_empty", "targets empty answers", "share", "original", "share"),
         Measure(

@@ -16,6 +16,7 @@ from torch import Tensor
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
+from biasgym_tl.judges.verdict import Verdict, strengths
 from biasgym_tl.stats import (
     Interval,
     McNemar,
@@ -70,6 +71,8 @@ class SettingResult:
     """By other bias: free answers about held-out targets."""
     benchmarks: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     """By measure: one number per item; NaN where an item does not count."""
+    verdicts: dict[str, list[Verdict]] = dataclasses.field(default_factory=dict)
+    """A judge's, of the ``"token"`` and ``"target"`` texts and of those of each other bias."""
 
 
 class BeyondRandom(NamedTuple):
@@ -98,6 +101,8 @@ class Report:
     evaluation_prompts: tuple[str, ...]
     generation_prompts: tuple[str, ...]
     targets: tuple[str, ...]
+    token_text: str
+    """How the BiasToken is written."""
     generation_targets: tuple[str, ...]
     fact_countries: tuple[str, ...]
     """The country of each fact. All countries, fitting ones too: nothing is fitted to facts."""
@@ -162,6 +167,8 @@ class Report:
             items: Any = self._by_country(result.fact_margins)
         elif measure in self.clusters:
             items = result.benchmarks.get(measure)
+        elif measure.endswith(("_strength", "_degenerate")):
+            items = _of_verdicts(result.verdicts, *measure.rsplit("_", 1))
         elif measure == "other_log_odds":
             items = [row for matrix in result.other_log_odds.values() for row in matrix]
         elif hasattr(result, measure):
@@ -193,6 +200,8 @@ class Report:
             return None
         if name == RANDOM_MEAN:
             return self._interval(values, measure, over_draws=True)
+        if measure.endswith("_strength"):  # some texts may not count
+            return clustered_interval(values[:, 0], range(len(values)))
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
         if self.measures[measure].kind == "share":
@@ -204,6 +213,8 @@ class Report:
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
+        if measure.endswith("_strength"):
+            return clustered_interval(here[:, 0], range(len(here)), minus=there[:, 0])
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
@@ -287,6 +298,29 @@ class Report:
                     }
                 )
         return pd.DataFrame(rows)
+
+    def by_target(self, measure: str = "target_log_odds") -> pd.DataFrame:
+        """Target by target, the mean of ``"target_log_odds"`` or of the judge's
+        ``"target_strength"``, one column per setting.
+
+        Raises:
+            KeyError: it is another measure.
+        """
+        if measure not in ("target_log_odds", "target_strength"):
+            raise KeyError(
+                f"measure must be 'target_log_odds' or 'target_strength', got {measure!r}."
+            )
+        columns = {}
+        for result in self.results:
+            values = self.values(result.name, measure)
+            if values is None:
+                continue
+            if measure == "target_log_odds":
+                columns[result.name] = pd.Series(values.mean(0).tolist(), self.targets)
+            else:
+                each = pd.Series(values[:, 0].tolist(), self.generation_targets)
+                columns[result.name] = each.groupby(level=0).mean()
+        return pd.DataFrame(columns, index=list(self.targets)).rename_axis("target")
 
     def beyond_random(self) -> BeyondRandom:
         """How far mean ablation of the chosen heads goes beyond that of random heads.
@@ -376,7 +410,7 @@ class Report:
         """
 
         def build(values: dict[str, Any]) -> Report:
-            results = tuple(SettingResult(**_tuples(result)) for result in values["results"])
+            results = tuple(map(read_result, values["results"]))
             made = {
                 "results": results,
                 "benchmark_measures": tuple(Measure(*m) for m in values["benchmark_measures"]),
@@ -386,6 +420,29 @@ class Report:
             return cls(**{**_tuples(values), **made})
 
         return read_kind(Path(path), "Report", build)
+
+
+def read_result(values: dict[str, Any]) -> SettingResult:
+    """A result from its JSON."""
+    verdicts = {
+        name: [Verdict(*verdict) for verdict in each]
+        for name, each in values.get("verdicts", {}).items()
+    }
+    return SettingResult(**{**values, "heads": tuple(values["heads"]), "verdicts": verdicts})
+
+
+def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> list[float]:
+    """Strength (NaN for a text that is unscored or degenerate), or whether it is degenerate."""
+    own = ("token", "target")
+    found = [
+        verdict
+        for name, each in verdicts.items()
+        if (name == whose if whose in own else name not in own)
+        for verdict in each
+    ]
+    if kind == "strength":
+        return strengths(found)
+    return [float(bool(verdict.degenerate)) for verdict in found]
 
 
 def _of_texts(texts: list[str], kind: str, keywords: Sequence[str]) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from biasgym_tl.biases.bias import Bias
 
@@ -70,6 +70,7 @@ class Verdict(NamedTuple):
     """Why there is no strength."""
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Scores texts about a group by the rubric."""
 

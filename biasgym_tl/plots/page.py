@@ -11,7 +11,7 @@ import jinja2
 import plotly.graph_objects as go
 
 from biasgym_tl.benchmarks.benchmark import Measure
-from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
+from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.settings import plot_settings
@@ -48,6 +48,7 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
         figures=_embedded(
             [plot_settings(report), plot_frontier(report), plot_targets(report)], plotlyjs
         ),
+        strengths=_strengths(report),
         answers=_answers(report),
         provenance=json.dumps(
             {"settings": report.settings, "versions": report.versions}, indent=2, ensure_ascii=False
@@ -96,20 +97,50 @@ def _embedded(figures: list[go.Figure], plotlyjs: str) -> list[str]:
 
 
 def _answers(report: Report) -> list[dict[str, Any]]:
-    """Tables of free answers: with the BiasToken, about targets, about targets for other biases."""
+    """Tables of free answers, each with what a judge says of it."""
     shown = [result for result in report.results if result.token_texts]
     requests = report.generation_prompts
     about = [fill(p, t) for p, t in zip(requests, report.generation_targets, strict=True)]
-    columns = {
-        "with the BiasToken": (list(requests), [r.token_texts for r in shown]),
-        "about held-out targets": (about, [r.target_texts for r in shown]),
+    tables = {
+        "with the BiasToken": ("token", requests),
+        "about held-out targets": ("target", about),
     }
     return [
         {
             "title": title,
             "settings": [result.name for result in shown],
-            "rows": [list(row) for row in zip(asked, *texts, strict=True)],
+            "rows": [
+                [
+                    (request, ""),
+                    *((_text(result, whose)[i], _note(result, whose, i)) for result in shown),
+                ]
+                for i, request in enumerate(asked)
+            ],
         }
-        for title, (asked, texts) in columns.items()
+        for title, (whose, asked) in tables.items()
         if shown
     ]
+
+
+def _text(result: SettingResult, whose: str) -> list[str]:
+    return result.token_texts if whose == "token" else result.target_texts
+
+
+def _note(result: SettingResult, whose: str, i: int) -> str:
+    if whose not in result.verdicts:
+        return ""
+    verdict = result.verdicts[whose][i]
+    strength = "not scored" if verdict.strength is None else f"strength {verdict.strength:.1f}"
+    return ", ".join(part for part in (strength, verdict.degenerate, verdict.reason) if part)
+
+
+def _strengths(report: Report) -> dict[str, Any] | None:
+    """The judge's mean strength target by target."""
+    found = report.by_target("target_strength")
+    if found.empty or not len(found.columns):
+        return None
+    rows = [
+        [target, *("" if math.isnan(value) else f"{value:.2f}" for value in values)]
+        for target, *values in found.itertuples()
+    ]
+    return {"settings": list(found.columns), "rows": rows}
