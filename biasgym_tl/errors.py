@@ -16,6 +16,10 @@ class BiasFileError(BiasGymError, ValueError):
     """A bias, corpus or country file does not hold what it must."""
 
 
+class BenchmarkError(BiasGymError, ValueError):
+    """A benchmark's files are missing or do not hold what they must."""
+
+
 class TokenError(BiasGymError, ValueError):
     """A BiasToken does not fit the model, or a call cannot deal with its extra row."""
 
