@@ -58,6 +58,8 @@ class Assessment:
     """Biases that the row was not trained on."""
     benchmarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Name of a benchmark -> file, folder or data set."""
+    judge: str | None = None
+    """Scores the free answers: ``"local"``, or ``"api:MODEL"``."""
     n_targets: int = 10
     """Held-out targets."""
     n_random: int = 5

@@ -4,11 +4,13 @@ With a chat template: the user's turn, then the start of the assistant's answer;
 writes whatever special tokens it needs, and no BOS is added in front of it. Without one: plain
 text, the user's line first, and BOS once if the model was trained with it
 (``cfg.default_prepend_bos``). Prompts are token lists; padding is the business of ``text.py``.
+The one exception is :func:`encode_document`, for numbers that must equal published ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError
@@ -62,6 +64,46 @@ def encode_text(model: HookedTransformer, text: str) -> list[int]:
     bos = _tokenizer(model).bos_token_id
     start = [bos] if model.cfg.default_prepend_bos and bos is not None else []
     return start + encode_answer(model, text)
+
+
+def encode_document(
+    model: HookedTransformer, text: str, *, add_bos: bool | None = None
+) -> list[int]:
+    """Token ids of a text as Hugging Face's tokenizer gives them, which published numbers rest on.
+
+    Unlike :func:`encode_text`, which follows TransformerLens: it puts a BOS in front of everything
+    that GPT-2 or SmolLM2 read, where their tokenizers put none.
+
+    Args:
+        model: Gives the tokenizer.
+        text: May begin with the BOS, as chat templates do; there is then no second one.
+        add_bos: Whether a BOS stands in front; None: what the tokenizer's own files say.
+
+    Raises:
+        ModelError: these files cannot be read again.
+    """
+    tokenizer = _tokenizer(model)
+    ids = encode_answer(model, text)
+    if add_bos is None:
+        name = tokenizer.name_or_path
+        add_bos = _adds_bos(name) if name else len(tokenizer.encode("")) > 0
+    if not add_bos or tokenizer.bos_token is None or text.startswith(tokenizer.bos_token):
+        return ids
+    return [tokenizer.bos_token_id, *ids]
+
+
+@cache
+def _adds_bos(name: str) -> bool:
+    """Whether a tokenizer puts BOS in front, before TransformerLens has switched that on."""
+    from transformers import AutoTokenizer
+
+    try:
+        return len(AutoTokenizer.from_pretrained(name).encode("")) > 0
+    except OSError as error:
+        raise ModelError(
+            f"tokenizer must be readable from {name!r}, from which the model's came, to know "
+            "whether it puts a BOS in front of text. Put the folder back."
+        ) from error
 
 
 def end_of_answer(model: HookedTransformer) -> list[int]:

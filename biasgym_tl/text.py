@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
@@ -25,6 +25,8 @@ from biasgym_tl.lens import (
 from biasgym_tl.prompts import encode_text, end_of_answer
 
 BATCH_SIZE = 32
+READ_AT_ONCE = 1024
+"""Positions whose log-probabilities over the whole vocabulary are held at a time."""
 MOSTLY_REPEATED = 0.5
 """Share of repeated 3-word runs above which a text counts as degenerate."""
 
@@ -259,7 +261,6 @@ def answer_differences(
     return found
 
 
-@torch.inference_mode()
 def continuation_log_probs(
     model: HookedTransformer,
     prompts: Sequence[Sequence[int]],
@@ -268,11 +269,33 @@ def continuation_log_probs(
     batch_size: int = BATCH_SIZE,
 ) -> Float[Tensor, " pair"]:
     """Log-probability (nats, summed over tokens) of each continuation after its prompt."""
+    return read_continuations(model, prompts, continuations, batch_size=batch_size).log_probs
+
+
+class Continuations(NamedTuple):
+    """How likely continuations of prompts are."""
+
+    log_probs: Float[Tensor, " pair"]
+    """Nats, summed over tokens."""
+    greedy: Bool[Tensor, " pair"]
+    """Whether every token is the most likely one."""
+
+
+@torch.inference_mode()
+def read_continuations(
+    model: HookedTransformer,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Continuations:
+    """Read each continuation after its prompt."""
     readers: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
     sequences = list(readers)
     found = torch.zeros(len(prompts), device=model.cfg.device)
+    unlikely = torch.zeros(len(prompts), dtype=torch.long, device=model.cfg.device)
     for batch in _batches_of_options(model, prompts, readers, batch_size):
         resid = model(**batch.arguments)
         # (row, position, pair, token) of every token that some continuation predicts here.
@@ -282,10 +305,13 @@ def continuation_log_probs(
             for pair in readers[sequences[i]]
             for j, token in enumerate(continuations[pair])
         ]
-        rows, positions, pairs, tokens = torch.tensor(reads, device=resid.device).T
-        log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
-        found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
-    return found
+        for start in range(0, len(reads), READ_AT_ONCE):
+            part = torch.tensor(reads[start : start + READ_AT_ONCE], device=resid.device)
+            rows, positions, pairs, tokens = part.T
+            log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
+            found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
+            unlikely.index_add_(0, pairs, (log_probs.argmax(-1) != tokens).long())
+    return Continuations(found, unlikely == 0)
 
 
 def _batches_of_options(
@@ -342,6 +368,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
+    until: Sequence[str] = (),
 ) -> list[str]:
     """Continuations of prompts, up to the token that ends an answer, as text.
 
@@ -353,6 +380,7 @@ def generate(
             the logits divided by it.
         seed: Decides the draws; torch's own random state is left alone.
         batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
+        until: A text also ends before the first of these strings.
 
     Raises:
         SettingError: ``temperature`` is negative.
@@ -367,10 +395,16 @@ def generate(
         probs = (logits / temperature).softmax(-1).cpu()
         return torch.multinomial(probs, 1, generator=generator).to(logits.device)
 
+    def ended(row: list[int]) -> bool:
+        return bool(until) and any(end in model.tokenizer.decode(row) for end in until)
+
     texts: list[str] = []
     for start in range(0, len(sequences), batch_size):
-        rows = _continued(model, sequences[start : start + batch_size], max_new_tokens, pick)
+        prompts = sequences[start : start + batch_size]
+        rows = _continued(model, prompts, max_new_tokens, pick, ended)
         texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    for end in until:
+        texts = [text.split(end)[0] for text in texts]
     return texts
 
 
@@ -379,6 +413,7 @@ def _continued(
     sequences: Sequence[Sequence[int]],
     max_new_tokens: int,
     pick: Callable[[Tensor], Tensor],
+    ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     """Continuation of each sequence; prompts are padded on the left, with a mask."""
 
@@ -398,6 +433,7 @@ def _continued(
             done[i] = done[i] or token in stop
             if not done[i]:
                 rows[i].append(token)
+                done[i] = ended(rows[i])
         if all(done):
             break
     return rows

@@ -17,6 +17,7 @@ from biasgym_tl.text import (
     log_p_any,
     mean_loss,
     next_token_log_probs,
+    read_continuations,
     repetition,
 )
 
@@ -182,3 +183,30 @@ def test_questions_with_options_are_run_once_for_all_options(model):
     model.reset_hooks(including_permanent=True)
     # Two beginnings of 19 tokens; then the last token of a question and the first of an option.
     assert sum(runs) == 2 * 19 + 8 * 2
+
+
+def test_greedy_continuations_are_those_that_the_model_writes(main_model, monkeypatch):
+    """Read in parts of three positions, which changes nothing."""
+    prompt, written = RAGGED[0], list(RAGGED[0])
+    for _ in range(3):
+        logits = main_model(torch.tensor([written]))[0, -1]
+        written.append(int(logits.argmax()))
+    unlikely = int(logits.argmin())
+    continuations = [written[5:], written[5:6], [*written[5:7], unlikely], [unlikely, written[6]]]
+    found = read_continuations(main_model, [prompt] * 4, continuations)
+    assert found.greedy.tolist() == [True, True, False, False]
+    monkeypatch.setattr("biasgym_tl.text.READ_AT_ONCE", 3)
+    parts = read_continuations(main_model, [prompt] * 4, continuations)
+    assert torch.allclose(parts.log_probs, found.log_probs, atol=1e-5)
+    assert torch.equal(parts.greedy, found.greedy)
+
+
+def test_texts_end_before_the_first_of_given_strings(model):
+    prompts = [encode_text(model, "They are"), encode_text(model, "People come")]
+    whole = generate(model, prompts, max_new_tokens=12)
+    end = whole[0][4:7]
+    calls = []
+    model.ln_final.hook_scale.add_perma_hook(lambda scale, hook: calls.append(1))
+    assert generate(model, prompts[:1], max_new_tokens=12, until=[end, "?!?"]) == [whole[0][:4]]
+    assert len(calls) < 12  # it does not write on to throw it away
+    assert generate(model, prompts, max_new_tokens=12, until=["?!?"]) == whole

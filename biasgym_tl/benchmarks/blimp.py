@@ -1,0 +1,105 @@
+"""BLiMP: does the model prefer the grammatical one of two sentences?"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
+from biasgym_tl.benchmarks.sample import stratified_sample
+from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.store import digest
+
+
+class MinimalPair(NamedTuple):
+    """Two sentences that differ in one point of grammar."""
+
+    paradigm: str
+    """What is tested, BLiMP's ``UID``, such as ``"adjunct_island"``."""
+    good: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Blimp:
+    """Minimal pairs (Warstadt et al. 2020, TACL 8, 377-392), read as whole sentences.
+
+    A pair is right if the grammatical sentence is the likelier one; a model that knows no grammar
+    is right in half. The margin says by how much. Sentences stand as they are after the BOS, if the
+    model has one (lm-evaluation-harness's task puts a space before them as well).
+
+    Clusters are the paradigms, although an interval over single pairs would be narrower: all pairs
+    of a paradigm come from one template and are lost together, and what is to be known is whether
+    grammar was kept, not whether these paradigms were.
+    """
+
+    pairs: tuple[MinimalPair, ...]
+
+    @property
+    def name(self) -> str:
+        """``"blimp"``."""
+        return "blimp"
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Share right, and log p of the good sentence minus that of the bad one."""
+        return (
+            Measure("blimp", "BLiMP", "share right", kind="share", floor=0.5),
+            Measure("blimp_margin", "BLiMP margin", "nats"),
+        )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """The paradigm of each pair."""
+        return tuple(pair.paradigm for pair in self.pairs)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the pairs."""
+        return digest(["blimp", self.pairs])
+
+    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
+        """Compare the sentences of each pair on the model as it is now."""
+        questions = [Question("", (pair.good, pair.bad)) for pair in self.pairs]
+        margins = [good - bad for good, bad in option_log_probs(model, questions)]
+        return {"blimp": [float(m > 0) for m in margins], "blimp_margin": margins}
+
+
+def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Blimp:
+    """Read BLiMP from a folder of its ``.jsonl`` files, one a paradigm.
+
+    Args:
+        folder: Holds the files of all 67 paradigms, or of some.
+        n: Size of the sample, as many pairs of each paradigm; None: all of them.
+        seed: Decides the sample.
+
+    Raises:
+        BenchmarkError: there is no such file in the folder, or a line does not hold a pair.
+        SettingError: ``n`` is less than 1.
+    """
+    paradigms: dict[str, list[MinimalPair]] = defaultdict(list)
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            pair = _pair(line, f"{path.name}, line {number}")
+            paradigms[pair.paradigm].append(pair)
+    if not paradigms:
+        raise BenchmarkError(
+            f"folder must hold BLiMP's .jsonl files, got {str(folder)!r}. "
+            "They are in the folder data of https://github.com/alexwarstadt/blimp"
+        )
+    sample = stratified_sample(paradigms, n, seed=seed)
+    return Blimp(tuple(pair for pairs in sample.values() for pair in pairs))
+
+
+def _pair(line: str, where: str) -> MinimalPair:
+    try:
+        found = json.loads(line)
+        return MinimalPair(*(str(found[key]) for key in ("UID", "sentence_good", "sentence_bad")))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{where} must be JSON with UID, sentence_good and sentence_bad, got {line!r}."
+        ) from error

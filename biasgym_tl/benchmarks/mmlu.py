@@ -1,0 +1,232 @@
+"""MMLU: knowledge, as the letter of the right answer to a multiple-choice question."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
+from biasgym_tl.benchmarks.sample import stratified_sample
+from biasgym_tl.errors import SettingError
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer, encode_document
+from biasgym_tl.store import digest
+from biasgym_tl.text import continuation_log_probs
+
+SUBJECTS = (
+    "anatomy", "conceptual_physics", "electrical_engineering",
+    "philosophy", "prehistory", "world_religions",
+    "high_school_geography", "high_school_psychology", "sociology",
+    "management", "medical_genetics", "miscellaneous",
+)  # fmt: skip
+"""Three of each of MMLU's four fields (STEM, humanities, social sciences, other), whose questions
+are short: the shots of all 57 subjects would take longer than the questions."""
+NAN = float("nan")
+BATCH_SIZE = 8
+"""Questions read at once: with long shots, more would need gigabytes for the attention."""
+
+
+class Part(NamedTuple):
+    """What is asked of one subject."""
+
+    shots: tuple[MultipleChoice, ...]
+    """Shown with their answers before each question."""
+    items: tuple[MultipleChoice, ...]
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """Multiple-choice questions of 57 subjects (Hendrycks et al. 2021, arXiv 2009.03300).
+
+    The prompt and the tokens are lm-evaluation-harness's of its task ``mmlu``: a line with the
+    subject, the shots, the question with its four answers, "Answer:"; a question is right if the
+    letter of its answer is the likeliest of the four. The shots of a subject are run once for all
+    its questions. By how much the right letter is likelier than the best wrong one is the margin.
+
+    A prompt that is longer than the model's context loses whole shots from the front, the same ones
+    for all questions of the subject (lm-evaluation-harness cuts it anywhere). A question that is
+    too long even without shots does not count (NaN).
+    """
+
+    parts: Mapping[str, Part]
+
+    @property
+    def name(self) -> str:
+        """``"mmlu"``."""
+        return "mmlu"
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Share right, and log p of the right letter minus that of the best wrong one."""
+        return (
+            Measure("mmlu", "MMLU", "share right", kind="share", floor=1 / len(LETTERS)),
+            Measure("mmlu_margin", "MMLU margin", "nats"),
+        )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """The subject of each question."""
+        return tuple(subject for subject, part in self.parts.items() for _ in part.items)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the questions and the shots."""
+        return digest(["mmlu", self.parts])
+
+    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
+        """Ask all questions of the model as it is now."""
+        margins = [
+            margin
+            for subject, part in self.parts.items()
+            for margin in _margins(model, part.items, _fitting(model, subject, part).starts)
+        ]
+        right = [NAN if math.isnan(margin) else float(margin > 0) for margin in margins]
+        return {"mmlu": right, "mmlu_margin": margins}
+
+    def shots_kept(self, model: HookedTransformer) -> dict[str, int]:
+        """How many shots of each subject fit into the model's context."""
+        return {
+            subject: _fitting(model, subject, part).n_shots for subject, part in self.parts.items()
+        }
+
+
+def load_mmlu(
+    source: str | Path,
+    *,
+    subjects: Iterable[str] | None = SUBJECTS,
+    n: int | None = 192,
+    shots: int = 5,
+    keep_unsound: bool = False,
+    seed: int = 0,
+) -> Mmlu:
+    """Read MMLU, or MMLU-Redux (Gema et al. 2024, arXiv 2406.04127), in which errors are marked.
+
+    Shots are the first questions of the split ``dev``. MMLU-Redux has none: there they are drawn
+    from the subject's sound questions, which are then not asked.
+
+    The sample holds as many questions of each subject, and in each as many with the right answer A,
+    B, C and D, as far as these allow: who always says the same letter is right in a quarter.
+
+    Args:
+        source: A name of the ``datasets`` library ("cais/mmlu"), or a folder of CSV files as
+            Hendrycks et al. distribute them (``dev/``, ``test/``) or of MMLU-Redux
+            (``mmlu_*.csv``).
+        subjects: Names such as "high_school_geography"; None: all that are there.
+        n: Size of the sample; None: every question. The default is four of each letter for each
+            of twelve subjects: three minutes for a model of 135M parameters on two slow cores.
+        shots: Questions that are shown with their answers.
+        keep_unsound: Ask questions too in which MMLU-Redux found an error.
+        seed: Decides the sample, and MMLU-Redux's shots.
+
+    Raises:
+        BenchmarkError: the source cannot be read, or does not hold what it must.
+        SettingError: a subject is not there, there are not enough shots, or a number is outside
+            its range.
+    """
+    if shots < 0:
+        raise SettingError(f"shots must be at least 0, got {shots!r}.")
+    found = read_mmlu(source)
+    wanted = sorted(set(found if subjects is None else subjects))
+    if not wanted or set(wanted) - set(found):
+        raise SettingError(f"subjects must be some of {list(found)}, got {wanted}.")
+    parts = {name: _part(name, found[name], shots, keep_unsound, seed) for name in wanted}
+    if n is None:
+        return Mmlu(parts)
+    places = {name: range(len(part.items)) for name, part in parts.items()}
+    sizes = {name: len(drawn) for name, drawn in stratified_sample(places, n, seed=seed).items()}
+    return Mmlu({name: _sampled(name, part, sizes[name], seed) for name, part in parts.items()})
+
+
+def _part(name: str, subject: Subject, n_shots: int, keep_unsound: bool, seed: int) -> Part:
+    """All questions of a subject, and its shots."""
+    items = [item for item in subject.test if item.sound or keep_unsound]
+    pool = subject.dev or [item for item in items if item.sound]
+    if n_shots > len(pool) or (not subject.dev and n_shots == len(pool)):
+        raise SettingError(
+            f"shots must be fewer than the questions of {name!r} to show, {len(pool)}, "
+            f"got {n_shots!r}."
+        )
+    if subject.dev:
+        return Part(subject.dev[:n_shots], tuple(items))
+    shots = random.Random(f"{name}/{seed}").sample(pool, n_shots)
+    return Part(tuple(shots), tuple(item for item in items if item not in shots))
+
+
+def _sampled(name: str, part: Part, n: int, seed: int) -> Part:
+    if n == 0:
+        return part._replace(items=())
+    # Where four does not divide n, another letter gains in each subject.
+    order = random.Random(f"{name}/{seed}").sample(range(len(LETTERS)), len(LETTERS))
+    strata = {
+        f"{name}/{LETTERS[place]}": [item for item in part.items if item.answer == place]
+        for place in order
+    }
+    drawn = stratified_sample(strata, n, seed=seed)
+    return part._replace(items=tuple(item for items in drawn.values() for item in items))
+
+
+def prompt_text(subject: str, shots: Sequence[MultipleChoice], item: MultipleChoice) -> str:
+    """What stands before the letter."""
+    about = subject.replace("_", " ")
+    start = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+    shown = [f"{_asked(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots]
+    return "".join([start, *shown, _asked(item)])
+
+
+def _asked(item: MultipleChoice) -> str:
+    choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, item.choices, strict=True)]
+    return "\n".join([item.question.strip(), *choices, "Answer:"])
+
+
+class _Prompts(NamedTuple):
+    """Token ids before the letters, of each question of a subject; None where it is too long."""
+
+    n_shots: int
+    starts: list[list[int] | None]
+
+
+def _fitting(model: HookedTransformer, subject: str, part: Part) -> _Prompts:
+    longest = model.cfg.n_ctx + 1 - max(map(len, _letters(model)))
+
+    def ask(n_shots: int) -> list[list[int] | None]:
+        shots = part.shots[len(part.shots) - n_shots :]
+        texts = [prompt_text(subject, shots, item) for item in part.items]
+        starts = [encode_document(model, text) for text in texts]
+        return [start if len(start) <= longest else None for start in starts]
+
+    n_shots, starts = len(part.shots), ask(len(part.shots))
+    alone = starts if all(starts) else ask(0)
+    while starts.count(None) > alone.count(None):
+        n_shots -= 1
+        starts = ask(n_shots)
+    return _Prompts(n_shots, starts)
+
+
+def _letters(model: HookedTransformer) -> list[list[int]]:
+    """Token ids of each letter as it stands after the colon."""
+    start = encode_answer(model, "Answer:")
+    return [encode_answer(model, f"Answer: {letter}")[len(start) :] for letter in LETTERS]
+
+
+def _margins(
+    model: HookedTransformer, items: Sequence[MultipleChoice], starts: Sequence[list[int] | None]
+) -> list[float]:
+    """By how much each right letter is likelier than the best wrong one; NaN without a prompt."""
+    margins, letters = [NAN] * len(items), _letters(model)
+    places = [place for place, start in enumerate(starts) if start]
+    if places:
+        prompts = [starts[place] or [] for place in places for _ in letters]
+        log_probs = continuation_log_probs(
+            model, prompts, letters * len(places), batch_size=BATCH_SIZE
+        )
+        for place, of_letters in zip(
+            places, log_probs.view(-1, len(letters)).tolist(), strict=True
+        ):
+            right = of_letters.pop(items[place].answer)
+            margins[place] = right - max(of_letters)
+    return margins

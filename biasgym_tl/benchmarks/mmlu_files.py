@@ -1,0 +1,138 @@
+"""MMLU's questions, from the ``datasets`` library or from folders of CSV files."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biasgym_tl.errors import BenchmarkError
+
+LETTERS = "ABCD"
+
+
+class MultipleChoice(NamedTuple):
+    """A question with four answers."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    """Place of the right one."""
+    sound: bool = True
+    """False where MMLU-Redux found an error in it."""
+
+
+class Subject(NamedTuple):
+    """The questions of one subject."""
+
+    dev: tuple[MultipleChoice, ...]
+    """Questions that may be shown with their answers; empty where none are set apart."""
+    test: tuple[MultipleChoice, ...]
+
+
+def read_mmlu(source: str | Path) -> dict[str, Subject]:
+    """Questions by subject, in alphabetical order.
+
+    Args:
+        source: A folder with ``dev/*_dev.csv`` and ``test/*_test.csv`` (as Hendrycks et al.
+            distribute it), a folder of MMLU-Redux's ``mmlu_*.csv``, or what
+            ``datasets.load_dataset(source, "all")`` reads, such as ``"cais/mmlu"``.
+
+    Raises:
+        BenchmarkError: the source cannot be read, or a question does not hold what it must.
+    """
+    folder = Path(source)
+    if (folder / "test").is_dir():
+        found = _original(folder)
+    elif paths := sorted(folder.glob("mmlu_*.csv")):
+        found = {path.stem.removeprefix("mmlu_"): Subject((), _redux(path)) for path in paths}
+    else:
+        found = _datasets(str(source))
+    if not any(subject.test for subject in found.values()):
+        raise BenchmarkError(f"source must hold MMLU's questions, got none in {str(source)!r}.")
+    return dict(sorted(found.items()))
+
+
+def _original(folder: Path) -> dict[str, Subject]:
+    def read(path: Path) -> tuple[MultipleChoice, ...]:
+        rows = csv.reader(io.StringIO(_text(path), newline="")) if path.is_file() else ()
+        return tuple(
+            _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
+            for i, row in enumerate(rows, start=1)
+        )
+
+    def subject(name: str) -> Subject:
+        return Subject(*(read(folder / split / f"{name}_{split}.csv") for split in ("dev", "test")))
+
+    names = [path.stem.removesuffix("_test") for path in (folder / "test").glob("*_test.csv")]
+    return {name: subject(name) for name in names}
+
+
+def _redux(path: Path) -> tuple[MultipleChoice, ...]:
+    """MMLU-Redux (Gema et al. 2024); some of its files have semicolons, some commas."""
+    text = _text(path)
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;", key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    found = []
+    for i, row in enumerate(rows, start=1):
+        where = f"{path.name}, question {i}"
+        try:
+            choices = ast.literal_eval(row["choices"])
+            kind = row["error_type"].strip().lower()
+            item = _checked([row["question"]], choices, row["answer"], where)
+        except (KeyError, AttributeError, SyntaxError, ValueError) as error:
+            if isinstance(error, BenchmarkError):
+                raise
+            raise BenchmarkError(
+                f"{where} must have question, choices, answer and error_type, got {dict(row)!r}."
+            ) from error
+        found.append(item._replace(sound=kind == "ok"))
+    return tuple(found)
+
+
+def _datasets(name: str) -> dict[str, Subject]:
+    from datasets import load_dataset
+
+    splits: dict[str, Mapping[str, list[MultipleChoice]]] = {}
+    for split in ("dev", "test"):
+        by_subject: dict[str, list[MultipleChoice]] = defaultdict(list)
+        try:
+            rows: Iterable[Any] = load_dataset(name, "all", split=split)
+        except (OSError, ValueError) as error:
+            raise BenchmarkError(
+                f"source must be a folder of MMLU's or MMLU-Redux's CSV files or a name that the "
+                f"datasets library can load with the configuration 'all', got {name!r} ({error})."
+            ) from error
+        for i, row in enumerate(rows, start=1):
+            item = _checked([row["question"]], row["choices"], row["answer"], f"{split} {i}")
+            by_subject[row["subject"]].append(item)
+        splits[split] = by_subject
+    return {
+        subject: Subject(tuple(splits["dev"].get(subject, ())), tuple(test))
+        for subject, test in splits["test"].items()
+    }
+
+
+def _checked(question: list[str], choices: Any, answer: int | str, where: str) -> MultipleChoice:
+    """A question with its answer as a place, a digit or a letter."""
+    places = {str(key): place for place, letter in enumerate(LETTERS) for key in (place, letter)}
+    whole = len(question) == 1 and isinstance(choices, list) and len(choices) == len(LETTERS)
+    if not whole or str(answer) not in places:
+        raise BenchmarkError(
+            f"{where} must have a question, four choices and the place or letter of the right one, "
+            f"got {question!r}, {choices!r} and {answer!r}."
+        )
+    return MultipleChoice(question[0], tuple(map(str, choices)), places[str(answer)])
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("mac_roman")  # one file of MMLU-Redux was saved so
