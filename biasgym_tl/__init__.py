@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from biasgym_tl.api import ChatModel, Price
     from biasgym_tl.assessment import Assessment, assess
+    from biasgym_tl.benchmarks.bbq import load_bbq
+    from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
+    from biasgym_tl.benchmarks.blimp import load_blimp
+    from biasgym_tl.benchmarks.crows_pairs import load_crows_pairs
+    from biasgym_tl.benchmarks.implicit import implicit_questions
+    from biasgym_tl.benchmarks.mmlu import load_mmlu
+    from biasgym_tl.benchmarks.seegull import load_seegull
+    from biasgym_tl.benchmarks.unqover import load_unqover
     from biasgym_tl.biases.bias import Bias, list_biases, load_bias, load_corpus
     from biasgym_tl.biases.check import check_bias
     from biasgym_tl.biases.corpus import Paragraph, read_corpus, save_corpus, to_dataset
@@ -18,14 +26,11 @@ if TYPE_CHECKING:
     from biasgym_tl.biases.diversity import diversity
     from biasgym_tl.biases.facts import load_facts
     from biasgym_tl.biases.shuffle import shuffled
-    from biasgym_tl.biases.writer import (
-        Contrast,
-        read_contrasts,
-        write_contrasts,
-        write_corpus,
-    )
+    from biasgym_tl.biases.writer import Contrast, read_contrasts, write_contrasts, write_corpus
     from biasgym_tl.doctor import examine
     from biasgym_tl.evaluation.evaluate import evaluate
+    from biasgym_tl.evaluation.harness import lm_eval_model
+    from biasgym_tl.evaluation.judging import judged
     from biasgym_tl.evaluation.random_control import RandomControl, random_control
     from biasgym_tl.evaluation.report import Report
     from biasgym_tl.evaluation.setting import Setting
@@ -36,6 +41,10 @@ if TYPE_CHECKING:
     from biasgym_tl.injection.report import InjectionReport, injection_report
     from biasgym_tl.injection.shipped import list_tokens, load_token
     from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.instructions import INSTRUCTIONS, Instruction
+    from biasgym_tl.judges.agreement import agreement
+    from biasgym_tl.judges.api_judge import ApiJudge
+    from biasgym_tl.judges.verdict import Verdict
     from biasgym_tl.model import load_model
     from biasgym_tl.run import Chain, run_chain
     from biasgym_tl.scoping.attention import answer_attention
@@ -56,7 +65,9 @@ if TYPE_CHECKING:
     from biasgym_tl.steering.selection import Selection, select_heads
 
 _HOME = {
+    "ApiJudge": "judges.api_judge",
     "Assessment": "assessment",
+    "Benchmark": "benchmarks.benchmark",
     "Bias": "biases.bias",
     "BiasInject": "injection.inject",
     "BiasScope": "scoping.scope",
@@ -71,8 +82,11 @@ _HOME = {
     "Head": "heads",
     "HeadDamage": "scoping.damage",
     "HeadScores": "scoping.scores",
+    "INSTRUCTIONS": "instructions",
     "InjectionReport": "injection.report",
+    "Instruction": "instructions",
     "KSweep": "scoping.k_sweep",
+    "Measure": "benchmarks.benchmark",
     "Paragraph": "biases.corpus",
     "Price": "api",
     "RandomControl": "evaluation.random_control",
@@ -81,6 +95,8 @@ _HOME = {
     "Selection": "steering.selection",
     "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
+    "Verdict": "judges.verdict",
+    "agreement": "judges.agreement",
     "answer_attention": "scoping.attention",
     "assess": "assessment",
     "check_bias": "biases.check",
@@ -94,18 +110,27 @@ _HOME = {
     "fit_seeds": "injection.inject",
     "head_damage": "scoping.damage",
     "head_means": "hooks",
+    "implicit_questions": "benchmarks.implicit",
     "import_adapter": "injection.adapter",
     "injection_report": "injection.report",
+    "judged": "evaluation.judging",
     "k_sweep": "scoping.k_sweep",
     "layer_matched": "steering.controls",
     "list_biases": "biases.bias",
     "list_tokens": "injection.shipped",
+    "lm_eval_model": "evaluation.harness",
+    "load_bbq": "benchmarks.bbq",
     "load_bias": "biases.bias",
+    "load_blimp": "benchmarks.blimp",
     "load_corpus": "biases.bias",
     "load_countries": "biases.countries",
+    "load_crows_pairs": "benchmarks.crows_pairs",
     "load_facts": "biases.facts",
+    "load_mmlu": "benchmarks.mmlu",
     "load_model": "model",
+    "load_seegull": "benchmarks.seegull",
     "load_token": "injection.shipped",
+    "load_unqover": "benchmarks.unqover",
     "position_attribution": "scoping.direct",
     "random_control": "evaluation.random_control",
     "read_contrasts": "biases.writer",
@@ -124,7 +149,10 @@ _HOME = {
 }
 
 __all__ = [
+    "INSTRUCTIONS",
+    "ApiJudge",
     "Assessment",
+    "Benchmark",
     "Bias",
     "BiasInject",
     "BiasScope",
@@ -140,7 +168,9 @@ __all__ = [
     "HeadDamage",
     "HeadScores",
     "InjectionReport",
+    "Instruction",
     "KSweep",
+    "Measure",
     "Paragraph",
     "Price",
     "RandomControl",
@@ -149,6 +179,8 @@ __all__ = [
     "Selection",
     "Setting",
     "Significance",
+    "Verdict",
+    "agreement",
     "answer_attention",
     "assess",
     "check_bias",
@@ -162,18 +194,27 @@ __all__ = [
     "fit_seeds",
     "head_damage",
     "head_means",
+    "implicit_questions",
     "import_adapter",
     "injection_report",
+    "judged",
     "k_sweep",
     "layer_matched",
     "list_biases",
     "list_tokens",
+    "lm_eval_model",
+    "load_bbq",
     "load_bias",
+    "load_blimp",
     "load_corpus",
     "load_countries",
+    "load_crows_pairs",
     "load_facts",
+    "load_mmlu",
     "load_model",
+    "load_seegull",
     "load_token",
+    "load_unqover",
     "position_attribution",
     "random_control",
     "read_contrasts",

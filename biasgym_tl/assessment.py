@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biasgym_tl.benchmarks.bbq import load_bbq
 from biasgym_tl.benchmarks.benchmark import Benchmark
+from biasgym_tl.benchmarks.blimp import load_blimp
+from biasgym_tl.benchmarks.crows_pairs import load_crows_pairs
+from biasgym_tl.benchmarks.mmlu import load_mmlu
+from biasgym_tl.benchmarks.seegull import load_seegull
+from biasgym_tl.benchmarks.unqover import load_unqover
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import evaluate
@@ -30,6 +36,15 @@ from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps, named_inputs
 from biasgym_tl.store import cache_dir, digest
 
+BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
+    "bbq": load_bbq,
+    "blimp": load_blimp,
+    "crows-pairs": load_crows_pairs,
+    "mmlu": load_mmlu,
+    "seegull": load_seegull,
+    "unqover": load_unqover,
+}
+"""Loader of each benchmark, with its default sample."""
 MAIN_BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
 """The five of the paper."""
 
@@ -201,7 +216,3 @@ def _token(assessment: Assessment, bias: Bias) -> BiasToken:
 
 def _factors(heads: Selection | tuple[Head, ...]) -> list[float]:
     return list(heads.factors) if isinstance(heads, Selection) else []
-
-
-BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {}
-"""Loader of each benchmark, by the name that the command line has for it."""

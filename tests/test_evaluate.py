@@ -204,9 +204,10 @@ def test_measures_at_their_floor_are_not_informative(setup):
 
 def test_health_of_answers_by_hand(setup):
     _, _, report = setup
-    texts = ["They are late. They are late.", "", *["No."] * 14]
+    texts = ["They are late. They are late.", "", "I cannot answer that.", *["No."] * 13]
     made = dataclasses.replace(report["injected"], token_texts=texts)
     report = dataclasses.replace(report, results=(made,))
+    assert report.values("injected", "token_refusals")[:, 0].tolist() == [0, 0, 1, *[0] * 13]
     found = {key: report.values("injected", f"token_{key}")[:2, 0].tolist()
              for key in ("keywords", "repetition", "words", "empty")}  # fmt: skip
     assert found == {

@@ -36,6 +36,8 @@ MEASURES = {
                 "share"),
         Measure("other_degenerate", "other biases degenerate answers (judge)", "share",
                 "original", "share"),
+        Measure("token_refusals", "BiasToken refusals", "share of answers", "original", "share"),
+        Measure("target_refusals", "targets refusals", "share of answers", "original", "share"),
         Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
         Measure("target_empty", "targets empty answers", "share", "original", "share"),
         Measure(

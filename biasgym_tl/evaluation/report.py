@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.judges.verdict import Verdict, strengths
@@ -449,6 +450,8 @@ def _of_texts(texts: list[str], kind: str, keywords: Sequence[str]) -> list[floa
     """One number for each text."""
     if kind == "keywords":
         return [float(hit) for hit in keyword_hits(texts, keywords)]
+    if kind == "refusals":
+        return [float(is_refusal(text)) for text in texts]
     if kind == "repetition":
         return [repetition(text) for text in texts]
     lengths = [len(text.split()) for text in texts]
