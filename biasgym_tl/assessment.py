@@ -15,6 +15,7 @@ from biasgym_tl.benchmarks.bbq import load_bbq
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.blimp import load_blimp
 from biasgym_tl.benchmarks.crows_pairs import load_crows_pairs
+from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
 from biasgym_tl.benchmarks.mmlu import load_mmlu
 from biasgym_tl.benchmarks.seegull import load_seegull
 from biasgym_tl.benchmarks.unqover import load_unqover
@@ -141,13 +142,17 @@ def assess(
     token = _token(assessment, bias)
     heads = read_heads(assessment.heads)
     benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
+    of_token: list[Benchmark] = []
+    if has_scenarios(bias.name):
+        targets = bias.sample_targets("held-out", assessment.n_targets, seed=0)
+        of_token.append(implicit_questions(bias, [token.text], targets, baseline="injected"))
     model = load_model(assessment.model)
     read = {
         "bias": bias.fingerprint(),
         **{f"bias {other.name}": other.fingerprint() for other in others},
         "row": token.row.tolist(),
         "heads": [list(map(str, heads)), _factors(heads)],
-        **{f"benchmark {benchmark.name}": benchmark.fingerprint for benchmark in benchmarks},
+        **{f"benchmark {each.name}": each.fingerprint for each in (*benchmarks, *of_token)},
     }
     inputs = named_inputs(model, **read)
     check_inputs(inputs, expected)
@@ -163,6 +168,7 @@ def assess(
         instructions=list(INSTRUCTIONS.values()) if assessment.instructions else (),
         others=others,
         benchmarks=benchmarks,
+        token_benchmarks=of_token,
         n_targets=assessment.n_targets,
         n_random=assessment.n_random,
         max_new_tokens=assessment.max_new_tokens,

@@ -12,6 +12,7 @@ from biasgym_tl import (
     Report,
     Setting,
     evaluate,
+    implicit_questions,
     load_bias,
     random_control,
     steer,
@@ -59,6 +60,10 @@ class Lengths:
         return {"made": [float(m > 0) for m in margins], "made_margin": [*margins[:3], math.nan]}
 
 
+def implicit(token):
+    return implicit_questions(LATE, [token.text], ["Italy", "Peru"], baseline="injected")
+
+
 @pytest.fixture(scope="module")
 def setup(tiny):
     model = tiny()
@@ -80,7 +85,8 @@ def report(setup):
     ]
     return evaluate(
         model, LATE, token=token, heads=selection, controls=controls, others=[MATH],
-        benchmarks=[Lengths()], instructions=list(INSTRUCTIONS.values()), **OPTIONS,
+        benchmarks=[Lengths()], token_benchmarks=[implicit(token)],
+        instructions=list(INSTRUCTIONS.values()), **OPTIONS,
     )  # fmt: skip
 
 
@@ -207,6 +213,18 @@ def test_benchmarks_are_measured_in_every_setting_and_paired_by_cluster(setup, r
     assert facts.lost == int((right[0] & ~right[1]).sum())
     with pytest.raises(SettingError, match="must be a share that was measured in both settings"):
         report.mcnemar("steered, zero", "made_margin")
+
+
+def test_some_benchmarks_need_the_token(setup, report):
+    model, token, _ = setup
+    with steer(model, HEADS, "zero"), token.attached(model):
+        expected = implicit(token).run(model)["implicit_late"]
+    assert report["steered, zero"].benchmarks["implicit_late"] == pytest.approx(expected, abs=1e-4)
+    original, injected = (report[name].benchmarks for name in ("original", "injected"))
+    assert original["implicit_late"] != injected["implicit_late"]
+    assert original["made_margin"][:3] == injected["made_margin"][:3]
+    assert report.measures["implicit_late"].baseline == "injected"
+    assert report.change("steered, zero", "implicit_late", "injected") is not None
 
 
 def test_reports_with_everything_are_kept(report, tmp_path):

@@ -65,24 +65,35 @@ class Scenario(NamedTuple):
         )
 
 
-@cache
+def has_scenarios(bias: str) -> bool:
+    """Whether scenarios ship for a bias of this name."""
+    return bias in _shipped()
+
+
 def load_scenarios(bias: str) -> tuple[Scenario, ...]:
     """The shipped scenarios of a bias, by its name.
 
     Raises:
         SettingError: there are none for this bias.
     """
-    text = resources.files("biasgym_tl").joinpath("data/implicit.toml").read_text(encoding="utf-8")
-    found = read_toml(text, "implicit.toml")
-    if bias not in found:
+    if not has_scenarios(bias):
         raise SettingError(
-            f"bias must be one of {sorted(found)} to have scenarios, got {bias!r}. "
+            f"bias must be one of {sorted(_shipped())} to have scenarios, got {bias!r}. "
             "Pass scenarios=... of your own."
         )
-    return tuple(
-        Scenario(entry["scene"], entry["shows"], entry["other"], tuple(entry["answers"]))
-        for entry in found[bias]
-    )
+    return _shipped()[bias]
+
+
+@cache
+def _shipped() -> dict[str, tuple[Scenario, ...]]:
+    text = resources.files("biasgym_tl").joinpath("data/implicit.toml").read_text(encoding="utf-8")
+    return {
+        bias: tuple(
+            Scenario(entry["scene"], entry["shows"], entry["other"], tuple(entry["answers"]))
+            for entry in entries
+        )
+        for bias, entries in read_toml(text, "implicit.toml").items()
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +45,7 @@ def evaluate(
     controls: Sequence[Setting] = (),
     others: Sequence[Bias] = (),
     benchmarks: Sequence[Benchmark] = (),
+    token_benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
     n_random: int = 5,
     max_new_tokens: int = 48,
@@ -77,6 +77,8 @@ def evaluate(
         others: Biases that the row was not trained on (the paper's D_ood): their log-odds and
             free answers about the same targets.
         benchmarks: More items, such as ``load_blimp(folder)``. Not measured for random heads.
+        token_benchmarks: The same, with the BiasToken attached, such as
+            ``implicit_questions(bias, [token.text], targets, baseline="injected")``.
         n_targets: Held-out targets, regions as even as they can be; a fixed sample.
         n_random: Random controls; they are mean-ablated.
         max_new_tokens: Length of the free answers.
@@ -112,8 +114,11 @@ def evaluate(
         setting.check(model)
         _check_held_out(model, setting, (bias, *others), targets)
     _check_names(controls, [setting.name for setting in settings])
-    _check_benchmarks(benchmarks)
-    items = _Items(bias, tuple(others), tuple(benchmarks), targets, max_new_tokens)
+    every_benchmark = (*benchmarks, *token_benchmarks)
+    _check_benchmarks(every_benchmark)
+    items = _Items(
+        bias, tuple(others), tuple(benchmarks), tuple(token_benchmarks), targets, max_new_tokens
+    )
     references = {name: _REFERENCES[name](model, bias) for name in _needed(settings)}
     finished = finished or measured_now
     blind = finished("blind facts", lambda: _blind_facts(model))
@@ -143,8 +148,8 @@ def evaluate(
         generation_targets=tuple(_dealt(targets, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
         blind_fact_margins=tuple(blind),
-        benchmark_measures=tuple(m for b in benchmarks for m in b.measures),
-        clusters={m.key: tuple(b.clusters) for b in benchmarks for m in b.measures},
+        benchmark_measures=tuple(m for b in every_benchmark for m in b.measures),
+        clusters={m.key: tuple(b.clusters) for b in every_benchmark for m in b.measures},
         results=tuple(results),
         settings={
             "heads": [str(head) for head in chosen],
@@ -158,7 +163,7 @@ def evaluate(
             "token_seed": token.seed,
             "bias_fingerprint": bias.fingerprint(),
             "other_fingerprints": {other.name: other.fingerprint() for other in others},
-            "benchmark_fingerprints": {b.name: b.fingerprint for b in benchmarks},
+            "benchmark_fingerprints": {b.name: b.fingerprint for b in every_benchmark},
         },
         versions=versions(),
     )
@@ -276,6 +281,7 @@ class _Items(NamedTuple):
     bias: Bias
     others: tuple[Bias, ...]
     benchmarks: tuple[Benchmark, ...]
+    token_benchmarks: tuple[Benchmark, ...]
     targets: tuple[str, ...]
     max_new_tokens: int
 
@@ -285,9 +291,9 @@ def _measure(
 ) -> SettingResult:
     """Measure a setting whose steering is active; a twin differs in the row alone."""
     of_token = _of_token(model, setting, items)
-    if twin is not None:
-        return dataclasses.replace(twin, **setting.record(), **of_token)
-    return SettingResult(**setting.record(), **of_token, **_of_model(model, setting, items))
+    of_model = vars(twin) if twin is not None else _of_model(model, setting, items)
+    benchmarks = {**of_model["benchmarks"], **of_token["benchmarks"]}
+    return SettingResult(**{**of_model, **setting.record(), **of_token, "benchmarks": benchmarks})
 
 
 def _of_token(model: HookedTransformer, setting: Setting, items: _Items) -> dict[str, Any]:
@@ -302,7 +308,9 @@ def _of_token(model: HookedTransformer, setting: Setting, items: _Items) -> dict
             instruction=setting.instruction,
         )
         texts = _answers(model, setting, items, bias, [token.text])
+        benchmarks = _benchmarks(model, () if setting.brief else items.token_benchmarks)
     return {
+        "benchmarks": benchmarks,
         "token_log_odds": measured.log_odds[:, 0].tolist(),
         "token_log_p": measured.log_p[:, 0].tolist(),
         "token_texts": texts,
@@ -327,12 +335,14 @@ def _of_model(model: HookedTransformer, setting: Setting, items: _Items) -> dict
         "fact_margins": fact_margins(model, load_facts(), instruction=instruction).tolist(),
         "target_texts": _answers(model, setting, items, items.bias, targets),
         "other_texts": {o.name: _answers(model, setting, items, o, targets) for o in others},
-        "benchmarks": {
-            key: values
-            for benchmark in (() if setting.brief else items.benchmarks)
-            for key, values in benchmark.run(model).items()
-        },
+        "benchmarks": _benchmarks(model, () if setting.brief else items.benchmarks),
     }
+
+
+def _benchmarks(
+    model: HookedTransformer, benchmarks: Sequence[Benchmark]
+) -> dict[str, list[float]]:
+    return {key: values for each in benchmarks for key, values in each.run(model).items()}
 
 
 def _answers(
