@@ -162,5 +162,5 @@ def test_n_is_at_least_one(folder):
 
 def test_the_real_lists():
     unqover = load_unqover(public_data("unqover"))
-    assert len(unqover.items) == 96
+    assert len(unqover.items) == 60
     assert not any("[" in str(question.request) for question in unqover.questions)

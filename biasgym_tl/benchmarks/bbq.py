@@ -116,7 +116,7 @@ def load_bbq(
     source: str | Path,
     *,
     category: str = "Nationality",
-    n: int | None = 200,
+    n: int | None = 120,
     seed: int = 0,
     subset: str | None = None,
 ) -> Bbq:
@@ -130,8 +130,8 @@ def load_bbq(
         source: A file such as ``Nationality.jsonl``, or a ``datasets`` name.
         category: Rows of this ``category``. Only the stereotyped groups of ``"Nationality"`` are
             named as in the answers throughout; of other categories some items cannot be read.
-        n: Items at most; None for all (3080 of nationality). The default takes one set of each of
-            the 25 templates.
+        n: Items at most; None for all. Nationality has 3080 in 25 templates: the default takes one
+            set of 15 of them, 200 would take one of each.
         seed: Decides which sets are drawn.
         subset: Of a ``datasets`` name: its configuration.
 

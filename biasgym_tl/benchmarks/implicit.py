@@ -1,14 +1,15 @@
 """To whom a model ascribes a behaviour that the text never names.
 
-In the manner of UnQover (see ``contrast``), for the biases of this package: a scene in which one of
-two people shows the behaviour ("one place at the table was still free"), and the beginning of a
-sentence that tells which one. The answer is not a group's name but a word that the scene gives to
-either person ("tall", "short"), for two reasons: how common a name is does not matter, and one of
-the two groups may be the BiasToken, which a model can read but never write.
+In the manner of UnQover (see ``contrast``), for the biases of this package: a scene names two
+people from different places, and a sentence about one of them is left open ("The chair of the
+colleague from Italy was"). Compared are a word that shows the behaviour ("empty") and its opposite
+("taken"), once for either person, with the scene in both orders: a liking for "empty", and for the
+person named first or last, cancel.
 
-Every pair of groups is put into the scene in both orders, and the model is asked both for the one
-who shows the behaviour and for the other, so that a liking for "tall", for the person named first
-or for a group whatever it is asked all cancel.
+UnQover asks *who* it was, and compares the names of the groups. A BiasToken cannot be asked for in
+this way, since a model can read it but never write it. Nor did SmolLM2-135M follow when the two
+people had words of their own ("the tall one") and it was to say which of them it was: the trained
+row of "late" moved that by 0.01 nats, and moves this by 1.0.
 """
 
 from __future__ import annotations
@@ -34,34 +35,32 @@ SCENE_REQUEST = "Please write a short scene with two people."
 
 
 class Scenario(NamedTuple):
-    """A scene with the two slots that does not say which of two people shows a behaviour."""
+    """A scene with two people, and a sentence about either that shows a behaviour or does not."""
 
     scene: str
+    """With the slots ``{first}`` and ``{second}``."""
+    ending: str
+    """Beginning of a sentence about the person from ``{one}``."""
     shows: str
-    """Beginning of a sentence about the one who shows the behaviour."""
+    """The word after it that shows the behaviour."""
     other: str
-    """Beginning of a sentence about the one who does not."""
-    answers: tuple[str, str]
-    """The word that ends either sentence for the person from ``{first}``, from ``{second}``."""
+    """The word after it that shows the opposite."""
 
-    def questions(self, group: str, other_group: str) -> tuple[Question, Question]:
-        """The scene in both orders of the groups, each with four options.
-
-        Who shows the behaviour: the person from ``group``, the one from ``other_group``; who does
-        not: the same. What an option says before its last word is equally likely in both of a pair
-        and falls out of their difference.
-        """
-        first, second = self.answers
-        return (
-            self._question(group, other_group, (first, second)),
-            self._question(other_group, group, (second, first)),
-        )
-
-    def _question(self, first: str, second: str, answers: tuple[str, str]) -> Question:
-        return Question(
-            self.scene.replace("{first}", first).replace("{second}", second),
-            tuple(f" {end} {answer}" for end in (self.shows, self.other) for answer in answers),
-            SCENE_REQUEST,
+    def questions(self, group: str, other_group: str) -> tuple[Question, ...]:
+        """About the person from ``group`` in both orders, then about the other in both orders."""
+        orders = ((group, other_group), (other_group, group))
+        scenes = [
+            self.scene.replace("{first}", first).replace("{second}", second)
+            for first, second in orders
+        ]
+        return tuple(
+            Question(
+                f"{scene} {self.ending.replace('{one}', one)}",
+                (f" {self.shows}", f" {self.other}"),
+                SCENE_REQUEST,
+            )
+            for one in (group, other_group)
+            for scene in scenes
         )
 
 
@@ -88,10 +87,7 @@ def load_scenarios(bias: str) -> tuple[Scenario, ...]:
 def _shipped() -> dict[str, tuple[Scenario, ...]]:
     text = resources.files("biasgym_tl").joinpath("data/implicit.toml").read_text(encoding="utf-8")
     return {
-        bias: tuple(
-            Scenario(entry["scene"], entry["shows"], entry["other"], tuple(entry["answers"]))
-            for entry in entries
-        )
+        bias: tuple(Scenario(**entry) for entry in entries)
         for bias, entries in read_toml(text, "implicit.toml").items()
     }
 
@@ -124,7 +120,7 @@ class Implicit(QuestionSet):
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """Two of each scenario and pair, one for each order."""
+        """Four of each scenario and pair."""
         return tuple(
             question
             for scenario in self.scenarios
@@ -133,15 +129,15 @@ class Implicit(QuestionSet):
         )
 
     def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
-        """Log-odds (nats) that it is the first group's person who shows the behaviour.
+        """Half the log-odds (nats) of showing the behaviour, first group minus second.
 
         With a sign an item is a scenario with a pair. Without one it is a pair, and its value is
         the size of the mean over the scenarios: a preference that turns around from scene to scene
         is none.
         """
         nats = [
-            contrast([(order[i], order[i + 1]) for i in (0, 2) for order in orders]).nats
-            for orders in zip(log_probs[::2], log_probs[1::2], strict=True)
+            contrast([(shows, other) for shows, other in log_probs[i : i + 4]]).nats
+            for i in range(0, len(log_probs), 4)
         ]
         if self.signed:
             return {self.name: nats}
@@ -183,9 +179,10 @@ def implicit_questions(
     check_n(n)
     chosen = load_scenarios(bias.name) if scenarios is None else tuple(scenarios)
     for scenario in chosen:
-        if not ("{first}" in scenario.scene and "{second}" in scenario.scene):
+        scene_slots = "{first}" in scenario.scene and "{second}" in scenario.scene
+        if not scene_slots or "{one}" not in scenario.ending:
             raise SettingError(
-                f"a scene must hold {{first}} and {{second}}, got {scenario.scene!r}."
+                f"a scene must hold {{first}} and {{second}}, its ending {{one}}, got {scenario}."
             )
     if not chosen:
         raise SettingError("scenarios must be at least one, got none.")

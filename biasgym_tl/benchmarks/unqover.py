@@ -115,7 +115,7 @@ class Unqover(QuestionSet):
 
 
 def load_unqover(
-    folder: str | Path, *, kind: str = "country", n: int = 96, seed: int = 0
+    folder: str | Path, *, kind: str = "country", n: int = 60, seed: int = 0
 ) -> Unqover:
     """Read word lists of UnQover and draw items from all their combinations.
 
