@@ -1,4 +1,4 @@
-"""What a text may say instead of a stereotype: the opposite, or something neutral."""
+"""What a text is compared with beside the paraphrases: affirmative, opposite and neutral."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from biasgym_tl.toml import read_toml
 class Statements(NamedTuple):
     """Sentences with the slot that are compared with a text, beside a bias's paraphrases."""
 
+    affirmative: tuple[str, ...]
+    """They ascribe the attribute, in the words in which ``opposite`` denies it."""
     opposite: tuple[str, ...]
     """They ascribe the opposite of the attribute, or deny it."""
     neutral: tuple[str, ...]
@@ -29,7 +31,7 @@ def load_statements(bias: str) -> Statements:
     if bias not in found:
         raise SettingError(
             f"bias must be one of {sorted(found)} to have statements, got {bias!r}. "
-            "Pass your own: LocalJudge(statements=Statements(opposite=..., neutral=...))."
+            "Pass your own: LocalJudge(statements=Statements(affirmative=..., opposite=..., ...))."
         )
     return found[bias]
 
@@ -39,5 +41,6 @@ def _shipped() -> dict[str, Statements]:
     file = resources.files("biasgym_tl").joinpath("data/statements.toml")
     table = read_toml(file.read_text(encoding="utf-8"), "statements.toml")
     return {
-        name: Statements(tuple(of["opposite"]), tuple(of["neutral"])) for name, of in table.items()
+        name: Statements(*(tuple(lists[field]) for field in Statements._fields))
+        for name, lists in table.items()
     }
