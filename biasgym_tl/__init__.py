@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from biasgym_tl.instructions import INSTRUCTIONS, Instruction
     from biasgym_tl.judges.agreement import agreement
     from biasgym_tl.judges.api_judge import ApiJudge
+    from biasgym_tl.judges.local_judge import LocalJudge
     from biasgym_tl.judges.verdict import Verdict
     from biasgym_tl.model import load_model
     from biasgym_tl.run import Chain, run_chain
@@ -86,6 +87,7 @@ _HOME = {
     "InjectionReport": "injection.report",
     "Instruction": "instructions",
     "KSweep": "scoping.k_sweep",
+    "LocalJudge": "judges.local_judge",
     "Measure": "benchmarks.benchmark",
     "Paragraph": "biases.corpus",
     "Price": "api",
@@ -170,6 +172,7 @@ __all__ = [
     "InjectionReport",
     "Instruction",
     "KSweep",
+    "LocalJudge",
     "Measure",
     "Paragraph",
     "Price",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.benchmarks.bbq import load_bbq
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.blimp import load_blimp
@@ -22,12 +23,16 @@ from biasgym_tl.benchmarks.unqover import load_unqover
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import evaluate
+from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import INSTRUCTIONS
+from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
+from biasgym_tl.judges.local_judge import LocalJudge
+from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
 from biasgym_tl.plots.figure import write_html
@@ -94,6 +99,10 @@ class Assessment:
         return cls(**{**record, **tuples})
 
     def __post_init__(self) -> None:
+        if self.judge is not None and self.judge != "local" and not self.judge.startswith("api:"):
+            raise SettingError(
+                f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-5', got {self.judge!r}."
+            )
         for name, least in (("n_targets", 1), ("n_random", 0), ("n_draws", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
@@ -127,6 +136,8 @@ def assess(
     assessment: Assessment,
     *,
     expected: Mapping[str, str] | None = None,
+    price: Price | None = None,
+    confirm: Callable[[JudgePlan], bool] | None = None,
     fresh: bool = False,
     progress: bool = True,
 ) -> Assessed:
@@ -135,12 +146,15 @@ def assess(
     Args:
         assessment: What to measure.
         expected: Fingerprints that the inputs must have (those of a manifest).
+        price: Of an API judge, for the estimate of its cost.
+        confirm: Is shown what an API judge is going to take; it sends nothing unless this is True.
         fresh: Measure everything again.
         progress: Show progress bars.
     """
     bias, others = load_bias(assessment.bias), [load_bias(name) for name in assessment.others]
     token = _token(assessment, bias)
     heads = read_heads(assessment.heads)
+    judge = _judge(assessment, price, confirm, progress)
     benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
     of_token: list[Benchmark] = []
     if has_scenarios(bias.name):
@@ -157,7 +171,8 @@ def assess(
     inputs = named_inputs(model, **read)
     check_inputs(inputs, expected)
     settings = dataclasses.asdict(assessment)
-    del settings["n_draws"]  # what is only added at the end does not touch what comes before
+    for added in ("n_draws", "judge"):  # at the end, so it does not touch what comes before
+        del settings[added]
     steps = Steps(cache_dir() / "assessments" / digest([settings, inputs]), fresh)
     report = evaluate(
         model,
@@ -176,6 +191,8 @@ def assess(
         progress=progress,
         finished=steps.measured,
     )
+    if judge is not None:
+        report = judged(report, judge, bias, others)
     random = {
         on: random_control(
             model,
@@ -212,6 +229,24 @@ def write_assessed(found: Assessed, out: Path) -> None:
     write_html(plot_frontier(report), out / "frontier.html")
     for on, control in found.random.items():
         control.save(out / f"random-{on}")
+
+
+def _judge(
+    assessment: Assessment,
+    price: Price | None,
+    confirm: Callable[[JudgePlan], bool] | None,
+    progress: bool,
+) -> Judge | None:
+    """The judge, found to be usable before anything is measured."""
+    if assessment.judge is None:
+        return None
+    if assessment.judge == "local":
+        judge = LocalJudge()
+        judge.judge(load_bias(assessment.bias), ["They live there."])
+        return judge
+    chat = ChatModel(model=assessment.judge.removeprefix("api:"))
+    chat.check_key()
+    return ApiJudge(chat=chat, price=price, confirm=confirm, progress=progress)
 
 
 def _token(assessment: Assessment, bias: Bias) -> BiasToken:

@@ -12,6 +12,7 @@ import typer
 from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
+    from biasgym_tl.api import Price
     from biasgym_tl.assessment import Assessed, Assessment
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.manifest import Manifest
@@ -35,6 +36,9 @@ ChooseBy = Annotated[
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
+PriceIn = Annotated[float | None, typer.Option(help="US dollars per million tokens sent.")]
+PriceOut = Annotated[float | None, typer.Option(help="US dollars per million tokens received.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
 
 
@@ -154,6 +158,12 @@ def evaluate(
         list[str] | None,
         typer.Option(help="NAME=PATH, such as blimp=data/blimp; repeat for several."),
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Scores the free answers: local, or api:MODEL.")
+    ] = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    yes: Yes = False,
     targets: Annotated[int, typer.Option(help="Held-out targets.")] = 10,
     random: Annotated[int, typer.Option(help="Random head sets measured in full.")] = 5,
     draws: Annotated[
@@ -176,12 +186,13 @@ def evaluate(
         instructions=instructions,
         others=tuple(name for name in MAIN_BIASES if name != own) if others else (),
         benchmarks=dict(map(_named_source, benchmark or ())),
+        judge=judge,
         n_targets=targets,
         n_random=random,
         n_draws=draws,
         seed=seed,
     )
-    _assess_and_show(assessment, out, fresh)
+    _assess_and_show(assessment, out, fresh, price=_price(price_in, price_out), yes=yes)
 
 
 def _named_source(text: str) -> tuple[str, str]:
@@ -394,28 +405,18 @@ def write(
     concurrency: Annotated[int, typer.Option(help="Calls at the same time.")] = 4,
     retries: Annotated[int, typer.Option(help="Of a call that fails, each after a wait.")] = 5,
     timeout: Annotated[float, typer.Option(help="Seconds until a call counts as lost.")] = 120.0,
-    price_in: Annotated[
-        float | None, typer.Option(help="US dollars per million tokens sent.")
-    ] = None,
-    price_out: Annotated[
-        float | None, typer.Option(help="US dollars per million tokens received.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")] = False,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    yes: Yes = False,
 ) -> None:
     """Have a language model write paragraphs or contrast prompts (OPENAI_API_KEY, _BASE_URL)."""
-    from biasgym_tl.api import ChatModel, Price
+    from biasgym_tl.api import ChatModel
     from biasgym_tl.biases.bias import load_bias
-    from biasgym_tl.biases.writer import Plan, write_contrasts, write_corpus
+    from biasgym_tl.biases.writer import write_contrasts, write_corpus
 
     if out.suffix != ".jsonl":
         raise SettingError(f"--out must end in .jsonl, got {str(out)!r}.")
-    priced = price_in is not None or price_out is not None
-    price = Price(price_in or 0.0, price_out or 0.0) if priced else None
-
-    def confirm(plan: Plan) -> bool:
-        typer.echo(str(plan), err=True)
-        return yes or typer.confirm("Send?", err=True)
-
+    price = _price(price_in, price_out)
     writer = write_contrasts if contrasts else write_corpus
     try:
         written = writer(
@@ -424,7 +425,7 @@ def write(
             n=n,
             per_call=per_call,
             price=price,
-            confirm=confirm,
+            confirm=_confirm(yes),
         )
     except KeyboardInterrupt:
         typer.echo("Stopped; calls under way still end. Run the same command to go on.", err=True)
@@ -439,6 +440,24 @@ def write(
         raise SettingError(f"no text could be used, so {str(out)!r} was not written; see above.")
     written.save(out)
     typer.echo(f"Written to {out}")
+
+
+def _price(price_in: float | None, price_out: float | None) -> Price | None:
+    from biasgym_tl.api import Price
+
+    if price_in is None and price_out is None:
+        return None
+    return Price(price_in or 0.0, price_out or 0.0)
+
+
+def _confirm(yes: bool) -> Callable[[object], bool]:
+    """Show a plan, and ask unless ``yes``."""
+
+    def confirm(plan: object) -> bool:
+        typer.echo(str(plan), err=True)
+        return yes or typer.confirm("Send?", err=True)
+
+    return confirm
 
 
 def _inject(preset: str, epochs: int | None, lr: float | None, choose_by: str | None) -> BiasInject:
@@ -482,13 +501,25 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | Non
 
 
 def _assess_and_show(
-    assessment: Assessment, out: Path, fresh: bool, manifest: Manifest | None = None
+    assessment: Assessment,
+    out: Path,
+    fresh: bool,
+    manifest: Manifest | None = None,
+    *,
+    price: Price | None = None,
+    yes: bool = False,
 ) -> None:
     from biasgym_tl.assessment import assess, write_assessed
     from biasgym_tl.console import show_assessed, wide_console
 
     def compute() -> Assessed:
-        return assess(assessment, expected=manifest.inputs if manifest else None, fresh=fresh)
+        return assess(
+            assessment,
+            expected=manifest.inputs if manifest else None,
+            price=price,
+            confirm=_confirm(yes),
+            fresh=fresh,
+        )
 
     found = _kept_when_stopped(compute, out, assessment.model)
     write_assessed(found, out)

@@ -85,6 +85,18 @@ def test_other_data_is_no_repetition_and_other_numbers_are_told(assessment, tmp_
             )
 
 
+def test_a_judge_scores_what_was_measured_before(assessment, monkeypatch):
+    before = assess(assessment, progress=False)
+    judged = dataclasses.replace(assessment, judge="local")
+    with monkeypatch.context() as patch:  # the answers are those of the first run
+        patch.setattr(evaluate_module, "_measure", None)
+        found = assess(judged, progress=False)
+    assert found.report["injected"].target_texts == before.report["injected"].target_texts
+    verdicts = found.report["injected"].verdicts
+    assert len(verdicts["token"]) == len(verdicts["target"]) == len(LATE.generation_prompts)
+    assert found.report.settings["judge"]["judge"] == "local"
+
+
 def test_settings_survive_a_manifest(assessment):
     for settings in (assessment, Chain(k=3, n_draws=7)):
         record = json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -122,6 +134,8 @@ def test_the_command_line_measures_and_shows(assessment, tmp_path):
         (["--heads", "none.json"], "result file must exist, got 'none.json'"),
         (["--heads", "L0H1", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
         (["--heads", "L0H1", "--benchmark", "x=y"], "benchmarks must be among"),
+        (["--heads", "L0H1", "--judge", "gpt"], "judge must be 'local' or 'api:MODEL'"),
+        (["--heads", "L0H1", "--judge", "api:gpt"], "OPENAI_API_KEY must be set"),
         (["--heads", "L0H1", "--targets", "0"], "n_targets must be at least 1, got 0"),
         (["--heads", "L0H1", "--bias", "lat"], "bias must be one of"),
         (["--heads", "L0H1", "--token", "no.safetensors"], "result file must exist"),
@@ -131,6 +145,7 @@ def test_wrong_input_is_one_line_before_a_model_is_loaded(
     arguments, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("biasgym_tl.assessment.load_model", None)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("sys.argv", ["biasgym", "evaluate", "--out", str(tmp_path), *arguments])
     with pytest.raises(SystemExit):
         main()
