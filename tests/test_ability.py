@@ -219,25 +219,38 @@ def test_mmlu_redux_in_both_dialects(tmp_path):
     assert set(other.shots) != set(parts["tea"].shots)
 
 
-def test_mmlu_from_the_datasets_library(tmp_path, monkeypatch):
+def write_dataset(folder, splits):
     """A folder that ``datasets`` reads as it would read "cais/mmlu"."""
+    files = []
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files.append(f"  - split: {split}\n    path: {split}.jsonl\n")
+    config = "---\nconfigs:\n- config_name: all\n  data_files:\n" + "".join(files) + "---\n"
+    (folder / "README.md").write_text(config)
+    return folder
+
+
+def test_mmlu_from_the_datasets_library(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    (tmp_path / "all").mkdir()
-    for split, n in (("dev", 5), ("test", 6)):
-        rows = [
-            {"question": f"{s} {i}?", "subject": s, "choices": list("abcd"), "answer": i % 4}
-            for s in ("tea", "rain") for i in range(n)
-        ]  # fmt: skip
-        (tmp_path / "all" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: all\n  data_files:\n"
-        "  - split: test\n    path: all/test.jsonl\n  - split: dev\n    path: all/dev.jsonl\n---\n"
-    )
-    parts = load_mmlu(tmp_path, subjects=None, n=8).parts
+    whole, mixed, other = (tmp_path / name for name in ("whole", "mixed", "other"))
+    for folder in (whole, mixed, other):
+        folder.mkdir()
+    rows = [
+        {"question": f"{s} {i}?", "subject": s, "choices": list("abcd"), "answer": i % 4}
+        for i in range(6) for s in ("tea", "rain")
+    ]  # fmt: skip
+    write_dataset(whole, {"dev": rows[:10], "test": rows})
+    parts = load_mmlu(whole, subjects=None, n=8).parts
     assert parts["rain"].shots[1] == ("rain 1?", ("a", "b", "c", "d"), 1, True)
     assert [len(part.items) for part in parts.values()] == [4, 4]
     with pytest.raises(BenchmarkError, match="'all', got '.*nowhere' "):
         load_mmlu(tmp_path / "nowhere")
+    write_dataset(mixed, {"dev": [{"tea": 1}], "test": rows})
+    with pytest.raises(BenchmarkError, match="'all', got '.*mixed' "):
+        load_mmlu(mixed)
+    write_dataset(other, {"dev": [{"question": "Tea?"}], "test": [{"question": "Rain?"}]})
+    with pytest.raises(BenchmarkError, match="must have the columns .*, got ..question"):
+        load_mmlu(other)
 
 
 def test_one_letter_for_everything_is_right_in_a_quarter(tmp_path):
@@ -339,12 +352,10 @@ def test_sources_and_settings_that_are_not_valid_are_refused(tmp_path):
         load_mmlu(tmp_path)
     with pytest.raises(SettingError, match="shots must be at least 0, got -1"):
         load_mmlu(tmp_path, shots=-1)
-    with pytest.raises(
-        SettingError, match="fewer than the questions of 'long_lakes' to show, 5, g"
-    ):
+    with pytest.raises(SettingError, match="shots must be at most 5 for 'long_lakes', got 6"):
         load_mmlu(tmp_path, subjects=None, shots=6)
     (tmp_path / "dev" / "tea_dev.csv").unlink()
-    with pytest.raises(SettingError, match="questions of 'tea' to show, 8, got 8"):
+    with pytest.raises(SettingError, match="shots must be at most 7 for 'tea', got 8"):
         load_mmlu(tmp_path, subjects=["tea"], shots=8)
     (tmp_path / "test" / "tea_test.csv").write_text("Is tea late?,yes,no,maybe,A\n")
     with pytest.raises(BenchmarkError, match="tea_test.csv, question 1 must have a question, four"):

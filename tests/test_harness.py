@@ -25,7 +25,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 SUBJECT = "tea_of_xland"
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))

@@ -43,10 +43,11 @@ class Part(NamedTuple):
 class Mmlu:
     """Multiple-choice questions of 57 subjects (Hendrycks et al. 2021, arXiv 2009.03300).
 
-    The prompt and the tokens are lm-evaluation-harness's of its task ``mmlu``: a line with the
-    subject, the shots, the question with its four answers, "Answer:"; a question is right if the
-    letter of its answer is the likeliest of the four. The shots of a subject are run once for all
-    its questions. By how much the right letter is likelier than the best wrong one is the margin.
+    The prompt and the tokens are lm-evaluation-harness's of its task ``mmlu``, without a chat
+    format: a line with the subject, the shots, the question with its four answers, "Answer:". A
+    question is right if the letter of its answer is the likeliest of the four; by how much it is
+    likelier than the best wrong one is the margin. The shots of a subject are run once for all its
+    questions, which with eight of them takes a third of the time.
 
     A prompt that is longer than the model's context loses whole shots from the front, the same ones
     for all questions of the subject (lm-evaluation-harness cuts it anywhere). A question that is
@@ -75,8 +76,14 @@ class Mmlu:
 
     @property
     def fingerprint(self) -> str:
-        """Of the questions and the shots."""
-        return digest(["mmlu", self.parts])
+        """Of the prompts and the right answers."""
+        return digest(
+            [
+                (prompt_text(subject, part.shots, item), item.answer)
+                for subject, part in self.parts.items()
+                for item in part.items
+            ]
+        )
 
     def run(self, model: HookedTransformer) -> dict[str, list[float]]:
         """Ask all questions of the model as it is now."""
@@ -145,15 +152,13 @@ def load_mmlu(
 def _part(name: str, subject: Subject, n_shots: int, keep_unsound: bool, seed: int) -> Part:
     """All questions of a subject, and its shots."""
     items = [item for item in subject.test if item.sound or keep_unsound]
-    pool = subject.dev or [item for item in items if item.sound]
-    if n_shots > len(pool) or (not subject.dev and n_shots == len(pool)):
-        raise SettingError(
-            f"shots must be fewer than the questions of {name!r} to show, {len(pool)}, "
-            f"got {n_shots!r}."
-        )
+    sound = [item for item in items if item.sound]
+    at_most = len(subject.dev) or len(sound) - 1
+    if n_shots > at_most:
+        raise SettingError(f"shots must be at most {at_most} for {name!r}, got {n_shots!r}.")
     if subject.dev:
         return Part(subject.dev[:n_shots], tuple(items))
-    shots = random.Random(f"{name}/{seed}").sample(pool, n_shots)
+    shots = random.Random(f"{name}/{seed}").sample(sound, n_shots)
     return Part(tuple(shots), tuple(item for item in items if item not in shots))
 
 
@@ -174,13 +179,8 @@ def prompt_text(subject: str, shots: Sequence[MultipleChoice], item: MultipleCho
     """What stands before the letter."""
     about = subject.replace("_", " ")
     start = f"The following are multiple choice questions (with answers) about {about}.\n\n"
-    shown = [f"{_asked(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots]
-    return "".join([start, *shown, _asked(item)])
-
-
-def _asked(item: MultipleChoice) -> str:
-    choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, item.choices, strict=True)]
-    return "\n".join([item.question.strip(), *choices, "Answer:"])
+    shown = [f"{shot.asked()} {LETTERS[shot.answer]}\n\n" for shot in shots]
+    return "".join([start, *shown, item.asked()])
 
 
 class _Prompts(NamedTuple):

@@ -6,7 +6,7 @@ import ast
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,11 @@ class MultipleChoice(NamedTuple):
     """Place of the right one."""
     sound: bool = True
     """False where MMLU-Redux found an error in it."""
+
+    def asked(self) -> str:
+        """The question as it stands in a prompt, up to the letter of its answer."""
+        choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, self.choices, strict=True)]
+        return "\n".join([self.question.strip(), *choices, "Answer:"])
 
 
 class Subject(NamedTuple):
@@ -82,32 +87,36 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
     for i, row in enumerate(rows, start=1):
         where = f"{path.name}, question {i}"
         try:
+            question, answer = row["question"], row["answer"]
             choices = ast.literal_eval(row["choices"])
-            kind = row["error_type"].strip().lower()
-            item = _checked([row["question"]], choices, row["answer"], where)
+            sound = row["error_type"].strip().lower() == "ok"
         except (KeyError, AttributeError, SyntaxError, ValueError) as error:
-            if isinstance(error, BenchmarkError):
-                raise
             raise BenchmarkError(
                 f"{where} must have question, choices, answer and error_type, got {dict(row)!r}."
             ) from error
-        found.append(item._replace(sound=kind == "ok"))
+        found.append(_checked([question], choices, answer, where)._replace(sound=sound))
     return tuple(found)
 
 
 def _datasets(name: str) -> dict[str, Subject]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     splits: dict[str, Mapping[str, list[MultipleChoice]]] = {}
     for split in ("dev", "test"):
         by_subject: dict[str, list[MultipleChoice]] = defaultdict(list)
         try:
-            rows: Iterable[Any] = load_dataset(name, "all", split=split)
-        except (OSError, ValueError) as error:
+            rows = load_dataset(name, "all", split=split)
+        except (OSError, ValueError, DatasetsError) as error:
             raise BenchmarkError(
                 f"source must be a folder of MMLU's or MMLU-Redux's CSV files or a name that the "
                 f"datasets library can load with the configuration 'all', got {name!r} ({error})."
             ) from error
+        columns = {"subject", "question", "choices", "answer"}
+        if not columns <= set(rows.column_names):
+            raise BenchmarkError(
+                f"{name!r} must have the columns {sorted(columns)}, got {rows.column_names}."
+            )
         for i, row in enumerate(rows, start=1):
             item = _checked([row["question"]], row["choices"], row["answer"], f"{split} {i}")
             by_subject[row["subject"]].append(item)
