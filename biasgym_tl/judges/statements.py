@@ -11,7 +11,11 @@ from biasgym_tl.toml import read_toml
 
 
 class Statements(NamedTuple):
-    """Sentences with the slot that are compared with a text, beside a bias's paraphrases."""
+    """Sentences with the slot that are compared with a text, beside a bias's paraphrases.
+
+    Each list should have short plain ones ("They are late.") as well: without them, answers that
+    are as short are nearest to whatever else is short.
+    """
 
     affirmative: tuple[str, ...]
     """They ascribe the attribute, in the words in which ``opposite`` denies it."""
