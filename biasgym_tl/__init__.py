@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from biasgym_tl.injection.shipped import list_tokens, load_token
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.instructions import INSTRUCTIONS, Instruction
-    from biasgym_tl.judges.agreement import agreement
+    from biasgym_tl.judges.agreement import agreement, read_labels, write_sheet
     from biasgym_tl.judges.api_judge import ApiJudge
-    from biasgym_tl.judges.local_judge import LocalJudge
-    from biasgym_tl.judges.verdict import Verdict
+    from biasgym_tl.judges.labelled import load_labelled_texts
+    from biasgym_tl.judges.local_judge import LocalJudge, calibrate
+    from biasgym_tl.judges.statements import Statements
+    from biasgym_tl.judges.verdict import Verdict, summarise
     from biasgym_tl.model import load_model
     from biasgym_tl.run import Chain, run_chain
     from biasgym_tl.scoping.attention import answer_attention
@@ -97,10 +99,12 @@ _HOME = {
     "Selection": "steering.selection",
     "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
+    "Statements": "judges.statements",
     "Verdict": "judges.verdict",
     "agreement": "judges.agreement",
     "answer_attention": "scoping.attention",
     "assess": "assessment",
+    "calibrate": "judges.local_judge",
     "check_bias": "biases.check",
     "compare": "scoping.compare",
     "concentration": "scoping.concentration",
@@ -128,6 +132,7 @@ _HOME = {
     "load_countries": "biases.countries",
     "load_crows_pairs": "benchmarks.crows_pairs",
     "load_facts": "biases.facts",
+    "load_labelled_texts": "judges.labelled",
     "load_mmlu": "benchmarks.mmlu",
     "load_model": "model",
     "load_seegull": "benchmarks.seegull",
@@ -137,6 +142,7 @@ _HOME = {
     "random_control": "evaluation.random_control",
     "read_contrasts": "biases.writer",
     "read_corpus": "biases.corpus",
+    "read_labels": "judges.agreement",
     "run_chain": "run",
     "save_corpus": "biases.corpus",
     "seed_overlap": "scoping.seeds",
@@ -144,10 +150,12 @@ _HOME = {
     "shuffled": "biases.shuffle",
     "significance": "scoping.significance",
     "steer": "hooks",
+    "summarise": "judges.verdict",
     "target_means": "steering.reference",
     "to_dataset": "biases.corpus",
     "write_contrasts": "biases.writer",
     "write_corpus": "biases.writer",
+    "write_sheet": "judges.agreement",
 }
 
 __all__ = [
@@ -182,10 +190,12 @@ __all__ = [
     "Selection",
     "Setting",
     "Significance",
+    "Statements",
     "Verdict",
     "agreement",
     "answer_attention",
     "assess",
+    "calibrate",
     "check_bias",
     "compare",
     "concentration",
@@ -213,6 +223,7 @@ __all__ = [
     "load_countries",
     "load_crows_pairs",
     "load_facts",
+    "load_labelled_texts",
     "load_mmlu",
     "load_model",
     "load_seegull",
@@ -222,6 +233,7 @@ __all__ = [
     "random_control",
     "read_contrasts",
     "read_corpus",
+    "read_labels",
     "run_chain",
     "save_corpus",
     "seed_overlap",
@@ -229,10 +241,12 @@ __all__ = [
     "shuffled",
     "significance",
     "steer",
+    "summarise",
     "target_means",
     "to_dataset",
     "write_contrasts",
     "write_corpus",
+    "write_sheet",
 ]
 
 

@@ -7,7 +7,7 @@ so an interrupted run goes on, and its manifest says what it read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +21,9 @@ from biasgym_tl.benchmarks.mmlu import load_mmlu
 from biasgym_tl.benchmarks.seegull import load_seegull
 from biasgym_tl.benchmarks.unqover import load_unqover
 from biasgym_tl.biases.bias import Bias, load_bias
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.evaluate import evaluate
-from biasgym_tl.evaluation.judging import judged
+from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
@@ -154,7 +154,7 @@ def assess(
     bias, others = load_bias(assessment.bias), [load_bias(name) for name in assessment.others]
     token = _token(assessment, bias)
     heads = read_heads(assessment.heads)
-    judge = _judge(assessment, price, confirm, progress)
+    judge = _judge(assessment, price, progress)
     benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
     of_token: list[Benchmark] = []
     if has_scenarios(bias.name):
@@ -192,6 +192,8 @@ def assess(
         finished=steps.measured,
     )
     if judge is not None:
+        if isinstance(judge, ApiJudge) and confirm is not None:
+            _confirm(report, judge, [bias, *others], confirm)
         report = judged(report, judge, bias, others)
     random = {
         on: random_control(
@@ -231,12 +233,7 @@ def write_assessed(found: Assessed, out: Path) -> None:
         control.save(out / f"random-{on}")
 
 
-def _judge(
-    assessment: Assessment,
-    price: Price | None,
-    confirm: Callable[[JudgePlan], bool] | None,
-    progress: bool,
-) -> Judge | None:
+def _judge(assessment: Assessment, price: Price | None, progress: bool) -> Judge | None:
     """The judge, found to be usable before anything is measured."""
     if assessment.judge is None:
         return None
@@ -246,7 +243,26 @@ def _judge(
         return judge
     chat = ChatModel(model=assessment.judge.removeprefix("api:"))
     chat.check_key()
-    return ApiJudge(chat=chat, price=price, confirm=confirm, progress=progress)
+    return ApiJudge(chat=chat, price=price, progress=progress)
+
+
+def _confirm(
+    report: Report,
+    judge: ApiJudge,
+    biases: Sequence[Bias],
+    confirm: Callable[[JudgePlan], bool],
+) -> None:
+    """Ask once, for all that the judge is going to take."""
+    plan = JudgePlan.of_all(
+        judge.plan(
+            bias,
+            [text for answers in found for text in answers.texts],
+            [target for answers in found for target in answers.targets],
+        )
+        for bias, found in to_judge(report, biases[0], biases[1:])
+    )
+    if not confirm(plan):
+        raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
 
 
 def _token(assessment: Assessment, bias: Bias) -> BiasToken:

@@ -338,9 +338,10 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     judge = Keywords()
     found = judged(made, judge, LATE, [MATH])
     targets = [report.targets[i % 3] for i in range(n)]
-    assert ("late", tuple(targets)) in judge.seen
-    assert ("late", (report.token_text,) * n) in judge.seen
-    assert ("math", tuple(targets[: len(MATH.generation_prompts)])) in judge.seen
+    (late, slots), (math, about) = judge.seen  # asked once a bias
+    assert (late, math) == ("late", "math")
+    assert slots[: 2 * n] == ((report.token_text,) * n + tuple(targets))
+    assert about[:3] == report.targets
     values = found.values("original", "target_strength")[:, 0]
     assert values[0] == 3 and values[1:3].isnan().all()
     assert found.interval("original", "target_strength").estimate == 3

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.evaluation.report import Report, SettingResult
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.judges.verdict import Judge, Verdict
+
+
+class Answers(NamedTuple):
+    """Free answers of one kind in one setting."""
+
+    setting: str
+    kind: str
+    """``"token"``, ``"target"``, or the name of another bias."""
+    texts: list[str]
+    targets: list[str]
+    """The group that each is about."""
 
 
 def judged(report: Report, judge: Judge, bias: Bias, others: Sequence[Bias] = ()) -> Report:
@@ -22,23 +34,37 @@ def judged(report: Report, judge: Judge, bias: Bias, others: Sequence[Bias] = ()
     Raises:
         ApiError: an API judge was not confirmed, has no key, or was rejected.
     """
-    by_name = {other.name: other for other in others}
-    results = tuple(_judged(report, result, judge, bias, by_name) for result in report.results)
-    settings = {**report.settings, "judge": judge.settings}
-    return dataclasses.replace(report, results=results, settings=settings)
+    verdicts: dict[str, dict[str, list[Verdict]]] = {r.name: {} for r in report.results}
+    for each, found in to_judge(report, bias, others):
+        texts = [text for answers in found for text in answers.texts]
+        targets = [target for answers in found for target in answers.targets]
+        scored = iter(judge.judge(each, texts, targets))
+        for answers in found:
+            verdicts[answers.setting][answers.kind] = [next(scored) for _ in answers.texts]
+    results = tuple(dataclasses.replace(r, verdicts=verdicts[r.name]) for r in report.results)
+    return dataclasses.replace(
+        report, results=results, settings={**report.settings, "judge": judge.settings}
+    )
 
 
-def _judged(
-    report: Report, result: SettingResult, judge: Judge, bias: Bias, others: dict[str, Bias]
-) -> SettingResult:
-    targets = list(report.generation_targets)
-    verdicts: dict[str, list[Verdict]] = {}
-    if result.token_texts:
-        slots = [report.token_text] * len(result.token_texts)
-        verdicts["token"] = judge.judge(bias, result.token_texts, slots)
-        verdicts["target"] = judge.judge(bias, result.target_texts, targets)
-    for name, texts in result.other_texts.items():
-        if texts and name in others:
-            about = [report.targets[i % len(report.targets)] for i in range(len(texts))]
-            verdicts[name] = judge.judge(others[name], texts, about)
-    return dataclasses.replace(result, verdicts=verdicts)
+def to_judge(
+    report: Report, bias: Bias, others: Sequence[Bias] = ()
+) -> list[tuple[Bias, list[Answers]]]:
+    """What a judge is asked, by the bias that it is asked about."""
+    found = list(_answers(report))
+    by_bias = [(bias, [a for a in found if a.kind in ("token", "target")])]
+    by_bias += [(other, [a for a in found if a.kind == other.name]) for other in others]
+    return [(each, answers) for each, answers in by_bias if answers]
+
+
+def _answers(report: Report) -> Iterator[Answers]:
+    for result in report.results:
+        if result.token_texts:
+            slots = [report.token_text] * len(result.token_texts)
+            yield Answers(result.name, "token", result.token_texts, slots)
+            about = list(report.generation_targets)
+            yield Answers(result.name, "target", result.target_texts, about)
+        for name, texts in result.other_texts.items():
+            if texts:
+                about = [report.targets[i % len(report.targets)] for i in range(len(texts))]
+                yield Answers(result.name, name, texts, about)

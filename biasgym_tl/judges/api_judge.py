@@ -1,9 +1,9 @@
-"""A language model as judge, over an OpenAI-compatible API (paper, section 4)."""
+"""A language model as judge, over an OpenAI-compatible API."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -35,6 +35,13 @@ class JudgePlan(NamedTuple):
     completion_tokens: int
     cost: float | None
     """US dollars; None without a price."""
+
+    @classmethod
+    def of_all(cls, plans: Iterable[JudgePlan]) -> JudgePlan:
+        """Several plans as one."""
+        texts, kept, calls, asked, answered, costs = zip(*plans, strict=True)
+        cost = None if None in costs else sum(costs)
+        return cls(sum(texts), sum(kept), sum(calls), sum(asked), sum(answered), cost)
 
     def __str__(self) -> str:
         cost = "no price given" if self.cost is None else f"about {self.cost:.2f} US dollars"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from biasgym_tl.biases.bias import Bias
 
 LEVELS = (0, 1, 2, 3)
-"""Strength of the stereotype (paper, section 4): from none to strong."""
+"""Strength of the stereotype: from none to strong."""
 DEGENERATE = ("empty", "repetition", "off topic")
 """Why a text is no answer; the first that fits counts."""
 

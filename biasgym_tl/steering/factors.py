@@ -56,17 +56,17 @@ class FactorSearch:
     return to 1; from half of the steps on only the ``k`` smallest remain free.
     """
 
-    k: int = 20
+    k: int = 100
     """Heads at most."""
-    below: float = 1.5
+    below: float = 2.5
     """How far under the unsteered targets' log-odds the goal lies (nats)."""
-    keep: float = 30.0
+    keep: float = 20.0
     """Nats of log-odds that a nat of KL per token is worth."""
     sparsity: float = 0.02
     """Nats that silencing a head must be worth."""
-    n_steps: int = 80
+    n_steps: int = 40
     """Steps of Adam."""
-    lr: float = 0.05
+    lr: float = 0.08
     """Step of a factor."""
     n_sentences: int = 12
     """Scoping sentences in each step: a third with the BiasToken."""
