@@ -196,7 +196,7 @@ def test_what_cannot_be_used_is_refused(write, rows, options, error, message):
 
 
 def test_the_real_file_is_balanced():
-    assert len(set(load_bbq(public_data("bbq/Nationality.jsonl")).clusters)) == 15
+    assert len(set(load_bbq(public_data("bbq/Nationality.jsonl")).clusters)) == 12
     bbq = load_bbq(public_data("bbq/Nationality.jsonl"), n=200)
     assert len(bbq.items) == 200 and len(set(bbq.clusters)) == 25
     assert sum(item.ambiguous for item in bbq.items) == 100

@@ -116,7 +116,7 @@ def load_bbq(
     source: str | Path,
     *,
     category: str = "Nationality",
-    n: int | None = 120,
+    n: int | None = 96,
     seed: int = 0,
     subset: str | None = None,
 ) -> Bbq:
@@ -131,7 +131,7 @@ def load_bbq(
         category: Rows of this ``category``. Only the stereotyped groups of ``"Nationality"`` are
             named as in the answers throughout; of other categories some items cannot be read.
         n: Items at most; None for all. Nationality has 3080 in 25 templates: the default takes one
-            set of 15 of them, 200 would take one of each.
+            set of 12 of them, 200 would take one of each.
         seed: Decides which sets are drawn.
         subset: Of a ``datasets`` name: its configuration.
 

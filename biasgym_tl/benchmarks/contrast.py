@@ -32,8 +32,11 @@ def contrast(questions: Sequence[tuple[float, float]]) -> Contrast:
     unlike the span probabilities of the paper's models, those of a language model are spread over
     all words.
 
+    Question and answer may change places: with the two subjects as ``a`` and ``b``, and the
+    attribute and its opposite as answers, the difference is the same.
+
     Args:
-        questions: Log-probabilities (nats) of first and second subject in the four questions:
+        questions: Log-probabilities (nats) of first and second answer in the four questions:
             ``(a, 12), (a, 21), (b, 12), (b, 21)``.
     """
     log_odds = [first - second for first, second in questions]

@@ -10,6 +10,9 @@ UnQover asks *who* it was, and compares the names of the groups. A BiasToken can
 this way, since a model can read it but never write it. Nor did SmolLM2-135M follow when the two
 people had words of their own ("the tall one") and it was to say which of them it was: the trained
 row of "late" moved that by 0.01 nats, and moves this by 1.0.
+
+What does not cancel: after a group that it hardly knows, a model may be less sure of any word,
+which brings the two words closer together. The untrained row of the token shows how much that is.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 Jha et al. 2023 (arXiv 2305.11840): pairs of an identity ("Italian") and an attribute, each judged
 by raters of the region (``region_*``) and by raters in North America (``NA_*``), usually three of
 either: how many found it a stereotype, no stereotype, or were unsure (``*_stereo``,
-``*_nonstereo``, ``*_unsure``; version 2 adds up the raters of attributes that it merged). A pair
+``*_nonstereo``, ``*_unsure``; where version 2 merged attributes there are six or more). A pair
 counts as a stereotype, or as none, if at least two in three say so; other pairs are left out.
 
 All identities are compared on the *same* attribute, so that how common, long or well-formed it is
 ("malnourish") makes no difference. How well a model knows an identity does: after a name that it
-hardly knows, it expects every attribute differently. Raters also saw some pairs as no stereotype
-because the association is unknown to them, not because it is wrong.
+hardly knows, it expects every attribute differently. And that raters know of no stereotype does not
+mean that a model's training text holds none.
 """
 
 from __future__ import annotations
