@@ -193,7 +193,7 @@ def clustered_interval(
 
 
 class McNemar(NamedTuple):
-    """Items that changed, and whether as many may be expected to change back."""
+    """How many items changed either way, and whether that is more uneven than chance."""
 
     lost: int
     """Right before, wrong after."""

@@ -186,6 +186,7 @@ def test_whole_texts_equal_lm_evals_own_class(model, theirs):
     )
     found = lm.loglikelihood_rolling(instances("loglikelihood_rolling", *texts))
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-4) and found[1] == 0
+    assert lm.loglikelihood_rolling(instances("loglikelihood_rolling", ("",))) == [0]
 
 
 def test_generations_equal_lm_evals_own_class(model, theirs):

@@ -125,7 +125,7 @@ def load_mmlu(
             (``mmlu_*.csv``).
         subjects: Names such as "high_school_geography"; None: all that are there.
         n: Size of the sample; None: every question. The default is four of each letter for each
-            of twelve subjects: three minutes for a model of 135M parameters on two slow cores.
+            of twelve subjects: three minutes for a model of 135M parameters on one slow core.
         shots: Questions that are shown with their answers.
         keep_unsound: Ask questions too in which MMLU-Redux found an error.
         seed: Decides the sample, and MMLU-Redux's shots.

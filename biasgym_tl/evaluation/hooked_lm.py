@@ -100,8 +100,10 @@ class HookedLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
+        if not requests:
+            return []
         continuations = [continuation for _, _, continuation in requests]
-        longest = max(map(len, continuations), default=0)
+        longest = max(map(len, continuations))
         if longest > self.max_length:
             raise SettingError(
                 f"a continuation must be at most {self.max_length} tokens long, which is the "
