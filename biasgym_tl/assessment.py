@@ -51,6 +51,8 @@ BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
     "unqover": load_unqover,
 }
 """Loader of each benchmark, with its default sample."""
+IMPLICIT_PAIRS = 4
+"""Targets that the BiasToken is compared with in scenes that do not name the attribute."""
 MAIN_BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
 """The five of the paper."""
 
@@ -159,7 +161,9 @@ def assess(
     of_token: list[Benchmark] = []
     if has_scenarios(bias.name):
         targets = bias.sample_targets("held-out", assessment.n_targets, seed=0)
-        of_token.append(implicit_questions(bias, [token.text], targets, baseline="injected"))
+        of_token.append(
+            implicit_questions(bias, [token.text], targets, n=IMPLICIT_PAIRS, baseline="injected")
+        )
     model = load_model(assessment.model)
     read = {
         "bias": bias.fingerprint(),
