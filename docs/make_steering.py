@@ -91,9 +91,9 @@ def random_table():
 
 def put(page, mark, table):
     """Replace what stands between two marks of the page."""
-    pattern = rf"(<!-- {mark} -->\n).*?(\n<!-- end -->)"
+    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
     assert re.search(pattern, page, re.S), f"{PAGE} has no mark {mark}"
-    return re.sub(pattern, lambda found: found[1] + table + found[2], page, flags=re.S)
+    return re.sub(pattern, lambda found: found[1] + table + "\n" + found[2], page, flags=re.S)
 
 
 def main():
