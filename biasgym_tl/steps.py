@@ -101,13 +101,14 @@ class Rows:
         """The row for ``bias``, on the model as it is or with heads steered."""
         heads = [] if steered is None else list(map(str, steered))
         mode = "mean" if steered is None else steered.mode
+        factors = [] if steered is None else list(steered.factors)
         key = digest(
             {
                 **self.inputs,
                 "inject": dataclasses.asdict(self.inject),
                 "seed": self.seed,
                 "bias": bias.fingerprint(),
-                "steered": [heads, mode],
+                "steered": [heads, mode, *factors],
             }
         )
         epochs = cache_dir() / "rows" / f"{key}-epochs.safetensors"

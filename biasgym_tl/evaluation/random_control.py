@@ -34,7 +34,7 @@ class RandomControl(TensorResult):
     draws: Float[Tensor, "draw prompt"]
     heads: tuple[str, ...]
     mode: str
-    on: str
+    on: str = "token"
     """Whose log-odds: the BiasToken's (``"token"``), or the mean over held-out ``"targets"``."""
     bias: str
     model: str

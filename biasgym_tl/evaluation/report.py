@@ -102,21 +102,21 @@ class Report:
     evaluation_prompts: tuple[str, ...]
     generation_prompts: tuple[str, ...]
     targets: tuple[str, ...]
-    token_text: str
-    """How the BiasToken is written."""
     generation_targets: tuple[str, ...]
     fact_countries: tuple[str, ...]
     """The country of each fact. All countries, fitting ones too: nothing is fitted to facts."""
     blind_fact_margins: tuple[float, ...]
     """Margins of the original model where the question leaves the country out: the floor."""
-    other_keywords: dict[str, tuple[str, ...]]
-    """Of each other bias, the words that show it in free text."""
-    benchmark_measures: tuple[Measure, ...]
-    clusters: dict[str, tuple[str, ...]]
-    """By measure of a benchmark: the cluster of each item."""
     results: tuple[SettingResult, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
+    token_text: str = ""
+    """How the BiasToken is written."""
+    other_keywords: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Of each other bias, the words that show it in free text."""
+    benchmark_measures: tuple[Measure, ...] = ()
+    clusters: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """By measure of a benchmark: the cluster of each item."""
 
     def __repr__(self) -> str:
         return f"Report({self.bias} on {self.model})\n{self.to_df().round(2).to_string()}"
@@ -412,12 +412,13 @@ class Report:
 
         def build(values: dict[str, Any]) -> Report:
             results = tuple(map(read_result, values["results"]))
-            made = {
+            measures = values.get("benchmark_measures", ())
+            made: dict[str, Any] = {
                 "results": results,
-                "benchmark_measures": tuple(Measure(*m) for m in values["benchmark_measures"]),
-                "clusters": {key: tuple(of) for key, of in values["clusters"].items()},
-                "other_keywords": {key: tuple(of) for key, of in values["other_keywords"].items()},
+                "benchmark_measures": tuple(Measure(*measure) for measure in measures),
             }
+            for name in ("clusters", "other_keywords"):
+                made[name] = {key: tuple(of) for key, of in values.get(name, {}).items()}
             return cls(**{**_tuples(values), **made})
 
         return read_kind(Path(path), "Report", build)

@@ -181,7 +181,9 @@ class _Search:
                 if drops[head] <= so_far:
                     break
                 loss = self.loss_rise([*chosen, head])
-                facts = self.facts_lost([*chosen, head]) if loss <= options.max_loss else 1.0
+                if loss > options.max_loss:
+                    continue
+                facts = self.facts_lost([*chosen, head])
                 if facts <= options.max_facts:
                     proposals[:0] = [other for other in tried if drops[other] < drops[head]]
                     return Step(head, drops[head], loss, facts)
