@@ -318,15 +318,12 @@ def export(
     ] = None,
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
-    from biasgym_tl.heads import Head
+    from biasgym_tl.assessment import read_heads
     from biasgym_tl.model import load_model
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.selection import Selection
 
-    if Path(heads).suffix == ".json":
-        chosen: Selection | list[Head] = Selection.load(heads)
-    else:
-        chosen = [Head.parse(name) for name in heads.split(",")]
+    chosen = read_heads(heads)
     if mode is None:
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     typer.echo(f"Loading {model} ...", err=True)

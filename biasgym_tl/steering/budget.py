@@ -23,7 +23,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
-from biasgym_tl.steering.selection import Selection, fingerprints
+from biasgym_tl.steering.selection import Selection, searched_data
 from biasgym_tl.store import versions
 from biasgym_tl.text import mean_loss
 
@@ -127,12 +127,7 @@ class BudgetSearch:
             reference="shipped neutral text" if self.mode == "mean" else "",
             model=model.cfg.model_name,
             bias=bias.name,
-            data=fingerprints(
-                prompts=bias.scoping_prompts,
-                targets=bias.targets("fitting"),
-                texts=load_passages("budget") + load_passages("reference"),
-                facts=[fact.question for fact in load_facts("budget")],
-            ),
+            data=searched_data(bias),
             settings={**dataclasses.asdict(self), "path": [list(step[1:]) for step in path]},
             versions=versions(),
         )

@@ -25,7 +25,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.slot import fill
-from biasgym_tl.steering.selection import Selection, fingerprints
+from biasgym_tl.steering.selection import Selection, searched_data
 from biasgym_tl.store import versions
 from biasgym_tl.text import (
     cached_beginning,
@@ -122,12 +122,7 @@ class FactorSearch:
             reference="shipped neutral text",
             model=model.cfg.model_name,
             bias=bias.name,
-            data=fingerprints(
-                prompts=bias.scoping_prompts,
-                targets=bias.targets("fitting"),
-                texts=load_passages("budget") + load_passages("reference"),
-                facts=[fact.question for fact in load_facts("budget")],
-            ),
+            data=searched_data(bias),
             settings={**dataclasses.asdict(self), "path": path},
             versions=versions(),
         )

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode
@@ -172,6 +174,16 @@ def select_heads(
 def fingerprints(**items: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """By kind, what a choice has seen, as a :class:`Selection` keeps it."""
     return {kind: tuple(sorted(map(_fingerprint, texts))) for kind, texts in items.items()}
+
+
+def searched_data(bias: Bias) -> dict[str, tuple[str, ...]]:
+    """What a search within a budget has seen, as a :class:`Selection` keeps it."""
+    return fingerprints(
+        prompts=bias.scoping_prompts,
+        targets=bias.targets("fitting"),
+        texts=load_passages("budget") + load_passages("reference"),
+        facts=[fact.question for fact in load_facts("budget")],
+    )
 
 
 def _fingerprint(text: str) -> str:
