@@ -95,8 +95,32 @@ def _from_transformer_lens(
         raise ModelError(
             f"weights of {name!r} must be reachable, but: {_first_line(error)}"
         ) from error
-    model.requires_grad_(False)
-    return model
+    return _ready(model)
+
+
+_READ_AS = {
+    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1)),
+    "W_O": (2, 0, 1),
+    "W_U": (1, 0),
+}
+_GATED_READ_AS = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
+"""Order of the dimensions in which TransformerLens's forward multiplies with a matrix."""
+
+
+def _ready(model: HookedTransformer) -> HookedTransformer:
+    """Frozen, in evaluation mode, each matrix laid out in memory as it is multiplied with.
+
+    TransformerLens copies matrices into that order, which is also Hugging Face's, at every forward.
+    Where they lie so already, that copy is none. Shapes and values stay.
+    """
+    for module in model.modules():
+        matrices = dict(module.named_parameters(recurse=False))
+        orders = _READ_AS | (_GATED_READ_AS if "W_gate" in matrices else {})
+        for name in matrices.keys() & orders.keys():
+            inverse = torch.tensor(orders[name]).argsort().tolist()
+            data = matrices[name].data.permute(orders[name])
+            matrices[name].data = data.contiguous().permute(inverse)
+    return model.requires_grad_(False).eval()
 
 
 def _probe(hf_model: Any) -> Int[Tensor, "1 pos"]:
@@ -162,7 +186,7 @@ def _from_hugging_face(
             if not key.split(".")[-1].startswith("b"):
                 raise ModelError(f"the checkpoint must hold {key}, but does not.")
             parameter.zero_()  # the family has no such bias
-    model.requires_grad_(False).eval()
+    _ready(model)
     if expected is not None:
         _check_log_probs(model, probe.to(device), expected.to(device))
     return model

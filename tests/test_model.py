@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from conftest import FAMILIES, LOCAL, tiny_config, tiny_hf_model
+from einops import rearrange
 
 from biasgym_tl import load_model
 from biasgym_tl.errors import ModelError
@@ -87,6 +88,25 @@ def test_weights_are_not_processed_and_ask_for_no_gradient():
     assert torch.equal(model.W_U, hf_model.lm_head.weight.T)
     assert torch.equal(model.blocks[0].attn.b_O, hf_model.transformer.h[0].attn.c_proj.bias)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_no_weights_are_copied_at_a_forward():
+    """The orders that TransformerLens multiplies in, attention.py and gated_mlp.py of 3.x."""
+    model = load_model(tiny_hf_model("llama"))
+    block = model.blocks[0]
+    read = {
+        "head d_model d_head -> (head d_head) d_model": [block.attn.W_Q, block.attn._W_K],
+        "head d_head d_model -> d_model (head d_head)": [block.attn.W_O],
+        "d_in d_out -> d_out d_in": [
+            block.mlp.W_gate, block.mlp.W_in, block.mlp.W_out, model.unembed.W_U,
+        ],
+    }  # fmt: skip
+    for order, matrices in read.items():
+        for matrix in matrices:
+            wanted = rearrange(matrix, order)
+            assert wanted.is_contiguous() and wanted.data_ptr() == matrix.data_ptr()
+    plain = load_model(tiny_hf_model("gpt2")).blocks[0].mlp
+    assert plain.W_in.is_contiguous()  # read as it is
 
 
 def test_a_users_hf_model_is_left_whole():
