@@ -7,6 +7,7 @@ depend on: settings, bias, weights, versions and code.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -15,7 +16,6 @@ from typing import Any, TypeVar
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import StoreError
-from biasgym_tl.evaluation.report import SettingResult, read_result
 from biasgym_tl.hooks import steer
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
@@ -46,13 +46,9 @@ class Steps:
         return self._kept(path, kind.load, lambda found: found.save(path), make)
 
     def measured(self, name: str, make: Callable[[], Any]) -> Any:
-        """Read back a ``SettingResult`` or a list of numbers, or make and keep it."""
-        path = self.folder / f"{name.replace(' ', '-').replace(',', '')}.json"
-
-        def write(found: Any) -> None:
-            write_json(path, found if isinstance(found, list) else dataclasses.asdict(found))
-
-        return self._kept(path, _read_measured, write, make)
+        """Read back numbers and texts in lists and dictionaries, or make and keep them."""
+        path = self.folder / f"{re.sub('[ ,:]+', '-', name)}.json"
+        return self._kept(path, read_json, lambda found: write_json(path, found), make)
 
     def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
         """Read back a ``Selection``, or make it and write it down."""
@@ -74,16 +70,6 @@ class Steps:
         made = make()
         write(made)
         return made
-
-
-def _read_measured(path: Path) -> SettingResult | list[float]:
-    found = read_json(path)
-    if isinstance(found, list):
-        return found
-    try:
-        return read_result(found)
-    except (KeyError, TypeError) as error:
-        raise StoreError(f"{str(path)!r} must hold a whole SettingResult: {error}.") from error
 
 
 @dataclasses.dataclass(frozen=True)

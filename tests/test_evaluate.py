@@ -27,7 +27,6 @@ from biasgym_tl.biases.facts import fact_margins
 from biasgym_tl.biases.words import word_ids
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
-from biasgym_tl.evaluation import evaluate as evaluate_module
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
@@ -299,20 +298,28 @@ def test_random_control(setup, tmp_path):
         random_control(model, LATE, token=token, heads=HEADS, n_draws=0)
 
 
-def test_finished_settings_are_not_measured_again(setup):
+def test_finished_parts_are_not_measured_again(setup):
     model, token, report = setup
-    stored = {result.name: result for result in report.results}
-    stored["blind facts"] = list(report.blind_fact_margins)
-    measured = []
+    stored = {}
 
-    def finished(name, measure):
-        if name == "random 2":
-            measured.append(name)
-            return measure()
+    def keep(name, measure):
+        stored[name] = measure()
         return stored[name]
 
-    again = evaluate(model, LATE, token=token, heads=HEADS, finished=finished, **OPTIONS)
-    assert again == report and measured == ["random 2"]
+    def look_up(name, measure):
+        if name in stored:
+            return stored[name]
+        measured.append(name)
+        return measure()
+
+    first = evaluate(model, LATE, token=token, heads=HEADS, finished=keep, **OPTIONS)
+    assert first == report
+    # The row acts only where the BiasToken stands.
+    assert "injected: token" in stored and "injected: requests" not in stored
+    measured = []
+    del stored["random 2: requests"]
+    again = evaluate(model, LATE, token=token, heads=HEADS, finished=look_up, **OPTIONS)
+    assert again == report and measured == ["random 2: requests"]
 
 
 def test_free_answers_put_each_target_in_its_prompt(setup):
@@ -327,7 +334,7 @@ def test_free_answers_put_each_target_in_its_prompt(setup):
 
 def test_bad_input_is_refused_before_anything_runs(setup, monkeypatch):
     model, token, _ = setup
-    monkeypatch.setattr(evaluate_module, "_measure", None)
+    monkeypatch.setattr(Setting, "steered", None)
     bad = [
         (Setting("a", token, HEADS), "mode of the setting 'a' must be .* got None with 3 heads"),
         (Setting("a", token, (), "mean"), "got 'mean' with 0 heads"),

@@ -16,7 +16,7 @@ import biasgym_tl
 from biasgym_tl import BiasInject, Chain, Report, Selection, run_chain
 from biasgym_tl.console import summary_lines
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation import evaluate as evaluate_module
+from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.plots.figure import write_png
 from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
@@ -69,9 +69,9 @@ def test_a_second_run_reproduces_every_number(chain, tmp_path):
 def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
     first = run_chain(chain, progress=False)
     measured = []
-    original = evaluate_module._measure
+    steered = Setting.steered
     monkeypatch.setattr(
-        evaluate_module, "_measure", lambda *a: measured.append(a[1].name) or original(*a)
+        Setting, "steered", lambda self, *a: measured.append(self.name) or steered(self, *a)
     )
     more = dataclasses.replace(chain, reinject=True, n_draws=6)
     second = run_chain(more, progress=False)
@@ -97,7 +97,7 @@ def test_finished_steps_are_read_back_and_broken_ones_made_again(chain, tmp_path
         with pytest.raises(AssertionError, match="trained again"):
             run_chain(dataclasses.replace(chain, seed=1), progress=False)
     cache = tmp_path / "cache"
-    for pattern in ("rows/*.safetensors", "runs/*/random-1.json", "runs/*/selection.json"):
+    for pattern in ("rows/*.safetensors", "runs/*/random-1-token.json", "runs/*/selection.json"):
         for path in cache.glob(pattern):
             path.write_bytes(b"{")
     assert run_chain(chain, progress=False).report == first.report

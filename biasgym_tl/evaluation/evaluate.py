@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -11,9 +11,9 @@ from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.biases.words import word_ids
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
+from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head, check_heads
@@ -27,10 +27,6 @@ from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import versions
-from biasgym_tl.text import mean_loss
-
-Finished = Callable[[str, Callable[[], Any]], Any]
-"""Looks up a finished measurement by name, or runs and keeps it."""
 
 
 def evaluate(
@@ -76,7 +72,8 @@ def evaluate(
         controls: More settings, measured in the same way on the same items.
         others: Biases that the row was not trained on (the paper's D_ood): their log-odds and
             free answers about the same targets.
-        benchmarks: More items, such as ``load_blimp(folder)``. Not measured for random heads.
+        benchmarks: More items, such as ``load_blimp(folder)``. Not measured for random heads nor
+            with instructions.
         token_benchmarks: The same, with the BiasToken attached, such as
             ``implicit_questions(bias, [token.text], targets, baseline="injected")``.
         n_targets: Held-out targets, regions as even as they can be; a fixed sample.
@@ -84,8 +81,8 @@ def evaluate(
         max_new_tokens: Length of the free answers.
         seed: Decides the random heads. Targets do not depend on it, so runs can be compared.
         progress: Show a bar.
-        finished: Called with each measurement's name and the measurement; may return a stored
-            result instead of measuring again.
+        finished: Called with the name of each part of a setting (``"injected: token"``) and its
+            measurement; may return what is stored instead of measuring again.
 
     Raises:
         SteeringError: a head is outside the model, or a selection has seen the evaluation's data.
@@ -116,25 +113,18 @@ def evaluate(
     _check_names(controls, [setting.name for setting in settings])
     every_benchmark = (*benchmarks, *token_benchmarks)
     _check_benchmarks(every_benchmark)
-    items = _Items(
+    items = Items(
         bias, tuple(others), tuple(benchmarks), tuple(token_benchmarks), targets, max_new_tokens
     )
     references = {name: _REFERENCES[name](model, bias) for name in _needed(settings)}
     finished = finished or measured_now
     blind = finished("blind facts", lambda: _blind_facts(model))
+    parts = Parts(model, items, references, finished)
     results: list[SettingResult] = []
     with tqdm(settings, desc=f"evaluate {bias.name}", unit="setting", disable=not progress) as bar:
         for setting in bar:
             bar.set_postfix_str(setting.name)
-            twin = _twin(setting, settings, results)
-
-            def measure(
-                setting: Setting = setting, twin: SettingResult | None = twin
-            ) -> SettingResult:
-                with setting.steered(model, references):
-                    return _measure(model, setting, items, twin)
-
-            results.append(finished(setting.name, measure))
+            results.append(parts.result(setting))
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
@@ -145,7 +135,7 @@ def evaluate(
         generation_prompts=bias.generation_prompts,
         targets=targets,
         token_text=token.text,
-        generation_targets=tuple(_dealt(targets, len(bias.generation_prompts))),
+        generation_targets=tuple(deal(targets, len(bias.generation_prompts))),
         fact_countries=tuple(fact.country for fact in load_facts()),
         blind_fact_margins=tuple(blind),
         benchmark_measures=tuple(m for b in every_benchmark for m in b.measures),
@@ -173,11 +163,6 @@ def _share(scores: HeadScores, heads: Iterable[Head]) -> float:
     """Part of all that heads write toward the stereotype which these write."""
     positive = scores.values.clamp(min=0)
     return (sum(positive[head] for head in heads) / positive.sum()).item()
-
-
-def measured_now(name: str, measure: Callable[[], Any]) -> Any:
-    """The ``Finished`` that keeps nothing."""
-    return measure()
 
 
 def _blind_facts(model: HookedTransformer) -> list[float]:
@@ -263,108 +248,3 @@ def _check_benchmarks(benchmarks: Sequence[Benchmark]) -> None:
     taken = sorted({key for key in keys if keys.count(key) > 1 or key in MEASURES})
     if taken:
         raise SettingError(f"benchmarks must measure different things, got {taken} twice.")
-
-
-def _twin(
-    setting: Setting, settings: Sequence[Setting], results: Sequence[SettingResult]
-) -> SettingResult | None:
-    """An earlier result of the same model with another row."""
-    for earlier, result in zip(settings, results, strict=False):
-        if earlier.same_model(setting):
-            return result
-    return None
-
-
-class _Items(NamedTuple):
-    """What every setting is measured on."""
-
-    bias: Bias
-    others: tuple[Bias, ...]
-    benchmarks: tuple[Benchmark, ...]
-    token_benchmarks: tuple[Benchmark, ...]
-    targets: tuple[str, ...]
-    max_new_tokens: int
-
-
-def _measure(
-    model: HookedTransformer, setting: Setting, items: _Items, twin: SettingResult | None
-) -> SettingResult:
-    """Measure a setting whose steering is active; a twin differs in the row alone."""
-    of_token = _of_token(model, setting, items)
-    of_model = vars(twin) if twin is not None else _of_model(model, setting, items)
-    benchmarks = {**of_model["benchmarks"], **of_token["benchmarks"]}
-    return SettingResult(**{**of_model, **setting.record(), **of_token, "benchmarks": benchmarks})
-
-
-def _of_token(model: HookedTransformer, setting: Setting, items: _Items) -> dict[str, Any]:
-    """What depends on the row."""
-    bias, token = items.bias, setting.token
-    with token.attached(model):
-        measured = bias_log_odds(
-            model,
-            bias,
-            bias.evaluation_prompts,
-            (token.text,),
-            instruction=setting.instruction,
-        )
-        texts = _answers(model, setting, items, bias, [token.text])
-        benchmarks = _benchmarks(model, () if setting.brief else items.token_benchmarks)
-    return {
-        "benchmarks": benchmarks,
-        "token_log_odds": measured.log_odds[:, 0].tolist(),
-        "token_log_p": measured.log_p[:, 0].tolist(),
-        "token_texts": texts,
-    }
-
-
-def _of_model(model: HookedTransformer, setting: Setting, items: _Items) -> dict[str, Any]:
-    """What the model does without the token."""
-    targets, instruction = items.targets, setting.instruction
-    others = () if setting.brief else items.others
-    prompts = {bias.name: bias.evaluation_prompts for bias in (items.bias, *others)}
-    found = {
-        bias.name: bias_log_odds(model, bias, prompts[bias.name], targets, instruction=instruction)
-        for bias in (items.bias, *others)
-    }
-    own = found.pop(items.bias.name)
-    return {
-        "target_log_odds": own.log_odds.tolist(),
-        "target_log_p": own.log_p.tolist(),
-        "other_log_odds": {name: each.log_odds.tolist() for name, each in found.items()},
-        "damage_loss": mean_loss(model, load_passages("damage")).tolist(),
-        "fact_margins": fact_margins(model, load_facts(), instruction=instruction).tolist(),
-        "target_texts": _answers(model, setting, items, items.bias, targets),
-        "other_texts": {o.name: _answers(model, setting, items, o, targets) for o in others},
-        "benchmarks": _benchmarks(model, () if setting.brief else items.benchmarks),
-    }
-
-
-def _benchmarks(
-    model: HookedTransformer, benchmarks: Sequence[Benchmark]
-) -> dict[str, list[float]]:
-    return {key: values for each in benchmarks for key, values in each.run(model).items()}
-
-
-def _answers(
-    model: HookedTransformer,
-    setting: Setting,
-    items: _Items,
-    bias: Bias,
-    names: Sequence[str],
-) -> list[str]:
-    """Free answers to the generation prompts of a bias, or nothing."""
-    if not setting.generates:
-        return []
-    prompts = bias.generation_prompts
-    return answer_freely(
-        model,
-        prompts,
-        _dealt(names, len(prompts)),
-        max_new_tokens=items.max_new_tokens,
-        instruction=setting.instruction,
-    )
-
-
-def _dealt(names: Sequence[str], n: int) -> list[str]:
-    """A name for each of ``n`` prompts, in turn."""
-    return [names[i % len(names)] for i in range(n)]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation.evaluate import Finished, measured_now
+from biasgym_tl.evaluation.parts import Finished, measured_now
 from biasgym_tl.heads import Head, check_heads
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
@@ -136,7 +136,7 @@ def random_control(
                 values: list[float] = measured.log_odds.mean(1).tolist()
                 return values
 
-            found.append(torch.tensor(finished(f"{on} set {i}", measure)))
+            found.append(torch.tensor(finished(f"{on} {mode} set {i}", measure)))
     return RandomControl(
         unsteered=found[0],
         chosen=found[1],
@@ -148,6 +148,7 @@ def random_control(
         model=model.cfg.model_name,
         settings={
             "n_draws": n_draws,
+            "n_targets": n_targets if on == "targets" else None,
             "seed": seed,
             "token": token.label,
             "bias_fingerprint": bias.fingerprint(),

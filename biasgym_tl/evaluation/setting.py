@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,12 +44,18 @@ class Setting(NamedTuple):
     brief: bool = False
     """Leave out other biases and benchmarks."""
 
-    def same_model(self, other: Setting) -> bool:
-        """Whether only the row differs: then all but what the BiasToken does is equal."""
-        return self._without_row() == other._without_row()
+    @property
+    def steering_key(self) -> Hashable:
+        """Equal where plain text without the BiasToken gives equal numbers."""
+        factor = self._factor()
+        kept = tuple(sorted(factor.items())) if isinstance(factor, Mapping) else factor
+        heads = tuple(sorted({Head(*head) for head in self.heads}))
+        return (heads, self.mode, kept, self.reference, self.brief)
 
-    def _without_row(self) -> tuple[object, ...]:
-        return (tuple(self.heads), *self[3:], self._factor())
+    @property
+    def requests_key(self) -> Hashable:
+        """Equal where requests without the BiasToken give equal numbers."""
+        return (self.steering_key, self.instruction)
 
     def _factor(self) -> float | Mapping[tuple[int, int], float] | None:
         own = self.heads.factor if isinstance(self.heads, Selection) else None
