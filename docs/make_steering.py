@@ -12,29 +12,66 @@ from biasgym_tl.assessment import MAIN_BIASES
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
 PAGE = ROOT / "docs" / "steering.md"
-STEERED = ("steered, mean", "steered, seed 1", "steered, seed 2", "paper, zero")
-INJECTED = {"steered, seed 1": "injected, seed 1", "steered, seed 2": "injected, seed 2"}
+STEERED = ("steered, mean", "paper, zero")
+SEEDS = {"injected": "steered, mean"} | {
+    f"injected, seed {i}": f"steered, seed {i}" for i in (1, 2)
+}
 BAR = (
-    "| bias | setting | BiasToken, injected → steered | countries, before → change | other biases "
-    "| loss on neutral text | facts | BLiMP |\n|---|---|---:|---:|---:|---:|---:|---:|"
+    "| bias | setting | BiasToken of each seed, injected → steered | countries, before → change "
+    "| other biases | loss on neutral text | facts | BLiMP |\n"
+    "|---|---|---|---:|---:|---:|---:|---:|"
+)
+JUDGED = (
+    "| bias | setting | BiasToken | countries, before → change | other biases, before → change "
+    "| degenerate |\n|---|---|---:|---:|---:|---:|"
+)
+ASKED = (
+    "| bias | asked | BiasToken, change | countries, change | facts, points |\n"
+    "|---|---|---:|---:|---:|"
 )
 
 
 def rows_of(report):
     before = report.interval("original", "target_log_odds")
     for name in STEERED:
-        injected = report.interval(INJECTED.get(name, "injected"), "token_log_odds")
-        steered = report.interval(name, "token_log_odds")
+        pairs = SEEDS if name == "steered, mean" else {"injected": name}
+        tokens = [
+            f"{report.interval(row, 'token_log_odds').estimate:+.1f} → "
+            f"{report.interval(steered, 'token_log_odds').estimate:+.1f}"
+            for row, steered in pairs.items()
+        ]
         changes = {
             key: report.change(name, key, "original")
             for key in ("target_log_odds", "other_log_odds", "damage_loss", "facts", "blimp")
         }
         yield (
-            f"| {report.bias} | {name.replace('steered, mean', 'steered, seed 0')} "
-            f"| {injected.estimate:+.1f} → {shown(steered, 1)} "
-            f"| {before.estimate:+.1f}, {shown(changes['target_log_odds'], 1)} "
-            f"| {shown(changes['other_log_odds'], 1)} | {shown(changes['damage_loss'], 3)} "
-            f"| {shown(changes['facts'], 1, 100)} | {shown(changes['blimp'], 1, 100)} |"
+            (
+                f"| {report.bias} | {name.removesuffix(', mean')} | {'; '.join(tokens)} "
+                f"| {before.estimate:+.1f}, {shown(changes['target_log_odds'], 1)} "
+                f"| {shown(changes['other_log_odds'], 1)} | {shown(changes['damage_loss'], 3)} "
+                f"| {shown(changes['facts'], 1, 100)} | {shown(changes['blimp'], 1, 100)} |"
+            )
+            .replace("-", "−")
+            .replace(report.bias.replace("-", "−"), report.bias)
+        )
+
+
+def judged_rows(report):
+    asked = [result.name for result in report.results if result.instruction]
+    for name in (*STEERED, *asked):
+        cells = [
+            f"{report.interval(since, key).estimate:.2f}, "
+            f"{shown(report.change(name, key, since), 2)}"
+            for key, since in (
+                ("token_strength", "injected"),
+                ("target_strength", "original"),
+                ("other_strength", "original"),
+            )
+        ]
+        broken = report.interval(name, "target_degenerate").estimate
+        yield (
+            f"| {report.bias} | {name.removesuffix(', mean')} | {' | '.join(cells)} "
+            f"| {broken:.0%} |"
         )
 
 
@@ -43,33 +80,25 @@ def shown(interval, decimals, scale=1):
     return f"{estimate} [{low}, {high}]".replace("-", "−")
 
 
-def bar_table():
-    reports = [
-        Report.load(path)
-        for name in MAIN_BIASES
-        if (path := RESULTS / f"{name}-report.json").exists()
-    ]
-    return "\n".join([BAR, *(row for report in reports for row in rows_of(report))])
+def reports():
+    """Reports of the biases that were judged."""
+    paths = [RESULTS / f"{name}-report.json" for name in MAIN_BIASES]
+    return [Report.load(path) for path in paths if path.exists()]
 
 
-def baselines_table():
-    lines = [
-        "| bias | asked | BiasToken, change | countries, change | facts, points |\n"
-        "|---|---|---:|---:|---:|"
-    ]
-    for name in MAIN_BIASES:
-        if not (path := RESULTS / f"{name}-report.json").exists():
-            continue
-        report = Report.load(path)
-        for setting in (r.name for r in report.results if r.instruction):
-            token = report.change(setting, "token_log_odds", "injected")
-            targets = report.change(setting, "target_log_odds", "original")
-            facts = report.change(setting, "facts", "original")
-            lines.append(
-                f"| {name} | {setting.removeprefix('asked, ')} | {shown(token, 1)} "
-                f"| {shown(targets, 1)} | {shown(facts, 1, 100)} |"
-            )
-    return "\n".join(lines)
+def table_of(head, rows):
+    return "\n".join([head, *(row for report in reports() for row in rows(report))])
+
+
+def asked_rows(report):
+    for setting in (r.name for r in report.results if r.instruction):
+        token = report.change(setting, "token_log_odds", "injected")
+        targets = report.change(setting, "target_log_odds", "original")
+        facts = report.change(setting, "facts", "original")
+        yield (
+            f"| {report.bias} | {setting.removeprefix('asked, ')} | {shown(token, 1)} "
+            f"| {shown(targets, 1)} | {shown(facts, 1, 100)} |"
+        )
 
 
 def random_table():
@@ -78,7 +107,7 @@ def random_table():
         "|---|---|---:|---:|---:|---:|"
     ]
     for name in MAIN_BIASES:
-        for on in ("token", "targets"):
+        for on in ("targets", "token"):
             path = RESULTS / f"{name}-random-{on}.safetensors"
             if path.exists():
                 found = RandomControl.load(path)
@@ -99,8 +128,9 @@ def put(page, mark, table):
 def main():
     page = PAGE.read_text(encoding="utf-8")
     for mark, table in (
-        ("bar", bar_table()),
-        ("asked", baselines_table()),
+        ("bar", table_of(BAR, rows_of)),
+        ("judged", table_of(JUDGED, judged_rows)),
+        ("asked", table_of(ASKED, asked_rows)),
         ("random", random_table()),
     ):
         page = put(page, mark, table)

@@ -1,7 +1,7 @@
 """Measure what steering does; docs/make_steering.py makes the tables.
 
 python docs/measure_steering.py recipes  # choose a recipe, on fitting data alone
-python docs/measure_steering.py choose late math ...  # heads for each bias and seed, written down
+python docs/measure_steering.py choose late math ...  # heads of each bias, written down
 python docs/measure_steering.py judge late math ...  # once, on what was held out (BIASGYM_DATA)
 python docs/measure_steering.py random late math ...  # 199 random sets
 
@@ -10,15 +10,19 @@ bias, rows and heads, results in figures/steering.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
+
+import torch
 
 from biasgym_tl import (
     BiasScope,
     BudgetSearch,
     FactorSearch,
     HeadScores,
+    LocalJudge,
     Selection,
     Setting,
     evaluate,
@@ -35,8 +39,10 @@ from biasgym_tl import (
 from biasgym_tl.assessment import MAIN_BIASES
 from biasgym_tl.biases.facts import fact_margins
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.instructions import INSTRUCTIONS
 from biasgym_tl.passages import load_passages
+from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import cache_dir, digest, write_json
@@ -47,87 +53,98 @@ RESULTS = ROOT / "figures" / "steering"
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
 CHOSEN = FactorSearch()
 """The recipe, fixed before anything was judged."""
-N_FIT, N_DRAWS, N_TARGETS = 16, 199, 4
+N_FIT, N_DRAWS, N_TARGETS = 16, 199, 2
 
 
-def recipes(model):
-    """Every idea on the first scoping prompts of two biases, tried on the others.
+def recipes(model, names):
+    """Every idea on the first scoping prompts, tried on the others and on other fitting targets.
 
     Neutral text: the reference passages, over which only means are taken. Facts: those of the
     budget, which two of the searches saw.
     """
-    means = {"text": head_means(model)}
-    facts, texts = load_facts("budget"), load_passages("reference")
-    for name in ("late", "math"):
-        bias, row = load_bias(name), load_token(name)
+    for name in names:
+        bias, rows = load_bias(name), all_rows(name)
         part = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[:N_FIT])
-        rest = bias.scoping_prompts[N_FIT:]
-        targets = bias.sample_targets("fitting", 32, 0)[10:20]
-        means["targets"] = target_means(model, part)
-
-        def tried(heads, mode, reference="text", bias=bias, row=row, rest=rest, targets=targets):
-            used = means[reference] if mode == "mean" else None
-            with row.attached(model), steer(model, heads, mode, reference=used):
-                odds = bias_log_odds(model, bias, rest, (row.text, *targets)).log_odds.mean(0)
-                loss = mean_loss(model, texts).mean().item()
-                right = (fact_margins(model, facts) > 0).double().mean().item()
-            return [odds[0].item(), odds[1:].mean().item(), loss, right]
-
-        def maps(method, part=part, row=row, **options):
-            return BiasScope(method=method, **options).attribute(model, part, row)
-
-        direct = maps("direct")
-        patching = maps("attribution_patching", reference="mean")
-        natural = BiasScope(method="attribution_patching", reference="mean").attribute(
-            model, part, None
-        )
-        both = dataclasses.replace(
-            patching,
-            pair_values=patching.pair_values + natural.pair_values[: len(patching.pair_values)],
-        )
-        heads = {
-            "unsteered": ((), "zero"),
-            "direct 10, zero": (direct.top(10), "zero"),
-            "direct 10, mean": (direct.top(10), "mean"),
-            "direct 10, mean over targets": (direct.top(10), "mean", "targets"),
-            "patching 20, mean": (patching.top(20), "mean"),
-            "patching on targets 20, mean": (natural.top(20), "mean"),
-            "patching on both 20, mean": (both.top(20), "mean"),
-            "budget search": (kept(part, [row], BudgetSearch(k=15), model), "mean"),
-        } | {
-            f"learned factors, keep {keep:g}, k {k}": (
-                kept(part, [row], FactorSearch(keep=keep, k=k), model),
-                "mean",
-            )
-            for keep, k in ((30, 20), (10, 20), (30, 60))
-        }
-        steps = Steps(cache_dir() / "steering" / digest([part.fingerprint(), row.row.tolist()]))
+        rest = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[N_FIT:])
+        means = {"text": head_means(model), "targets": target_means(model, part)}
+        steps = Steps(cache_dir() / "steering" / digest([part.fingerprint(), rows_of(rows)]))
         found = {}
-        for label, choice in heads.items():
-            shown = [str(head) for head in choice[0]]
-            factors = list(getattr(choice[0], "factors", ()))
-            key = f"tried {digest([shown, factors, choice[1:]])}"
-            values = steps.measured(key, lambda choice=choice: tried(*choice))
+        for label, (find, mode, reference) in IDEAS.items():
+            heads = find(model, part, rows)
+            shown, factors = [str(head) for head in heads], list(getattr(heads, "factors", ()))
+            used = means[reference] if mode == "mean" else None
+            try_out = functools.partial(tried, model, rest, rows, heads, mode, used)
+            key = digest([shown, factors, mode, reference])
+            values = steps.measured(f"tried {key}", try_out)
             found[label] = {"values": values, "heads": shown, "factors": factors}
             print(name, label, [round(value, 3) for value in values], flush=True)
-        write_json(RESULTS / f"recipes-{name}.json", found)
+            write_json(RESULTS / f"recipes-{name}.json", found)
+
+
+def tried(model, bias, rows, heads, mode, reference):
+    """Mean log-odds of the rows and of targets, loss on neutral text, share of facts right."""
+    targets = bias.sample_targets("fitting", 32, 0)[10:20]
+    with steer(model, heads, mode, reference=reference):
+        odds = []
+        for names, row in [*(([row.text], row) for row in rows), (targets, rows[0])]:
+            with row.attached(model):
+                found = bias_log_odds(model, bias, bias.scoping_prompts, names)
+            odds.append(found.log_odds.mean().item())
+        loss = mean_loss(model, load_passages("reference")).mean().item()
+        right = (fact_margins(model, load_facts("budget")) > 0).double().mean().item()
+    return [sum(odds[:-1]) / len(rows), odds[-1], loss, right]
+
+
+def mapped(k, method="direct", reference="zero", *, slot="rows"):
+    """The ``k`` highest heads of the mean map over rows, over targets, or over both."""
+
+    def find(model, bias, rows):
+        slots = {"rows": rows, "targets": [None], "both": [*rows, None]}[slot]
+        scope = BiasScope(method=method, reference=reference)
+        values = [scope.attribute(model, bias, row).values for row in slots]
+        return top_heads(torch.stack(values).mean(0), k)
+
+    return find
+
+
+def searched(recipe, n_rows=SEEDS):
+    return lambda model, bias, rows: kept(bias, rows[:n_rows], recipe, model)
+
+
+PATCHING = {"method": "attribution_patching", "reference": "mean"}
+IDEAS = {
+    "unsteered": (lambda *_: (), "zero", "text"),
+    "direct 10, zero": (mapped(10), "zero", "text"),
+    "direct 10, mean": (mapped(10), "mean", "text"),
+    "direct 10, mean over targets": (mapped(10), "mean", "targets"),
+    "patching 20, mean": (mapped(20, **PATCHING), "mean", "text"),
+    "patching on targets 20, mean": (mapped(20, **PATCHING, slot="targets"), "mean", "text"),
+    "patching on both 20, mean": (mapped(20, **PATCHING, slot="both"), "mean", "text"),
+    "factors of one row": (searched(CHOSEN, 1), "mean", "text"),
+    "factors of all rows": (searched(CHOSEN), "mean", "text"),
+    "factors, 20 heads": (searched(dataclasses.replace(CHOSEN, k=20)), "mean", "text"),
+    "budget search, one row": (searched(BudgetSearch(k=15), 1), "mean", "text"),
+}
+
+
+def rows_of(tokens):
+    """The numbers of each row, for a key."""
+    return [token.row.tolist() for token in tokens]
 
 
 def kept(bias, rows, recipe, model):
     """The selection of a recipe, made once."""
-    key = digest([bias.fingerprint(), [row.row.tolist() for row in rows], repr(recipe)])
+    key = digest([bias.fingerprint(), rows_of(rows), repr(recipe)])
     steps = Steps(cache_dir() / "steering" / "selections")
     return steps.selection(key, lambda: recipe.select(model, bias, *rows))
 
 
 def choose(model, name):
-    """Heads by the recipe for each seed, and the paper's over all seeds."""
-    bias = load_bias(name)
-    rows = [load_token(name, seed=seed) for seed in range(SEEDS)]
-    for row in rows:
-        selection = kept(bias, [row], CHOSEN, model)
-        print(selection.save(RESULTS / f"{name}-{row.seed}-heads.json"), selection, flush=True)
-    key = digest([bias.fingerprint(), [row.row.tolist() for row in rows]])
+    """Heads of a bias by the recipe, from the rows of all seeds, and the paper's."""
+    bias, rows = load_bias(name), all_rows(name)
+    selection = kept(bias, rows, CHOSEN, model)
+    print(selection.save(RESULTS / f"{name}-heads.json"), selection, flush=True)
+    key = digest([bias.fingerprint(), rows_of(rows)])
     steps = Steps(cache_dir() / "steering" / f"maps-{key}")
     scores = [
         steps.tensors(
@@ -141,41 +158,51 @@ def choose(model, name):
     print(paper.save(RESULTS / f"{name}-paper-heads.json"), paper, flush=True)
 
 
+def all_rows(name):
+    return [load_token(name, seed=seed) for seed in range(SEEDS)]
+
+
 def judge(model, name):
     """All settings of one bias on held-out prompts, targets, texts, facts and BLiMP."""
-    bias = load_bias(name)
-    rows = [load_token(name, seed=seed) for seed in range(SEEDS)]
-    chosen = [Selection.load(RESULTS / f"{name}-{seed}-heads.json") for seed in range(SEEDS)]
+    bias, rows = load_bias(name), all_rows(name)
+    chosen = Selection.load(RESULTS / f"{name}-heads.json")
     paper = Selection.load(RESULTS / f"{name}-paper-heads.json")
     others = [load_bias(other) for other in MAIN_BIASES if other != name]
     benchmarks = [load_blimp(str(Path(os.environ["BIASGYM_DATA"]) / "blimp"))]
     controls = [Setting("paper, zero", rows[0], paper, "zero")]
-    for row, heads in list(zip(rows, chosen, strict=True))[1:]:
-        controls.append(Setting(f"injected, seed {row.seed}", row))
-        controls.append(Setting(f"steered, seed {row.seed}", row, heads, "mean"))
-    key = digest(
-        [
-            bias.fingerprint(),
-            [other.fingerprint() for other in others],
-            [row.row.tolist() for row in rows],
-            [[list(map(str, heads)), list(heads.factors)] for heads in (*chosen, paper)],
-            [benchmark.fingerprint for benchmark in benchmarks],
-            load_passages("damage"),
-        ]
+    for row in rows[1:]:
+        controls.append(Setting(f"injected, seed {row.seed}", row, generates=False))
+        controls.append(Setting(f"steered, seed {row.seed}", row, chosen, "mean", generates=False))
+    items = [
+        sorted(each.fingerprint() for each in (bias, *others)),
+        [benchmark.fingerprint for benchmark in benchmarks],
+        load_passages("damage"),
+    ]
+    heads = [[list(map(str, each)), list(each.factors)] for each in (chosen, paper)]
+    of_row = Steps(
+        cache_dir() / "steering" / f"judged-{digest([items, name, rows_of(rows), heads])}"
     )
+    of_model = Steps(cache_dir() / "steering" / f"unsteered-{digest(items)}")
+
+    def finished(part, measure):
+        """What the unsteered model does without a row is the same in the table of each bias."""
+        unsteered = part.startswith(("original", "asked")) and not part.endswith("token")
+        return (of_model if unsteered else of_row).measured(part, measure)
+
     report = evaluate(
         model,
         bias,
         token=rows[0],
-        heads=chosen[0],
+        heads=chosen,
         modes=("mean",),
         controls=controls,
         instructions=list(INSTRUCTIONS.values()),
         others=others,
         benchmarks=benchmarks,
         n_random=0,
-        finished=Steps(cache_dir() / "steering" / f"judged-{key}").measured,
+        finished=finished,
     )
+    report = judged(report, LocalJudge(), bias, others)
     report.save(RESULTS / f"{name}-report.json")
     print(report, flush=True)
 
@@ -183,8 +210,10 @@ def judge(model, name):
 def random_sets(model, name):
     """199 random sets with the factors of the chosen heads, on the BiasToken and on targets."""
     bias, row = load_bias(name), load_token(name)
-    heads = Selection.load(RESULTS / f"{name}-0-heads.json")
-    key = digest([bias.fingerprint(), row.row.tolist(), list(map(str, heads)), heads.factors])
+    heads = Selection.load(RESULTS / f"{name}-heads.json")
+    key = digest(
+        [bias.fingerprint(), row.row.tolist(), list(map(str, heads)), heads.factors, N_TARGETS]
+    )
     steps = Steps(cache_dir() / "steering" / f"random-{key}")
     for on in ("targets", "token"):
         found = random_control(
@@ -207,7 +236,7 @@ def main():
     stage, *names = sys.argv[1:]
     model = load_model(MODEL)
     if stage == "recipes":
-        recipes(model)
+        recipes(model, names or MAIN_BIASES[:2])
     else:
         for name in names or MAIN_BIASES:
             STAGES[stage](model, name)

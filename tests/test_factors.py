@@ -60,6 +60,24 @@ def test_nothing_is_silenced_where_the_model_must_be_kept(setup):
     assert len(strict.select(model, LATE, token, progress=False)) == 0
 
 
+def test_heads_of_several_rows(setup):
+    model, token, one = setup
+    other = BiasInject(epochs=1, n_paragraphs=8, choose_by="last", seed=1)
+    tokens = [token, other.fit(model, LATE, progress=False)]
+    d_vocab = model.cfg.d_vocab
+    found = QUICK.select(model, LATE, *tokens, progress=False)
+    assert found.token == "late, seed 0; late, seed 1" and model.cfg.d_vocab == d_vocab
+    assert found.settings["path"] != one.settings["path"]
+    same = QUICK.select(model, LATE, token, token, progress=False)
+    assert same.token == "late, seed 0; late, seed 0" and same.heads
+    for each in tokens:
+        with steer(model, found, "mean"):
+            steered = scoping_odds(model, each)
+        assert steered.mean() < scoping_odds(model, each).mean() - 0.1
+    with pytest.raises(SettingError, match="tokens must be one or more BiasTokens, got none"):
+        QUICK.select(model, LATE)
+
+
 def test_the_scaling_of_the_search_is_that_of_steer(setup):
     model, token, _ = setup
     factors = torch.ones(3, 4)
@@ -75,7 +93,7 @@ def test_excess_and_kl_by_hand(setup):
     model, token, _ = setup
     options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=0.5)
     with token.attached(model), frozen(model):
-        learner = _Learner(model, LATE, token, options)
+        learner = _Learner(model, LATE, [token.text], options)
         excess, kl = learner.objective(torch.ones(3, 4))
         zero = torch.zeros(3, 4)
         _, all_mean = learner.objective(zero)
@@ -83,8 +101,8 @@ def test_excess_and_kl_by_hand(setup):
     goal = odds[:, 1:].mean() - 0.5
     assert learner.goal == pytest.approx(goal.item(), abs=1e-5)
     over = (odds - goal).clamp(min=0)
-    assert excess.item() == pytest.approx((over[:, 0].mean() + over[:, 1:].mean()).item() / 2,
-                                          abs=1e-4)  # fmt: skip
+    both = (over[:, 0].mean() + over[:, 1:].mean()).item() / 2
+    assert excess.item() == pytest.approx(both, abs=1e-4)
     assert kl.item() == pytest.approx(0, abs=1e-5) and all_mean > 0.1
 
 
@@ -94,7 +112,7 @@ def test_the_gradient_is_that_of_the_objective(setup):
     options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=9.0)
     step = 1e-2
     with token.attached(model), frozen(model):
-        learner = _Learner(model, LATE, token, options)
+        learner = _Learner(model, LATE, [token.text], options)
         factors = torch.full((3, 4), 0.7, requires_grad=True)
         excess, _ = learner.objective(factors)
         (gradient,) = torch.autograd.grad(excess, factors)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.words import WordIds, word_ids
@@ -50,26 +51,27 @@ class FactorSearch:
 
         mean of max(0, log-odds - goal) + keep * KL + sparsity * sum of (1 - factor)
 
-    The log-odds are those of the BiasToken and of fitting targets on scoping prompts; the goal lies
+    The log-odds are those of BiasTokens and of fitting targets on scoping prompts; the goal lies
     ``below`` nats under what the targets have unsteered. KL is from the unsteered to the steered
     model, per token of budget texts and at the answers of budget facts. Factors that gain nothing
-    return to 1; from half of the steps on only the ``k`` smallest remain free.
+    return to 1. From half of the steps on, only the ``k`` smallest remain free and steps get
+    smaller.
     """
 
-    k: int = 100
-    """Heads at most."""
-    below: float = 2.5
+    k: int | None = None
+    """Heads at most; None: any number."""
+    below: float = 1.5
     """How far under the unsteered targets' log-odds the goal lies (nats)."""
-    keep: float = 20.0
+    keep: float = 15.0
     """Nats of log-odds that a nat of KL per token is worth."""
-    sparsity: float = 0.02
+    sparsity: float = 0.005
     """Nats that silencing a head must be worth."""
     n_steps: int = 40
     """Steps of Adam."""
     lr: float = 0.08
-    """Step of a factor."""
+    """Step of a factor; falls to 0 over the second half."""
     n_sentences: int = 12
-    """Scoping sentences in each step: a third with the BiasToken."""
+    """Scoping sentences in each step: a third with a BiasToken."""
     n_texts: int = 2
     """Budget texts in each step."""
     n_facts: int = 6
@@ -79,8 +81,9 @@ class FactorSearch:
 
     def __post_init__(self) -> None:
         for name in ("k", "n_steps", "n_texts", "n_facts"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name} must be at least 1, got {value!r}.")
         if self.n_sentences < 3:
             raise SettingError(f"n_sentences must be at least 3, got {self.n_sentences!r}.")
         for name in ("keep", "sparsity"):
@@ -90,24 +93,28 @@ class FactorSearch:
             raise SettingError(f"lr must be positive, got {self.lr!r}.")
 
     def select(
-        self, model: HookedTransformer, bias: Bias, token: BiasToken, *, progress: bool = True
+        self, model: HookedTransformer, bias: Bias, *tokens: BiasToken, progress: bool = True
     ) -> Selection:
         """Learn the factors.
 
         Args:
-            model: The model, unsteered and without the token.
+            model: The model, unsteered and without a token.
             bias: Gives scoping prompts, words and fitting targets.
-            token: The BiasToken.
+            tokens: BiasTokens, one or more: rows of other seeds make the heads those of the bias
+                rather than of one row.
             progress: Show a bar.
 
         Returns:
             Heads whose factor is below 1, the most silenced first, with ``factors``.
 
         Raises:
-            TokenError: the token does not fit the model.
+            SettingError: there is no token.
+            TokenError: a token does not fit the model.
         """
-        with token.attached(model), frozen(model):
-            factors, path = _Learner(model, bias, token, self).learned(progress)
+        if not tokens:
+            raise SettingError("tokens must be one or more BiasTokens, got none.")
+        with _attached(model, tokens) as names, frozen(model):
+            factors, path = _Learner(model, bias, names, self).learned(progress)
         ranked = sorted(
             all_heads(model.cfg.n_layers, model.cfg.n_heads), key=lambda head: factors[head].item()
         )
@@ -116,8 +123,8 @@ class FactorSearch:
             heads=heads,
             factors=tuple(factors[head].item() for head in heads),
             method="learned factors",
-            token=token.label,
-            k=self.k,
+            token="; ".join(token.label for token in tokens),
+            k=self.k or len(ranked),
             mode="mean",
             reference="shipped neutral text",
             model=model.cfg.model_name,
@@ -128,11 +135,23 @@ class FactorSearch:
         )
 
 
+@contextlib.contextmanager
+def _attached(model: HookedTransformer, tokens: Sequence[BiasToken]) -> Iterator[list[str]]:
+    """All tokens at once, each under a name of its own."""
+    names = [f"<|row-{i}|>" for i in range(len(tokens))]
+    for token in tokens:
+        token.check(model)
+    with contextlib.ExitStack() as stack:
+        for name, token in zip(names, tokens, strict=True):
+            stack.enter_context(added_row(model, token.row, name))
+        yield names
+
+
 class _Learner:
     """What the objective is computed from."""
 
     def __init__(
-        self, model: HookedTransformer, bias: Bias, token: BiasToken, options: FactorSearch
+        self, model: HookedTransformer, bias: Bias, tokens: Sequence[str], options: FactorSearch
     ) -> None:
         self.model, self.options = model, options
         self.reference = head_means(model)
@@ -146,7 +165,7 @@ class _Learner:
                 for name in names
             ]
 
-        self.biased = sentences([token.text])
+        self.biased = sentences(tokens)
         self.natural = sentences(bias.sample_targets("fitting", 10, options.seed))
         texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
@@ -168,6 +187,7 @@ class _Learner:
         adam = torch.optim.Adam([factors], lr=options.lr, betas=(0.8, 0.95))
         path = []
         for step in tqdm(range(options.n_steps), desc="factors", disable=not progress):
+            adam.param_groups[0]["lr"] = options.lr * min(1, 2 * (1 - step / options.n_steps))
             if step == options.n_steps // 2:
                 free = _lowest(factors.detach(), options.k)
             excess, kl = self.objective(factors)
@@ -185,7 +205,8 @@ class _Learner:
     def objective(
         self, factors: Float[Tensor, "n_layers n_heads"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Mean excess of the log-odds over the goal, and KL per token, on a drawn batch."""
+        """Excess of the log-odds over the goal (mean over sentences with BiasTokens, and over those
+        with targets; the two count alike), and KL per token, on a drawn batch."""
         options, draw = self.options, self.random.sample
         third = options.n_sentences // 3
         biased = draw(self.biased, min(third, len(self.biased)))
@@ -193,12 +214,11 @@ class _Learner:
         texts, before = zip(*draw(self.texts, min(options.n_texts, len(self.texts))), strict=True)
         facts, known = zip(*draw(self.facts, min(options.n_facts, len(self.facts))), strict=True)
         with torch.enable_grad(), _scaled(self.model, factors, self.reference):
-            odds = [
-                log_odds(self._log_probs(part, last=True), self.ids.attribute, self.ids.neutral)
-                for part in (biased, natural)
-            ]
+            after = self._log_probs([*biased, *natural], last=True)
+            odds = log_odds(after, self.ids.attribute, self.ids.neutral)
             steered = [self._log_probs(texts), self._log_probs(facts, last=True)]
-        excess = torch.stack([(each - self.goal).clamp(min=0).mean() for each in odds]).mean()
+        over = (odds - self.goal).clamp(min=0)
+        excess = (over[: len(biased)].mean() + over[len(biased) :].mean()) / 2
         plain = [torch.cat(before), torch.stack(known)]
         kl = torch.stack(
             [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(plain, steered, strict=True)]
@@ -227,8 +247,8 @@ class _Learner:
         return unembed(model, resid[mask.bool()]).log_softmax(-1)
 
 
-def _lowest(factors: Float[Tensor, "n_layers n_heads"], k: int) -> Tensor:
-    """True at the ``k`` smallest."""
+def _lowest(factors: Float[Tensor, "n_layers n_heads"], k: int | None) -> Tensor:
+    """True at the ``k`` smallest, or everywhere."""
     marked = torch.zeros(factors.numel(), dtype=torch.bool, device=factors.device)
     marked[factors.flatten().argsort()[:k]] = True
     return marked.view_as(factors)
