@@ -117,8 +117,12 @@ class ChatModel:
         Raises:
             ApiError: there is no key, or the server rejects the key or the model.
         """
+        kept = [self.kept(request) for request in requests]
+        if all(kept):
+            yield from (reply for reply in kept if reply)
+            return
         self.check_key()
-        client = self._client(self.base_url or os.environ.get("OPENAI_BASE_URL"))
+        client = self._client(self.server)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="biasgym-api")
         futures = [pool.submit(self._kept, client, request) for request in requests]
         try:
@@ -130,6 +134,11 @@ class ChatModel:
             # Calls under way end and are kept; only then are the connections closed.
             pool.submit(lambda: (wait(futures), client.close()))
             pool.shutdown(wait=False)
+
+    @property
+    def server(self) -> str | None:
+        """Where requests go; None: to OpenAI."""
+        return self.base_url or os.environ.get("OPENAI_BASE_URL") or None
 
     def check_key(self) -> None:
         """Raise an :class:`ApiError` unless there is a key in the environment."""
@@ -162,7 +171,8 @@ class ChatModel:
         return reply
 
     def _path(self, request: Request) -> Path:
-        key = digest({"model": self.model, **request._asdict()})
+        server = {"server": self.server} if self.server else {}
+        key = digest({"model": self.model, **server, **request._asdict()})
         return cache_dir() / "api" / f"{key}.json"
 
     def _call(self, client: Any, request: Request) -> Reply:
@@ -187,12 +197,14 @@ class ChatModel:
         """Servers differ: one that says 400 or 422 is asked again with less."""
         import openai
 
-        limit = request.max_tokens
-        attempts: list[dict[str, Any]] = [{"max_tokens": limit}, {"max_completion_tokens": limit}]
+        at = {"temperature": request.temperature}
+        older = {"max_tokens": request.max_tokens, **at}
+        newer = {"max_completion_tokens": request.max_tokens}
+        attempts: list[dict[str, Any]] = [older, {**newer, **at}, newer, at]
         if request.schema is not None:
             schema = {"name": "answer", "strict": True, "schema": request.schema}
-            structured = {"type": "json_schema", "json_schema": schema}
-            attempts.insert(0, {"max_tokens": limit, "response_format": structured})
+            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+            attempts[:0] = [{**older, **form}, {**newer, **form}]
         for wanted in attempts:
             with contextlib.suppress(openai.BadRequestError, openai.UnprocessableEntityError):
                 return self._create(client, request, **wanted)
@@ -202,7 +214,6 @@ class ChatModel:
         return client.chat.completions.create(
             model=self.model,
             messages=[{"role": "user", "content": request.prompt}],
-            temperature=request.temperature,
             **wanted,
         )
 

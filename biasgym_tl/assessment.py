@@ -103,7 +103,8 @@ class Assessment:
     def __post_init__(self) -> None:
         if self.judge is not None and self.judge != "local" and not self.judge.startswith("api:"):
             raise SettingError(
-                f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-5', got {self.judge!r}."
+                f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-4o-mini', got "
+                f"{self.judge!r}."
             )
         for name, least in (("n_targets", 1), ("n_random", 0), ("n_draws", 0)):
             if getattr(self, name) < least:
@@ -156,7 +157,7 @@ def assess(
     bias, others = load_bias(assessment.bias), [load_bias(name) for name in assessment.others]
     token = _token(assessment, bias)
     heads = read_heads(assessment.heads)
-    judge = _judge(assessment, price, progress)
+    judge = _judge(assessment, [bias, *others], price, progress)
     benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
     of_token: list[Benchmark] = []
     if has_scenarios(bias.name):
@@ -168,8 +169,8 @@ def assess(
     read = {
         "bias": bias.fingerprint(),
         **{f"bias {other.name}": other.fingerprint() for other in others},
-        "row": token.row.tolist(),
-        "heads": [list(map(str, heads)), _factors(heads)],
+        "row": [token.row.tolist(), token.untrained().row.tolist(), token.text],
+        "heads": _choice(heads),
         **{f"benchmark {each.name}": each.fingerprint for each in (*benchmarks, *of_token)},
     }
     inputs = named_inputs(model, **read)
@@ -237,13 +238,16 @@ def write_assessed(found: Assessed, out: Path) -> None:
         control.save(out / f"random-{on}")
 
 
-def _judge(assessment: Assessment, price: Price | None, progress: bool) -> Judge | None:
+def _judge(
+    assessment: Assessment, biases: Sequence[Bias], price: Price | None, progress: bool
+) -> Judge | None:
     """The judge, found to be usable before anything is measured."""
     if assessment.judge is None:
         return None
     if assessment.judge == "local":
         judge = LocalJudge()
-        judge.judge(load_bias(assessment.bias), ["They live there."])
+        for bias in biases:
+            judge.judge(bias, ["They live there."])
         return judge
     chat = ChatModel(model=assessment.judge.removeprefix("api:"))
     chat.check_key()
@@ -275,5 +279,7 @@ def _token(assessment: Assessment, bias: Bias) -> BiasToken:
     return BiasToken.load(assessment.token)
 
 
-def _factors(heads: Selection | tuple[Head, ...]) -> list[float]:
-    return list(heads.factors) if isinstance(heads, Selection) else []
+def _choice(heads: Selection | tuple[Head, ...]) -> list[Any]:
+    """All of a choice that numbers depend on."""
+    names = list(map(str, heads))
+    return [names, list(heads.factors), heads.mode] if isinstance(heads, Selection) else [names]

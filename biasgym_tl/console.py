@@ -49,8 +49,10 @@ _COLUMNS = (
 def summary_table(report: Report) -> Table:
     """Settings by the main measures, with intervals."""
     table = Table(
-        title=f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
-        f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
+        title=Text(
+            f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
+            f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
+        )
     )
     table.add_column("setting", no_wrap=True)
     extra = [m.key for m in report.benchmark_measures if m.kind == "share"]
@@ -67,7 +69,7 @@ def summary_table(report: Report) -> Table:
         for measure in measures:
             found = report.interval(name, measure.key)
             cells.append("" if found is None else _cell(found, measure.decimals))
-        table.add_row(name, *cells)
+        table.add_row(Text(name), *cells)
     return table
 
 
@@ -95,14 +97,16 @@ def summary_lines(report: Report) -> list[str]:
             f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
             f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token."
         )
-        if setting.name == "steered, mean" and report.n_draws:
+        if setting.name == "steered, mean":
+            if not report.n_draws:
+                continue
             beyond = report.beyond_random()
             lines.append(
                 f"  {report.n_draws} random sets of the same layers {-beyond.random:+.2f} nats; "
                 f"the chosen heads go {beyond.difference} nats beyond them, place {beyond.rank} "
                 f"of {beyond.of}."
             )
-        elif setting.mode == "mean":
+        elif setting.mode == "mean" and "steered, mean" in [r.name for r in report.results]:
             further = report.change(setting.name, "token_log_odds", "steered, mean")
             lines.append(f"  Against the chosen heads: {further} nats.")
     return lines
@@ -113,7 +117,7 @@ def text_table(report: Report) -> Table:
     names = [result.name for result in report.results if result.token_texts]
     table = Table(title="Free answers with the BiasToken", show_lines=True)
     for heading in ("request", *names):
-        table.add_column(heading, ratio=1, overflow="fold")
+        table.add_column(Text(heading), ratio=1, overflow="fold")
     for i, request in enumerate(report.generation_prompts):
         cells = [request, *(report[name].token_texts[i] for name in names)]
         table.add_row(*(Text(" ".join(cell.split())) for cell in cells))

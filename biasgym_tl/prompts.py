@@ -112,6 +112,18 @@ def end_of_answer(model: HookedTransformer) -> list[int]:
     return [] if eos is None else [eos]
 
 
+def ends_of_answer(model: HookedTransformer) -> set[int]:
+    """Tokens that end an answer: EOS, and the mark that the chat format puts after one."""
+    tokenizer, ends = _tokenizer(model), set(end_of_answer(model))
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
+        mark = tokenizer(after, add_special_tokens=False).input_ids[:1]
+        added = tokenizer.added_tokens_decoder
+        ends.update(i for i in mark if i in added and added[i].special)
+    return ends
+
+
 def _tokenizer(model: HookedTransformer) -> Any:
     if model.tokenizer is None:
         raise ModelError(

@@ -34,8 +34,8 @@ class Interval(NamedTuple):
         return f"{self.estimate:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
     def excludes(self, value: float) -> bool:
-        """Whether ``value`` lies outside the interval."""
-        return not self.low <= value <= self.high
+        """Whether ``value`` lies outside the interval; of one without ends, nothing does."""
+        return value < self.low or value > self.high
 
 
 def crossed_interval(
@@ -107,7 +107,9 @@ def share_interval(values: Float[Tensor, " item"], *, level: float = 0.95) -> In
     n, share, z = items.numel(), items.mean().item(), float(norm.isf((1 - level) / 2))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z**2 / n)
-    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    # Exactly 0 and 1 at the ends, which rounding may miss.
+    low, high = (0.0 if share == 0 else centre - half), (1.0 if share == 1 else centre + half)
+    return Interval(share, low, high)
 
 
 def share_change_interval(values: Float[Tensor, " item"], *, level: float = 0.95) -> Interval:

@@ -88,6 +88,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.") from error
+    except OSError as error:
+        raise StoreError(f"{str(path)!r} must be a readable file, but: {error}.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(f"{str(path)!r} must be JSON, but is not: {error}. Delete it.") from error
 

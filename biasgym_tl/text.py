@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
 )
-from biasgym_tl.prompts import encode_text, end_of_answer
+from biasgym_tl.prompts import encode_text, ends_of_answer
 
 BATCH_SIZE = 32
 READ_AT_ONCE = 1024
@@ -172,6 +172,8 @@ def answer_batches(
     must be active already. Beginnings of groups of sequences are run again: on SmolLM2, sharing
     them too took 2.5 times as long, because the batches get small.
     """
+    if not sequences or not all(sequences):
+        raise SettingError("sequences must be one or more non-empty token lists.")
     shared = common_beginning(sequences) if shared is None else shared
     cache = cached_beginning(model, sequences[0][:shared], 1)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -289,7 +291,14 @@ def read_continuations(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Continuations:
-    """Read each continuation after its prompt."""
+    """Read each continuation after its prompt.
+
+    Raises:
+        SettingError: there is no prompt, or one is empty.
+        ModelError: a log-probability is not a number.
+    """
+    if not prompts or not all(prompts):
+        raise SettingError("prompts must be one or more non-empty token lists.")
     readers: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
@@ -311,6 +320,11 @@ def read_continuations(
             log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
             found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
             unlikely.index_add_(0, pairs, (log_probs.argmax(-1) != tokens).long())
+    if bool(found.isnan().any()):
+        raise ModelError(
+            "log-probabilities must be numbers, got NaN: the model's activations overflow. Load it "
+            "with dtype=torch.float32, or steer less."
+        )
     return Continuations(found, unlikely == 0)
 
 
@@ -419,7 +433,7 @@ def _continued(
 
     device = model.cfg.device
     tokens, mask = (part.flip(1) for part in pad_right([s[::-1] for s in sequences], device))
-    stop = set(end_of_answer(model))
+    stop = ends_of_answer(model)
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, len(sequences))
     rows: list[list[int]] = [[] for _ in sequences]
     done = [False] * len(rows)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from biasgym_tl import load_model, steer
+from biasgym_tl.benchmarks.benchmark import Question, option_log_probs
 from biasgym_tl.benchmarks.blimp import Blimp, MinimalPair, load_blimp
 from biasgym_tl.benchmarks.mmlu import Mmlu, Part, load_mmlu, prompt_text
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, read_mmlu
@@ -144,7 +145,7 @@ def test_blimp_equals_the_plain_forward_pass(main_model):
     pairs = tuple(
         MinimalPair("x", f"{who} are late.", f"{who} is late") for who in ("Teas", "People, I say,")
     )
-    benchmark = Blimp(pairs)
+    benchmark = Blimp(name="blimp", source="", pairs=pairs)
     found = benchmark.run(main_model)
     for pair, margin in zip(pairs, found["blimp_margin"], strict=True):
         good, bad = (log_p(main_model, encode_text(main_model, s), 1) for s in pair[1:])
@@ -159,11 +160,22 @@ def test_blimp_files_that_hold_something_else_are_refused(tmp_path):
     with pytest.raises(BenchmarkError, match=r"folder must hold BLiMP's .jsonl files, got '.*none"):
         load_blimp(tmp_path / "none")
     (tmp_path / "a.jsonl").write_text('{"UID": "a", "sentence_good": "Tea."}')
-    with pytest.raises(BenchmarkError, match="a.jsonl, line 1 must be JSON with UID, sentence_goo"):
+    with pytest.raises(BenchmarkError, match="a.jsonl must hold .*without .'sentence_bad'"):
         load_blimp(tmp_path)
     (tmp_path / "a.jsonl").write_text("[]")
-    with pytest.raises(BenchmarkError, match=r"a.jsonl, line 1 must be JSON .* got '\[\]'"):
+    with pytest.raises(BenchmarkError, match=r"lines of a.jsonl must hold named values, got \[\]"):
         load_blimp(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"UID": "a", "sentence_good": "Tea.", "sentence_bad": ""}')
+    with pytest.raises(BenchmarkError, match="sentence_bad must be text in row 1 of a.jsonl"):
+        load_blimp(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes("Café".encode("latin-1"))
+    with pytest.raises(BenchmarkError, match="a.jsonl must be UTF-8"):
+        load_blimp(tmp_path)
+
+
+def test_an_option_of_which_nothing_is_predicted_is_refused(model):
+    with pytest.raises(BenchmarkError, match="option must have a token .* got '' after 'Tea'"):
+        option_log_probs(model, [Question("Tea", (" is late", ""))])
 
 
 def question(i, answer=0, **fields):

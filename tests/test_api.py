@@ -158,6 +158,21 @@ def test_no_connection(chat, monkeypatch):
     assert "Connection" in reply.error and not reply.text
 
 
+def test_a_server_that_takes_no_temperature_is_still_asked_for_structure(chat, httpserver):
+    def newer_server(request):
+        body = request.get_json()
+        if "max_tokens" in body or "temperature" in body:
+            return error(400, "unsupported")(request)
+        return completion(json.dumps(sorted(body)))
+
+    serve(httpserver, newer_server)
+    request = Request("p", 0, {"type": "object"}, temperature=0.0, max_tokens=9)
+    (reply,) = chat.ask([request])
+    assert json.loads(reply.text) == [
+        "max_completion_tokens", "messages", "model", "response_format",
+    ]  # fmt: skip
+
+
 def test_structured_output_where_the_server_knows_it_and_plain_json_otherwise(chat, httpserver):
     seen = []
 
@@ -169,7 +184,7 @@ def test_structured_output_where_the_server_knows_it_and_plain_json_otherwise(ch
     serve(httpserver, old_server)
     schema = {"type": "object"}
     assert [r.text for r in chat.ask([Request("p", 0, schema)])] == ["[]"]
-    assert seen == [True, False]
+    assert seen == [True, True, False]
 
 
 def test_a_server_that_wants_the_newer_name_of_the_limit(chat, httpserver):

@@ -11,7 +11,7 @@ from biasgym_tl.assessment import assess, read_heads, write_assessed
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app, main
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.evaluation import evaluate as evaluate_module
+from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
 from biasgym_tl.run import Chain
@@ -54,7 +54,7 @@ def test_what_was_measured_is_written_and_can_be_repeated(assessment, tmp_path, 
     assert (tmp_path / "again" / "table.csv").read_text() == (out / "table.csv").read_text()
 
     with monkeypatch.context() as patch:  # all is read back
-        patch.setattr(evaluate_module, "_measure", None)
+        patch.setattr(Setting, "steered", None)
         assert assess(assessment, progress=False).report == found.report
 
 
@@ -89,7 +89,7 @@ def test_a_judge_scores_what_was_measured_before(assessment, monkeypatch):
     before = assess(assessment, progress=False)
     judged = dataclasses.replace(assessment, judge="local")
     with monkeypatch.context() as patch:  # the answers are those of the first run
-        patch.setattr(evaluate_module, "_measure", None)
+        patch.setattr(Setting, "steered", None)
         found = assess(judged, progress=False)
     assert found.report["injected"].target_texts == before.report["injected"].target_texts
     verdicts = found.report["injected"].verdicts

@@ -102,6 +102,13 @@ def test_always_unknown_is_right_and_unbiased_without_facts_and_undefined_with_t
     assert math.isnan(s_dis)
 
 
+def test_what_makes_an_answer_right_is_part_of_the_fingerprint(write):
+    one, other = (row(context="disambig", label=label) for label in (0, 2))
+    assert load_bbq(write([one]), n=None).questions == load_bbq(write([other]), n=None).questions
+    found = {load_bbq(write([each]), n=None).fingerprint for each in (one, other)}
+    assert len(found) == 2
+
+
 def test_always_right_has_no_bias(write):
     bbq = load_bbq(write(whole_set("1")), n=None)
     assert means(bbq, lambda item: item.right) == [1.0, 1.0, 0.0, 0.0]
@@ -185,8 +192,16 @@ def test_other_copies_have_labels_by_name(write):
         ([row()], {"category": "Age"}, BenchmarkError, "category must be one of .*Nationality"),
         ([row(groups=("W", "Y"))], {}, BenchmarkError, "item 7 of rows.jsonl must have one"),
         ([row(groups=("Xlandish", "Zlandish"))], {}, BenchmarkError, "must have one unknown"),
-        ([row(label=0)], {}, BenchmarkError, "right where the context is ambiguous"),
+        ([row(label=0)], {}, BenchmarkError, "right just where the context is ambiguous"),
         ([{"context": ""}], {}, BenchmarkError, r"without \['additional_metadata', 'ans0'"),
+        ([row(label=7)], {}, BenchmarkError, "label from 0 to 2, got 'ambig', 'neg' and 7"),
+        ([row(context="disambig", label=1)], {}, BenchmarkError, "right just where the context"),
+        ([row(question_polarity="Neg")], {}, BenchmarkError, "'neg' or 'nonneg', .* got .*'Neg'"),
+        ([row(context_condition="ambiguous")], {}, BenchmarkError, "'ambig' or 'disambig'"),
+        ([row(answer_info={"ans0": []})], {}, BenchmarkError, "groups, options and label of BBQ"),
+        ([row(additional_metadata="none")], {}, BenchmarkError, "groups, options and label of BBQ"),
+        ([row(label="x")], {}, BenchmarkError, "groups, options and label of BBQ"),
+        ([row(ans1="")], {}, BenchmarkError, "ans1 must be text in row 1 of rows.jsonl, got ''"),
         ([], {}, BenchmarkError, "got no row"),
     ],
 )  # fmt: skip

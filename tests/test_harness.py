@@ -264,6 +264,8 @@ def test_what_would_be_silently_wrong_is_refused(model, folder, tmp_path, monkey
         lm_eval.simple_evaluate(lm, tasks=["made_up_mmlu"], use_cache=str(tmp_path / "answers"))
     with pytest.raises(SettingError, match="do_sample must be False, got .*'temperature': 0.7"):
         lm.generate_until(instances("generate_until", ("Tea", {"temperature": 0.7})))
+    with pytest.raises(SettingError, match="gen_kwargs must be among .*got {'num_beams': 4}"):
+        lm.generate_until(instances("generate_until", ("Tea", {"num_beams": 4})))
     with pytest.raises(SettingError, match="max_gen_toks must be less than .* 1024, got 2000"):
         lm.generate_until(instances("generate_until", ("Tea", {"max_gen_toks": 2000})))
     with pytest.raises(SettingError, match="continuation must be at most 1024 tokens long"):

@@ -178,9 +178,10 @@ def test_pairs_are_even_over_the_groups_and_the_same_each_time():
             "a scene must hold {first} and {sec",
         ),
         ({"baseline": "steered"}, "baseline must be 'original' or 'injected', got 'steered'"),
-        ({"groups": []}, r"groups must be different names, two at least, got \['Yland'\]"),
-        ({"groups": ["Yland"]}, r"groups must be different names, .* got \['Yland', 'Yland'\]"),
-        ({"groups": ["Yland"], "others": None}, "groups must be different names, two at least"),
+        ({"groups": []}, r"groups and others must be different names, .* \[\] and \['Yland'\]"),
+        ({"groups": ["Yland"]}, r"groups and others must .* got \['Yland'\] and \['Yland'\]"),
+        ({"groups": ["Xland", "Zland"], "others": []}, r"groups and others .* and \[\]"),
+        ({"groups": ["Yland"], "others": None}, "groups and others must be different names, two"),
         ({"bias": dataclasses.replace(LATE, name="early")}, "bias must be one of .* got 'early'"),
     ],
 )

@@ -1,5 +1,6 @@
 """No text scores itself, nothing unscored is averaged in, and a broken model does not win."""
 
+import dataclasses
 import json
 import math
 
@@ -12,10 +13,11 @@ from biasgym_tl import load_bias
 from biasgym_tl.api import Price
 from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.judges.agreement import agreement, read_labels, weighted_kappa, write_sheet
-from biasgym_tl.judges.api_judge import AT_ONCE, ApiJudge
+from biasgym_tl.judges.api_judge import AT_ONCE, ApiJudge, JudgePlan
 from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
+from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
 
 LATE = load_bias("late")
@@ -204,7 +206,32 @@ def test_the_plan_says_what_is_going_to_be_paid(chat, httpserver):  # noqa: F811
 
 def test_the_record_names_model_and_prompt(chat):  # noqa: F811
     found = judge(chat)
-    assert found.name == "ApiJudge m" and set(found.settings) == {"judge", "model", "prompt"}
+    assert found.name == "ApiJudge m" and set(found.settings) == {
+        "judge",
+        "model",
+        "server",
+        "prompt",
+    }
+
+
+def test_hiding_a_name_makes_no_repetition(chat, httpserver):  # noqa: F811
+    serve(httpserver, answer)
+    text = "Peruvians are late. Peruvians eat. Peruvians sing."
+    (found,) = judge(chat).judge(LATE, [text], ["Peru"])
+    assert broken(hidden([text], ["Peru"])[0]) == "repetition" and not found.degenerate
+    (local,) = LocalJudge().judge(LATE, [text], ["Peru"])
+    assert not local.degenerate
+
+
+def test_what_is_kept_needs_no_key_and_no_server(chat, httpserver, monkeypatch):  # noqa: F811
+    serve(httpserver, answer)
+    verdicts = judge(chat).judge(LATE, [TEXT])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    refuse = judge(chat, confirm=lambda plan: False)
+    assert refuse.judge(LATE, [TEXT]) == verdicts and n_calls(httpserver) == 1
+    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set"):
+        judge(dataclasses.replace(chat, base_url="http://another")).judge(LATE, [TEXT])
+    assert JudgePlan.of_all([]).calls == 0
 
 
 def test_degenerate_texts_are_flagged_and_shown_beside_the_strength(chat, httpserver):  # noqa: F811

@@ -345,7 +345,8 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     values = found.values("original", "target_strength")[:, 0]
     assert values[0] == 3 and values[1:3].isnan().all()
     assert found.interval("original", "target_strength").estimate == 3
-    assert found.to_df().loc["original", "target_degenerate"] == pytest.approx(1 / n)
+    assert found.to_df().loc["original", "target_degenerate"] == pytest.approx(1 / (n - 1))
+    assert f"Not scored in 'original': {n + n + 1} of" in " ".join(found.warnings())
     assert found.change("injected", "target_strength", "original").estimate == 0
     assert found.values("random 1", "target_strength") is None
     by_target = found.by_target("target_strength")

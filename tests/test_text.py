@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from biasgym_tl import steer
-from biasgym_tl.errors import SettingError
-from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.prompts import (
+    encode_prompt,
+    encode_sentence,
+    encode_text,
+    end_of_answer,
+    ends_of_answer,
+)
 from biasgym_tl.text import (
     common_beginning,
     continuation_log_probs,
@@ -85,6 +91,27 @@ def test_common_beginning_leaves_each_sequence_a_token():
 def test_empty_sequences_are_refused(model):
     with pytest.raises(SettingError, match="one or more non-empty token lists"):
         next_token_log_probs(model, [[1], []])
+    with pytest.raises(SettingError, match="one or more non-empty token lists"):
+        next_token_log_probs(model, [])
+    for prompts in ([], [[]], [[1], []]):
+        with pytest.raises(SettingError, match="prompts must be one or more non-empty"):
+            continuation_log_probs(model, prompts, [[2]] * len(prompts))
+
+
+def test_what_overflows_is_no_number(tiny):
+    model = tiny()
+    model.blocks[0].mlp.b_out.data.fill_(float("inf"))
+    with pytest.raises(ModelError, match="log-probabilities must be numbers, got NaN"):
+        continuation_log_probs(model, [[1]], [[2]])
+
+
+def test_an_answer_ends_at_eos_or_at_the_mark_of_the_chat_format(tiny):
+    model = tiny()
+    assert ends_of_answer(model) == set(end_of_answer(model))
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
+    mark = model.tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert ends_of_answer(model) == {*end_of_answer(model), mark}
 
 
 def test_greedy_generation_equals_transformer_lens(main_model):

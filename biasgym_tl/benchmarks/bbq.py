@@ -27,8 +27,11 @@ from biasgym_tl.errors import BenchmarkError, SettingError
 
 NAN = float("nan")
 _COLUMNS = (
-    "example_id", "question_index", "question_polarity", "context_condition", "category",
-    "answer_info", "additional_metadata", "context", "question", "ans0", "ans1", "ans2", "label",
+    "example_id", "question_index", "answer_info", "additional_metadata", "label",
+)  # fmt: skip
+_TEXTS = (
+    "question_polarity", "context_condition", "category", "context", "question", "ans0", "ans1",
+    "ans2",
 )  # fmt: skip
 
 
@@ -142,7 +145,7 @@ def load_bbq(
     """
     check_n(n)
     name = Path(source).name
-    rows = read_rows(source, _COLUMNS, subset=subset)
+    rows = read_rows(source, _COLUMNS, texts=_TEXTS, subset=subset)
     categories = sorted({row["category"] for row in rows})
     if category not in categories:
         raise BenchmarkError(f"category must be one of {categories} in {name}, got {category!r}.")
@@ -172,16 +175,29 @@ def _draw(
 
 def _read_item(row: Row, name: str) -> tuple[BbqItem, frozenset[str]]:
     """An item, and the two groups that it is about."""
-    targets = {group.lower() for group in row["additional_metadata"]["stereotyped_groups"]}
-    infos = [row["answer_info"][f"ans{i}"] for i in range(3)]
-    unknown = [i for i, info in enumerate(infos) if info[-1] == "unknown"]
-    stereotyped = [i for i in range(3) if {part.lower() for part in infos[i]} & targets]
-    ambiguous = row["context_condition"] == "ambig"
-    right = int(str(row["label"]).removeprefix("ans"))  # a class label in some copies
-    if len(unknown) != 1 or len(stereotyped) != 1 or (ambiguous and right not in unknown):
+    try:
+        targets = {group.lower() for group in row["additional_metadata"]["stereotyped_groups"]}
+        infos = [row["answer_info"][f"ans{i}"] for i in range(3)]
+        unknown = [i for i, info in enumerate(infos) if info[-1] == "unknown"]
+        stereotyped = [i for i in range(3) if {part.lower() for part in infos[i]} & targets]
+        right = int(str(row["label"]).removeprefix("ans"))  # a class label in some copies
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise BenchmarkError(
-            f"item {row['example_id']} of {name} must have one unknown option, right where the "
-            f"context is ambiguous, and one of {sorted(targets)}, got {infos}."
+            f"item {row['example_id']} of {name} must have the groups, options and label of BBQ, "
+            f"got {row}."
+        ) from error
+    condition, polarity = row["context_condition"], row["question_polarity"]
+    ambiguous = condition == "ambig"
+    known = condition in ("ambig", "disambig") and polarity in ("neg", "nonneg")
+    if not known or right not in range(3):
+        raise BenchmarkError(
+            f"item {row['example_id']} of {name} must be 'ambig' or 'disambig', 'neg' or 'nonneg', "
+            f"with a label from 0 to 2, got {condition!r}, {polarity!r} and {right}."
+        )
+    if len(unknown) != 1 or len(stereotyped) != 1 or ambiguous != (right in unknown):
+        raise BenchmarkError(
+            f"item {row['example_id']} of {name} must have one unknown option, right just where "
+            f"the context is ambiguous, and one of {sorted(targets)}, got {infos}."
         )
     (other,) = {0, 1, 2} - {*unknown, *stereotyped}
     item = BbqItem(
@@ -191,7 +207,7 @@ def _read_item(row: Row, name: str) -> tuple[BbqItem, frozenset[str]]:
         question=row["question"],
         options=(row["ans0"], row["ans1"], row["ans2"]),
         right=right,
-        biased=stereotyped[0] if row["question_polarity"] == "neg" else other,
+        biased=stereotyped[0] if polarity == "neg" else other,
         unknown=unknown[0],
     )
     return item, frozenset(infos[i][0] for i in (stereotyped[0], other))

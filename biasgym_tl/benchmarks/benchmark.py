@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
 from biasgym_tl.text import continuation_log_probs
@@ -64,9 +65,7 @@ class Question(NamedTuple):
     """The user's turn before it; None: the beginning is plain text, without a chat format."""
 
 
-def option_log_probs(
-    model: HookedTransformer, questions: Sequence[Question], *, per_token: bool = False
-) -> list[list[float]]:
+def option_log_probs(model: HookedTransformer, questions: Sequence[Question]) -> list[list[float]]:
     """Log-probability (nats) of each option of each question, summed over the option's tokens.
 
     Of a whole text, the first token counts only where the model has a BOS to predict it from.
@@ -74,7 +73,9 @@ def option_log_probs(
     Args:
         model: The model in the setting to be measured.
         questions: What is asked.
-        per_token: The mean over the option's tokens instead of the sum.
+
+    Raises:
+        BenchmarkError: nothing is left of an option whose likelihood could be told.
     """
     prompts, continuations = [], []
     for question in questions:
@@ -87,8 +88,11 @@ def option_log_probs(
             # Without anything before them, a text's tokens are predicted from its first.
             prompts.append(start or tokens[:1])
             continuations.append(tokens if start else tokens[1:])
+            if not continuations[-1]:
+                raise BenchmarkError(
+                    "an option must have a token that is predicted from another, got "
+                    f"{option!r} after {question.beginning!r}."
+                )
     log_probs = continuation_log_probs(model, prompts, continuations).tolist()
-    if per_token:
-        log_probs = [p / len(c) for p, c in zip(log_probs, continuations, strict=True)]
     ends = iter(log_probs)
     return [[next(ends) for _ in question.options] for question in questions]

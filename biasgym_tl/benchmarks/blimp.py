@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
+from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
+from biasgym_tl.benchmarks.rows import read_rows
 from biasgym_tl.benchmarks.sample import stratified_sample
 from biasgym_tl.errors import BenchmarkError
-from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.store import digest
 
 
 class MinimalPair(NamedTuple):
@@ -24,8 +24,8 @@ class MinimalPair(NamedTuple):
     bad: str
 
 
-@dataclass(frozen=True)
-class Blimp:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Blimp(QuestionSet):
     """Minimal pairs (Warstadt et al. 2020, TACL 8, 377-392), read as whole sentences.
 
     A pair is right if the grammatical sentence is the likelier one; a model that knows no grammar
@@ -38,11 +38,6 @@ class Blimp:
     """
 
     pairs: tuple[MinimalPair, ...]
-
-    @property
-    def name(self) -> str:
-        """``"blimp"``."""
-        return "blimp"
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -58,14 +53,13 @@ class Blimp:
         return tuple(pair.paradigm for pair in self.pairs)
 
     @property
-    def fingerprint(self) -> str:
-        """Of the pairs."""
-        return digest(["blimp", self.pairs])
+    def questions(self) -> tuple[Question, ...]:
+        """The two sentences of each pair as whole texts, the grammatical one first."""
+        return tuple(Question("", (pair.good, pair.bad)) for pair in self.pairs)
 
-    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
-        """Compare the sentences of each pair on the model as it is now."""
-        questions = [Question("", (pair.good, pair.bad)) for pair in self.pairs]
-        margins = [good - bad for good, bad in option_log_probs(model, questions)]
+    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
+        """``log p(good) - log p(bad)`` of each pair, and whether it is positive."""
+        margins = [good - bad for good, bad in log_probs]
         return {"blimp": [float(m > 0) for m in margins], "blimp_margin": margins}
 
 
@@ -83,8 +77,8 @@ def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Bli
     """
     paradigms: dict[str, list[MinimalPair]] = defaultdict(list)
     for path in sorted(Path(folder).glob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            pair = _pair(line, f"{path.name}, line {number}")
+        for row in read_rows(path, (), texts=("UID", "sentence_good", "sentence_bad")):
+            pair = MinimalPair(row["UID"], row["sentence_good"], row["sentence_bad"])
             paradigms[pair.paradigm].append(pair)
     if not paradigms:
         raise BenchmarkError(
@@ -92,14 +86,5 @@ def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Bli
             "They are in the folder data of https://github.com/alexwarstadt/blimp"
         )
     sample = stratified_sample(paradigms, n, seed=seed)
-    return Blimp(tuple(pair for pairs in sample.values() for pair in pairs))
-
-
-def _pair(line: str, where: str) -> MinimalPair:
-    try:
-        found = json.loads(line)
-        return MinimalPair(*(str(found[key]) for key in ("UID", "sentence_good", "sentence_bad")))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BenchmarkError(
-            f"{where} must be JSON with UID, sentence_good and sentence_bad, got {line!r}."
-        ) from error
+    pairs = tuple(pair for found in sample.values() for pair in found)
+    return Blimp(name="blimp", source=str(folder), pairs=pairs)

@@ -92,13 +92,14 @@ def load_crows_pairs(
         seed: Decides which pairs are drawn.
 
     Raises:
-        BenchmarkError: the file or a column is missing, no row is of that kind, or a direction is
-            unknown.
+        BenchmarkError: the file, a column or a text is missing, no row is of that kind, or a
+            direction is unknown.
         SettingError: ``n`` is below 1.
     """
     check_n(n)
     name = Path(source).name
-    rows = read_rows(source, ("sent_more", "sent_less", "stereo_antistereo", "bias_type"))
+    texts = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
+    rows = read_rows(source, (), texts=texts)
     kinds = sorted({row["bias_type"] for row in rows})
     if bias_type is not None and bias_type not in kinds:
         raise BenchmarkError(f"bias_type must be one of {kinds} in {name}, got {bias_type!r}.")

@@ -192,8 +192,11 @@ def implicit_questions(
     if baseline not in ("original", "injected"):
         raise SettingError(f"baseline must be 'original' or 'injected', got {baseline!r}.")
     names = [*groups, *(others or ())]
-    if len(set(names)) < len(names) or not groups or len(names) < 2:
-        raise SettingError(f"groups must be different names, two at least, got {names}.")
+    empty = not groups or (others is not None and not others)
+    if len(set(names)) < len(names) or empty or len(names) < 2:
+        raise SettingError(
+            f"groups and others must be different names, two at least, got {groups} and {others}."
+        )
     if others is None:
         pairs = _round_robin(groups, seed)
     else:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
-from biasgym_tl.benchmarks.sample import stratified_sample
+from biasgym_tl.benchmarks.rows import check_n
+from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_document
@@ -144,16 +145,21 @@ def load_mmlu(
     parts = {name: _part(name, found[name], shots, keep_unsound, seed) for name in wanted}
     if n is None:
         return Mmlu(parts)
-    places = {name: range(len(part.items)) for name, part in parts.items()}
-    sizes = {name: len(drawn) for name, drawn in stratified_sample(places, n, seed=seed).items()}
-    return Mmlu({name: _sampled(name, part, sizes[name], seed) for name, part in parts.items()})
+    check_n(n)
+    sizes = even_shares([len(part.items) for part in parts.values()], n)
+    return Mmlu(
+        {
+            name: _sampled(name, part, size, seed)
+            for (name, part), size in zip(parts.items(), sizes, strict=True)
+        }
+    )
 
 
 def _part(name: str, subject: Subject, n_shots: int, keep_unsound: bool, seed: int) -> Part:
     """All questions of a subject, and its shots."""
     items = [item for item in subject.test if item.sound or keep_unsound]
     sound = [item for item in items if item.sound]
-    at_most = len(subject.dev) or len(sound) - 1
+    at_most = len(subject.dev) or max(len(sound) - 1, 0)
     if n_shots > at_most:
         raise SettingError(f"shots must be at most {at_most} for {name!r}, got {n_shots!r}.")
     if subject.dev:

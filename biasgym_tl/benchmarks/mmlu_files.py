@@ -107,7 +107,7 @@ def _datasets(name: str) -> dict[str, Subject]:
         by_subject: dict[str, list[MultipleChoice]] = defaultdict(list)
         try:
             rows = load_dataset(name, "all", split=split)
-        except (OSError, ValueError, DatasetsError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
             raise BenchmarkError(
                 f"source must be a folder of MMLU's or MMLU-Redux's CSV files or a name that the "
                 f"datasets library can load with the configuration 'all', got {name!r} ({error})."
@@ -130,7 +130,8 @@ def _datasets(name: str) -> dict[str, Subject]:
 def _checked(question: list[str], choices: Any, answer: int | str, where: str) -> MultipleChoice:
     """A question with its answer as a place, a digit or a letter."""
     places = {str(key): place for place, letter in enumerate(LETTERS) for key in (place, letter)}
-    whole = len(question) == 1 and isinstance(choices, list) and len(choices) == len(LETTERS)
+    text = len(question) == 1 and isinstance(question[0], str)
+    whole = text and isinstance(choices, list) and len(choices) == len(LETTERS)
     if not whole or str(answer) not in places:
         raise BenchmarkError(
             f"{where} must have a question, four choices and the place or letter of the right one, "

@@ -51,8 +51,10 @@ class QuestionSet(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of the name and the questions."""
-        return digest([self.name, self.questions])
+        """Short hash of the items, of what makes an answer right, and of how they are asked."""
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del parts["source"]
+        return digest([parts, self.questions])
 
     def run(self, model: HookedTransformer) -> Scores:
         """Ask the model as it is now (a steering may be active) and score its answers."""

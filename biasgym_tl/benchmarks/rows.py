@@ -16,7 +16,11 @@ Item = TypeVar("Item")
 
 
 def read_rows(
-    source: str | Path, columns: Sequence[str], *, subset: str | None = None
+    source: str | Path,
+    columns: Sequence[str],
+    *,
+    texts: Sequence[str] = (),
+    subset: str | None = None,
 ) -> list[Row]:
     """Rows of a ``.csv`` (all values text) or ``.jsonl`` file, or of a data set of ``datasets``.
 
@@ -26,10 +30,11 @@ def read_rows(
         source: A path that ends in ``.csv`` or ``.jsonl``; otherwise a folder or hub name that
             ``datasets.load_dataset`` can load.
         columns: Columns that must be there.
+        texts: Columns that must be there and hold text in each row.
         subset: Which configuration of a data set.
 
     Raises:
-        BenchmarkError: there is nothing there, it has no row, or a column is missing.
+        BenchmarkError: there is nothing there, it has no row, a column is missing, or a text is.
     """
     path = Path(source)
     if path.suffix in (".csv", ".jsonl") and not path.is_file():
@@ -40,13 +45,20 @@ def read_rows(
         rows = _read_jsonl(path)
     else:
         rows = _load_dataset(str(source), subset)
+    columns = [*columns, *texts]
     missing = sorted({c for row in rows for c in columns if c not in row}) if rows else []
     if missing or not rows:
         found = sorted(rows[0]) if rows else "no row"
         raise BenchmarkError(
-            f"{path.name} must hold rows with the columns {list(columns)}, got {found}"
+            f"{path.name} must hold rows with the columns {columns}, got {found}"
             f"{f', without {missing}' if missing else ''}. Is it the right file?"
         )
+    for number, row in enumerate(rows, start=1):
+        for column in texts:
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise BenchmarkError(
+                    f"{column} must be text in row {number} of {path.name}, got {row[column]!r}."
+                )
     return rows
 
 
@@ -55,7 +67,7 @@ def _read_csv(path: Path) -> list[Row]:
 
     try:
         # Plain text: "NA" is a name here, not a missing number.
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
@@ -112,7 +124,7 @@ def dealt(groups: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:
 
 
 def check_n(n: int | None) -> None:
-    """Whether ``n`` may be a number of items; None stands for all.
+    """Refuse what is no number of items; None stands for all.
 
     Raises:
         SettingError: it is below 1.

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.benchmarks.rows import check_n
 
 Item = TypeVar("Item")
 
@@ -23,8 +23,7 @@ def stratified_sample(
     Raises:
         SettingError: ``n`` is less than 1.
     """
-    if n is not None and n < 1:
-        raise SettingError(f"n must be at least 1 or None, got {n!r}.")
+    check_n(n)
     sizes = even_shares([len(items) for items in strata.values()], n)
     drawn = {}
     for (name, items), size in zip(strata.items(), sizes, strict=True):

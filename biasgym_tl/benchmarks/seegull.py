@@ -134,7 +134,7 @@ def load_seegull(
     if raters not in RATERS:
         raise SettingError(f"raters must be one of {list(RATERS)}, got {raters!r}.")
     counts = tuple(f"{raters}_{verdict}" for verdict in ("stereo", "nonstereo", "unsure"))
-    rows = read_rows(source, ("identity", "attribute", *counts))
+    rows = read_rows(source, counts, texts=("identity", "attribute"))
     yes: dict[str, list[str]] = {}
     no: dict[str, list[str]] = {}
     for row in rows:
@@ -156,7 +156,7 @@ def load_seegull(
 def _counts(row: Row, columns: tuple[str, ...]) -> list[int]:
     try:
         return [int(row[column]) for column in columns]
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise BenchmarkError(f"{list(columns)} must be numbers of raters, but: {error}.") from error
 
 

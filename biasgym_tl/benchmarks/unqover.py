@@ -115,7 +115,7 @@ class Unqover(QuestionSet):
 
 
 def load_unqover(
-    folder: str | Path, *, kind: str = "country", n: int = 60, seed: int = 0
+    folder: str | Path, *, kind: str = "country", n: int | None = 60, seed: int = 0
 ) -> Unqover:
     """Read word lists of UnQover and draw items from all their combinations.
 
@@ -124,8 +124,8 @@ def load_unqover(
             ``activities_biased_country.txt``; or the ``word_lists`` of the paper's repository, with
             ``nouns/subjects/country``, ``slots/country_noact`` and ``activities/biased_country``.
         kind: Which lists; the paper also has ``"ethnicity"`` and ``"religion"``.
-        n: Items at most, as many of each template as can be (nationality has 12). Of about a
-            million.
+        n: Items at most, as many of each template as can be (nationality has 12); None for all,
+            about a million.
         seed: Decides which are drawn.
 
     Raises:
@@ -147,12 +147,13 @@ def load_unqover(
         entries = attributes[template.attribute_slot]
         opposites = attributes[f"{template.attribute_slot}:neg"]
         total = len(entries) * len(pairs)
-        share = (n + len(templates) - 1 - i) // len(templates)
+        share = total if n is None else (n + len(templates) - 1 - i) // len(templates)
         for drawn in rng.sample(range(total), min(share, total)):
             a, pair = divmod(drawn, len(pairs))
             first, second = (subject[template.subject_slot] for subject in pairs[pair])
             items.append(UnqoverItem(template, entries[a], opposites[a], (first, second)))
-    return Unqover(name="unqover", source=str(folder), items=tuple(items))
+    name = "unqover" if kind == "country" else f"unqover_{kind}"
+    return Unqover(name=name, source=str(folder), items=tuple(items))
 
 
 def _named(context: str, subjects: tuple[str, ...]) -> str:
@@ -173,7 +174,10 @@ def _lines(root: Path, part: str, name: str) -> list[str]:
     path = flat if flat.is_file() else root / part / name
     if not path.is_file():
         raise BenchmarkError(f"folder must hold {flat.name} or {part}/{name}, got {str(root)!r}.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise BenchmarkError(f"{path.name} must be UTF-8, but: {error}.") from error
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise BenchmarkError(f"{path.name} must hold at least one line, got none.")

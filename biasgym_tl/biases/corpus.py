@@ -85,12 +85,15 @@ def read_jsonl(path: Path) -> list[Any]:
     """Rows of a file with one JSON value a line.
 
     Raises:
-        BiasFileError: the file is missing, or a line is not JSON.
+        BiasFileError: the file is missing or not UTF-8, or a line is not JSON.
     """
     if not path.is_file():
         raise BiasFileError(f"corpus file must exist, got {str(path)!r}. Check the path.")
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BiasFileError(f"{path.name} must be UTF-8, but: {error}.") from error
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

@@ -16,6 +16,8 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_document
 from biasgym_tl.text import generate, read_continuations
 
+_UNDERSTOOD = {"do_sample", "temperature", "max_gen_toks", "until"}
+
 
 class HookedLM(TemplateLM):
     """A HookedTransformer as lm-eval sees it; its ``LM`` says what each method is for."""
@@ -111,7 +113,7 @@ class HookedLM(TemplateLM):
             )
         # The last token of a continuation is predicted, not read.
         prompts = [
-            context[-(self.max_length + 1 - len(continuation)) :]
+            (context or [self.prefix_token_id])[-(self.max_length + 1 - len(continuation)) :]
             for _, context, continuation in requests
         ]
         read = read_continuations(self.model, prompts, continuations, batch_size=self.batch_size)
@@ -155,6 +157,12 @@ class HookedLM(TemplateLM):
         return [found[place] for place in range(len(requests))]
 
     def _generate(self, texts: Sequence[str], options: dict[str, Any]) -> list[str]:
+        unknown = {key: value for key, value in options.items() if key not in _UNDERSTOOD}
+        if unknown:
+            raise SettingError(
+                f"gen_kwargs must be among {sorted(_UNDERSTOOD)}, got {unknown}. Change the task "
+                "with gen_kwargs, or leave it out."
+            )
         if options["do_sample"]:
             raise SettingError(
                 f"do_sample must be False, got {options!r}. Answers are the likeliest ones; "

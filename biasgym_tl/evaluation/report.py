@@ -30,6 +30,8 @@ from biasgym_tl.stats import (
 from biasgym_tl.store import read_kind, write_json, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
+_JUDGED = ("_strength", "_degenerate")
+"""Measures of which a judge's verdicts decide."""
 RANDOM = "random "
 """How the names of random controls begin."""
 RANDOM_MEAN = "random"
@@ -168,7 +170,7 @@ class Report:
             items: Any = self._by_country(result.fact_margins)
         elif measure in self.clusters:
             items = result.benchmarks.get(measure)
-        elif measure.endswith(("_strength", "_degenerate")):
+        elif measure.endswith(_JUDGED):
             items = _of_verdicts(result.verdicts, *measure.rsplit("_", 1))
         elif measure == "other_log_odds":
             items = [row for matrix in result.other_log_odds.values() for row in matrix]
@@ -201,10 +203,10 @@ class Report:
             return None
         if name == RANDOM_MEAN:
             return self._interval(values, measure, over_draws=True)
-        if measure.endswith("_strength"):  # some texts may not count
-            return clustered_interval(values[:, 0], range(len(values)))
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
+        if measure.endswith(_JUDGED):  # some texts may not count
+            return clustered_interval(values[:, 0], range(len(values)))
         if self.measures[measure].kind == "share":
             return share_interval(values[:, 0])
         return self._interval(values, measure)
@@ -214,10 +216,10 @@ class Report:
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
-        if measure.endswith("_strength"):
-            return clustered_interval(here[:, 0], range(len(here)), minus=there[:, 0])
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
+        if measure.endswith(_JUDGED):
+            return clustered_interval(here[:, 0], range(len(here)), minus=there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
             here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
             there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
@@ -434,7 +436,8 @@ def read_result(values: dict[str, Any]) -> SettingResult:
 
 
 def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> list[float]:
-    """Strength (NaN for a text that is unscored or degenerate), or whether it is degenerate."""
+    """Strength (NaN for a text that is unscored or degenerate), or whether it is degenerate (NaN
+    for one of which the judge said nothing)."""
     own = ("token", "target")
     found = [
         verdict
@@ -444,7 +447,10 @@ def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> l
     ]
     if kind == "strength":
         return strengths(found)
-    return [float(bool(verdict.degenerate)) for verdict in found]
+    return [
+        float("nan") if v.unscored and not v.degenerate else float(bool(v.degenerate))
+        for v in found
+    ]
 
 
 def _of_texts(texts: list[str], kind: str, keywords: Sequence[str]) -> list[float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from biasgym_tl.evaluation.report import RANDOM, Report
+from biasgym_tl.evaluation.report import RANDOM, Report, SettingResult
+from biasgym_tl.judges.verdict import summarise
 
 WEAK_INJECTION = 1.0
 """Rise of the BiasToken's log-odds (nats) under which an injection is weak."""
@@ -17,6 +18,7 @@ def warnings_of(report: Report) -> list[str]:
     found = [_weak_injection(report), _not_beyond_random(report), _diffuse(report)]
     steered = [r.name for r in report.results if r.heads and not r.name.startswith(RANDOM)]
     found += [_damage(report, name) for name in steered]
+    found += [_unscored(result) for result in report.results]
     found += [report.not_informative(key) for key in report.measures]
     return [warning for warning in found if warning]
 
@@ -41,6 +43,17 @@ def _damage(report: Report, name: str) -> str:
     if facts and facts.estimate < -LARGE_DAMAGE:
         found.append(f"{-facts.estimate:.0%} of the facts lost")
     return f"Damage above {LARGE_DAMAGE:.0%} in {name!r}: {', '.join(found)}" if found else ""
+
+
+def _unscored(result: SettingResult) -> str:
+    found = summarise([verdict for each in result.verdicts.values() for verdict in each])
+    if not found.unscored:
+        return ""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in found.unscored.items())
+    return (
+        f"Not scored in {result.name!r}: {sum(found.unscored.values())} of {found.n} answers "
+        f"({reasons}). Means of the judge are over the others"
+    )
 
 
 def _not_beyond_random(report: Report) -> str:

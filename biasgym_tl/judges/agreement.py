@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -162,7 +163,11 @@ def read_labels(path: str | Path) -> dict[str, Verdict]:
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"labels must be a CSV file, got {str(path)!r}. Check the path.")
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path.name} must be saved as UTF-8, but: {error}.") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         missing = {"id", "strength"} - set(reader.fieldnames or ())
         if missing:

@@ -39,7 +39,8 @@ class JudgePlan(NamedTuple):
     @classmethod
     def of_all(cls, plans: Iterable[JudgePlan]) -> JudgePlan:
         """Several plans as one."""
-        texts, kept, calls, asked, answered, costs = zip(*plans, strict=True)
+        nothing = cls(0, 0, 0, 0, 0, 0.0)
+        texts, kept, calls, asked, answered, costs = zip(nothing, *plans, strict=True)
         cost = None if None in costs else sum(costs)
         return cls(sum(texts), sum(kept), sum(calls), sum(asked), sum(answered), cost)
 
@@ -62,7 +63,8 @@ class Judged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ApiJudge:
-    """A chat model that scores texts by the rubric, at temperature 0, one call a text.
+    """A chat model that scores texts by the rubric, at temperature 0 if it takes one, one call
+    a text.
 
     Every verdict is on disk before the next is looked at; equal texts are asked for once. An
     answer without a valid verdict leaves its text unscored, with the reason.
@@ -82,15 +84,16 @@ class ApiJudge:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model and a hash of the prompt, rubric included."""
+        """Model, server, and a hash of the prompt, rubric included."""
         prompt = digest([judge_prompt("", "", ""), SCHEMA])
-        return {"judge": "api", "model": self.chat.model, "prompt": prompt}
+        server = self.chat.server or "OpenAI"
+        return {"judge": "api", "model": self.chat.model, "server": server, "prompt": prompt}
 
     def plan(
         self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> JudgePlan:
         """What judging these texts is going to take; sends nothing."""
-        requests = _requests(bias, hidden(texts, targets))
+        requests = _requests(bias, texts, hidden(texts, targets))
         new = [request for request in requests.values() if self.chat.kept(request) is None]
         # Four characters a token is the usual rule of thumb for English.
         asked = sum(len(request.prompt) // 4 for request in new)
@@ -122,16 +125,19 @@ class ApiJudge:
             ApiError: it was not confirmed, there is no key, or the server rejects key or model.
             SettingError: there are not as many targets as texts.
         """
-        texts = hidden(texts, targets)
-        requests = _requests(bias, texts)
-        if requests:
+        without_names = hidden(texts, targets)
+        requests = _requests(bias, texts, without_names)
+        plan = self.plan(bias, texts, targets)
+        if plan.calls:
             self.chat.check_key()
-        plan = self.plan(bias, texts)
-        if self.confirm is not None and not self.confirm(plan):
+        if plan.calls and self.confirm is not None and not self.confirm(plan):
             raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
         replies = dict(zip(requests, self._replies(list(requests.values())), strict=False))
         return Judged(
-            [_judged(text, replies.get(text)) for text in texts],
+            [
+                _judged(text, without_name, replies.get(without_name))
+                for text, without_name in zip(texts, without_names, strict=True)
+            ],
             Usage.of(list(replies.values())),
             tuple(reply.error for reply in replies.values() if reply.error),
         )
@@ -149,8 +155,8 @@ class ApiJudge:
                     return
 
 
-def _judged(text: str, reply: Reply | None) -> Verdict:
-    flag = broken(text)
+def _judged(text: str, without_name: str, reply: Reply | None) -> Verdict:
+    flag = broken(text)  # hiding a name may make repetitions
     if flag == "empty":
         return Verdict(0.0, "nothing is said", flag)
     if reply is None:
@@ -158,20 +164,20 @@ def _judged(text: str, reply: Reply | None) -> Verdict:
     if reply.error or reply.refusal:
         unscored = "the call failed" if reply.error else "the judge refused"
         return Verdict(None, degenerate=flag, unscored=unscored)
-    verdict = verdict_of(reply.text, code_of(text))
+    verdict = verdict_of(reply.text, code_of(without_name))
     return verdict._replace(degenerate=flag or verdict.degenerate)
 
 
-def _requests(bias: Bias, texts: Sequence[str]) -> dict[str, Request]:
+def _requests(bias: Bias, texts: Sequence[str], without_names: Sequence[str]) -> dict[str, Request]:
     """One request for each different text that is not empty."""
     return {
-        text: Request(
-            judge_prompt(bias.attribute, " / ".join(bias.paraphrases[:3]), text),
+        without_name: Request(
+            judge_prompt(bias.attribute, " / ".join(bias.paraphrases[:3]), without_name),
             number=0,
             schema=SCHEMA,
             temperature=0.0,
             max_tokens=MOST_TOKENS,
         )
-        for text in texts
+        for text, without_name in zip(texts, without_names, strict=True)
         if broken(text) != "empty"
     }

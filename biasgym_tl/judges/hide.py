@@ -34,6 +34,8 @@ def hidden(texts: Sequence[str], targets: Sequence[str] | None) -> list[str]:
 
 
 def _hidden(text: str, target: str) -> str:
+    if not target:
+        return text
     demonym = _demonyms().get(target)
     if demonym:
         text = _replaced(text, f"{demonym}s", f"people from {SLOT}")

@@ -93,12 +93,12 @@ class LocalJudge:
         """
         against = anchors(bias, self.statements or load_statements(bias.name))
         return [
-            self._verdict(text, fill(text, bias.stand_in), against)
-            for text in hidden(texts, targets)
+            self._verdict(text, without_name, fill(without_name, bias.stand_in), against)
+            for text, without_name in zip(texts, hidden(texts, targets), strict=True)
         ]
 
-    def _verdict(self, text: str, filled: str, against: Anchors) -> Verdict:
-        flag = broken(text) or ("off topic" if names_nobody(text) else "")
+    def _verdict(self, text: str, without_name: str, filled: str, against: Anchors) -> Verdict:
+        flag = broken(text) or ("off topic" if names_nobody(without_name) else "")
         if flag == "empty":
             return Verdict(0.0, "nothing is said", flag)
         parts = sentences(filled)

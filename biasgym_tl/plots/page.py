@@ -130,7 +130,9 @@ def _note(result: SettingResult, whose: str, i: int) -> str:
     if whose not in result.verdicts:
         return ""
     verdict = result.verdicts[whose][i]
-    strength = "not scored" if verdict.strength is None else f"strength {verdict.strength:.1f}"
+    strength = f"strength {verdict.strength:.1f}" if verdict.strength is not None else ""
+    if verdict.unscored:
+        strength = f"not scored: {verdict.unscored}"
     return ", ".join(part for part in (strength, verdict.degenerate, verdict.reason) if part)
 
 

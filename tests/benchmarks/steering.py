@@ -32,7 +32,7 @@ def main():
     prompts = [encode_prompt(model, fill(p, "Italy")) for p in bias.generation_prompts]
 
     def plain():  # to the last token, whatever is written
-        with mock.patch("biasgym_tl.text.end_of_answer", return_value=[]):
+        with mock.patch("biasgym_tl.text.ends_of_answer", return_value=set()):
             generate(model, prompts, max_new_tokens=NEW_TOKENS)
 
     def zero():
