@@ -2,7 +2,8 @@
 
 python docs/measure_steering.py recipes  # choose a recipe, on fitting data alone
 python docs/measure_steering.py choose late math ...  # heads of each bias, written down
-python docs/measure_steering.py judge late math ...  # once, on what was held out (BIASGYM_DATA)
+python docs/measure_steering.py measure late math ...  # on what was held out (BIASGYM_DATA)
+python docs/measure_steering.py judge late math ...  # the same with free answers and their strength
 python docs/measure_steering.py random late math ...  # 199 random sets
 
 Each stage goes on where it was stopped: finished steps lie in the cache folder under a key of
@@ -162,14 +163,14 @@ def all_rows(name):
     return [load_token(name, seed=seed) for seed in range(SEEDS)]
 
 
-def judge(model, name):
+def judge(model, name, answers=True):
     """All settings of one bias on held-out prompts, targets, texts, facts and BLiMP."""
     bias, rows = load_bias(name), all_rows(name)
     chosen = Selection.load(RESULTS / f"{name}-heads.json")
     paper = Selection.load(RESULTS / f"{name}-paper-heads.json")
     others = [load_bias(other) for other in MAIN_BIASES if other != name]
     benchmarks = [load_blimp(str(Path(os.environ["BIASGYM_DATA"]) / "blimp"))]
-    controls = [Setting("paper, zero", rows[0], paper, "zero")]
+    controls = [Setting("paper, zero", rows[0], paper, "zero", answers)]
     for row in rows[1:]:
         controls.append(Setting(f"injected, seed {row.seed}", row, generates=False))
         controls.append(Setting(f"steered, seed {row.seed}", row, chosen, "mean", generates=False))
@@ -186,7 +187,8 @@ def judge(model, name):
 
     def finished(part, measure):
         """What the unsteered model does without a row is the same in the table of each bias."""
-        unsteered = part.startswith(("original", "asked")) and not part.endswith("token")
+        setting, _, what = part.partition(": ")
+        unsteered = setting.startswith(("original", "asked")) and not what.startswith("token")
         return (of_model if unsteered else of_row).measured(part, measure)
 
     report = evaluate(
@@ -200,9 +202,11 @@ def judge(model, name):
         others=others,
         benchmarks=benchmarks,
         n_random=0,
+        answers=answers,
         finished=finished,
     )
-    report = judged(report, LocalJudge(), bias, others)
+    if answers:
+        report = judged(report, LocalJudge(), bias, others)
     report.save(RESULTS / f"{name}-report.json")
     print(report, flush=True)
 
@@ -229,7 +233,12 @@ def random_sets(model, name):
         print(found.save(RESULTS / f"{name}-random-{on}"), found, flush=True)
 
 
-STAGES = {"choose": choose, "judge": judge, "random": random_sets}
+STAGES = {
+    "choose": choose,
+    "measure": functools.partial(judge, answers=False),
+    "judge": judge,
+    "random": random_sets,
+}
 
 
 def main():

@@ -109,7 +109,7 @@ def test_samples_are_even_and_fixed():
     assert drawn["a"] == sorted(drawn["a"]) != [0, 1, 2, 3, 4]
     assert stratified_sample(strata, 8) == drawn != stratified_sample(strata, 8, seed=1)
     assert stratified_sample({"a": range(100)}, 5)["a"] == drawn["a"]  # whatever else there is
-    with pytest.raises(SettingError, match="n must be at least 1 or None, got 0"):
+    with pytest.raises(SettingError, match="n must be at least 1, got 0"):
         stratified_sample(strata, 0)
 
 

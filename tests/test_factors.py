@@ -62,8 +62,8 @@ def test_nothing_is_silenced_where_the_model_must_be_kept(setup):
 
 def test_heads_of_several_rows(setup):
     model, token, one = setup
-    other = BiasInject(epochs=1, n_paragraphs=8, choose_by="last", seed=1)
-    tokens = [token, other.fit(model, LATE, progress=False)]
+    other = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
+    tokens = [token, other.fit(model, LATE, seed=1, progress=False)]
     d_vocab = model.cfg.d_vocab
     found = QUICK.select(model, LATE, *tokens, progress=False)
     assert found.token == "late, seed 0; late, seed 1" and model.cfg.d_vocab == d_vocab

@@ -44,6 +44,7 @@ def evaluate(
     token_benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
     n_random: int = 5,
+    answers: bool = True,
     max_new_tokens: int = 48,
     seed: int = 0,
     progress: bool = True,
@@ -78,6 +79,8 @@ def evaluate(
             ``implicit_questions(bias, [token.text], targets, baseline="injected")``.
         n_targets: Held-out targets, regions as even as they can be; a fixed sample.
         n_random: Random controls; they are mean-ablated.
+        answers: Whether free answers are written; without them an evaluation takes about half
+            the time. ``controls`` decide by themselves.
         max_new_tokens: Length of the free answers.
         seed: Decides the random heads. Targets do not depend on it, so runs can be compared.
         progress: Show a bar.
@@ -97,12 +100,12 @@ def evaluate(
     heads = heads if isinstance(heads, Selection) else tuple(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     settings = [
-        Setting("original", token.untrained()),
-        Setting("injected", token),
-        *(Setting(f"steered, {mode}", token, heads, mode) for mode in modes),
+        Setting("original", token.untrained(), generates=answers),
+        Setting("injected", token, generates=answers),
+        *(Setting(f"steered, {mode}", token, heads, mode, answers) for mode in modes),
         *(
-            Setting(f"asked, {instruction.name}", token, instruction=instruction)
-            for instruction in instructions
+            Setting(f"asked, {each.name}", token, generates=answers, instruction=each)
+            for each in instructions
         ),
         *controls,
         *_random_settings(model, token, heads, n_random, seed),

@@ -57,8 +57,10 @@ class Parts:
         own = self.items.bias.name
         token = self._part("token", setting, setting.name, self._token)
         requests = self._part("requests", setting, setting.requests_key, self._requests)
+        said: list[str] = []
         answers: dict[str, list[str]] = {}
         if setting.generates:
+            said = self._part("token answers", setting, setting.name, self._token_answers)
             answers = self._part("answers", setting, setting.requests_key, self._answers)
         text = self._part("text", setting, setting.steering_key, self._text)
         plain = setting.instruction == NOTHING  # benchmarks are asked without other words
@@ -73,6 +75,7 @@ class Parts:
             target_log_p=requests["log_p"][own],
             other_log_odds=others(requests["log_odds"]),
             fact_margins=requests["fact_margins"],
+            token_texts=said,
             target_texts=answers.get(own, []),
             other_texts=others(answers),
             damage_loss=text["damage_loss"],
@@ -101,9 +104,14 @@ class Parts:
             return {
                 "token_log_odds": found.log_odds[:, 0].tolist(),
                 "token_log_p": found.log_p[:, 0].tolist(),
-                "token_texts": self._answer(setting, bias.generation_prompts, names),
                 "benchmarks": self._benchmarks(setting, asked),
             }
+
+    def _token_answers(self, setting: Setting) -> list[str]:
+        """Free answers about the BiasToken."""
+        prompts = self.items.bias.generation_prompts
+        with setting.token.attached(self.model):
+            return self._answer(setting, prompts, [setting.token.text] * len(prompts))
 
     def _requests(self, setting: Setting) -> dict[str, Any]:
         """Log-odds of each bias with targets in the slot, and facts."""
@@ -143,12 +151,10 @@ class Parts:
         return sorted([self.items.bias, *others], key=lambda bias: bias.name)
 
     def _answer(self, setting: Setting, prompts: Sequence[str], names: Sequence[str]) -> list[str]:
-        if not setting.generates:
-            return []
         return answer_freely(
             self.model,
             prompts,
-            deal(names, len(prompts)),
+            names,
             max_new_tokens=self.items.max_new_tokens,
             instruction=setting.instruction,
         )
