@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from biasgym_tl.injection.adapter import export_adapter, import_adapter
     from biasgym_tl.injection.inject import BiasInject, fit_seeds
     from biasgym_tl.injection.report import InjectionReport, injection_report
-    from biasgym_tl.injection.shipped import list_tokens, load_token
+    from biasgym_tl.injection.shipped import list_tokens, load_token, load_tokens
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.instructions import INSTRUCTIONS, Instruction
     from biasgym_tl.judges.agreement import agreement, read_labels, write_sheet
@@ -137,6 +137,7 @@ _HOME = {
     "load_model": "model",
     "load_seegull": "benchmarks.seegull",
     "load_token": "injection.shipped",
+    "load_tokens": "injection.shipped",
     "load_unqover": "benchmarks.unqover",
     "position_attribution": "scoping.direct",
     "random_control": "evaluation.random_control",
@@ -228,6 +229,7 @@ __all__ = [
     "load_model",
     "load_seegull",
     "load_token",
+    "load_tokens",
     "load_unqover",
     "position_attribution",
     "random_control",

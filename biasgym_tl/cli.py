@@ -138,7 +138,7 @@ def _repeat(path: Path, out: Path, fresh: bool) -> None:
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the report.")],
     heads: Annotated[
-        str, typer.Option(help="File with heads from 'biasgym scope', or names: L9H8,L3H1.")
+        str, typer.Option(help="File from 'biasgym select' or 'scope', or names: L9H8,L3H1.")
     ],
     model: ModelName = "smollm2-135m-instruct",
     bias: BiasName = "late",
@@ -304,10 +304,38 @@ def scope(
 
 
 @app.command()
+def select(
+    out: Annotated[Path, typer.Argument(help="File for the heads, such as heads.json.")],
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
+    token: Annotated[
+        list[Path] | None,
+        typer.Option(help="Row from 'biasgym inject'; repeat for several; default: shipped ones."),
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="Heads at most; default: any number.")] = None,
+) -> None:
+    """Learn how much of its output each head may keep, for 'evaluate' and 'export'."""
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.injection.shipped import load_tokens
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.model import load_model
+    from biasgym_tl.steering.factors import FactorSearch
+
+    if out.suffix != ".json":
+        raise SettingError(f"file for the heads must end in .json, got {str(out)!r}.")
+    search, loaded_bias = FactorSearch(k=k), load_bias(bias)
+    rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
+    typer.echo(f"Loading {model} ...", err=True)
+    found = search.select(load_model(model), loaded_bias, *rows)
+    typer.echo(repr(found))
+    typer.echo(f"Written to {found.save(out)}")
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="New folder for the steered model.")],
     heads: Annotated[
-        str, typer.Option(help="File with heads from 'biasgym scope', or names: L9H8,L3H1.")
+        str, typer.Option(help="File from 'biasgym select' or 'scope', or names: L9H8,L3H1.")
     ],
     model: ModelName = "smollm2-135m-instruct",
     mode: Annotated[

@@ -58,6 +58,8 @@ def rows_of(report):
 
 def judged_rows(report):
     asked = [result.name for result in report.results if result.instruction]
+    if report.interval("original", "target_strength") is None:
+        return
     for name in (*STEERED, *asked):
         cells = [
             f"{report.interval(since, key).estimate:.2f}, "
@@ -103,18 +105,18 @@ def asked_rows(report):
 
 def random_table():
     lines = [
-        "| bias | on | chosen heads | random sets, mean | difference | rank p |\n"
-        "|---|---|---:|---:|---:|---:|"
+        "| bias | chosen heads | random sets, mean | lowest | difference | rank p |\n"
+        "|---|---:|---:|---:|---:|---:|"
     ]
     for name in MAIN_BIASES:
-        for on in ("targets", "token"):
-            path = RESULTS / f"{name}-random-{on}.safetensors"
-            if path.exists():
-                found = RandomControl.load(path)
-                lines.append(
-                    f"| {name} | {on} | {-found.drop:+.2f} | {-found.drops.mean():+.2f} "
-                    f"| {shown(found.difference(), 2)} | {found.p():.3f} |".replace("-0", "−0")
-                )
+        path = RESULTS / f"{name}-random-targets.safetensors"
+        if path.exists():
+            found = RandomControl.load(path)
+            lines.append(
+                f"| {name} | {-found.drop:+.2f} | {-found.drops.mean():+.2f} "
+                f"| {-found.drops.max():+.2f} | {shown(found.difference(), 2)} "
+                f"| {found.p():.3f} |".replace("-0", "−0")
+            )
     return "\n".join(lines)
 
 

@@ -33,6 +33,7 @@ from biasgym_tl import (
     load_facts,
     load_model,
     load_token,
+    load_tokens,
     random_control,
     select_heads,
     steer,
@@ -54,6 +55,8 @@ RESULTS = ROOT / "figures" / "steering"
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
 CHOSEN = FactorSearch()
 """The recipe, fixed before anything was judged."""
+ASKED = [INSTRUCTIONS["plain request"], INSTRUCTIONS["persona"]]
+"""Self-debias has an answer written to each of some 1200 requests first: an hour on two cores."""
 N_FIT, N_DRAWS, N_TARGETS = 16, 199, 2
 
 
@@ -64,7 +67,7 @@ def recipes(model, names):
     budget, which two of the searches saw.
     """
     for name in names:
-        bias, rows = load_bias(name), all_rows(name)
+        bias, rows = load_bias(name), load_tokens(name)
         part = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[:N_FIT])
         rest = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[N_FIT:])
         means = {"text": head_means(model), "targets": target_means(model, part)}
@@ -142,7 +145,7 @@ def kept(bias, rows, recipe, model):
 
 def choose(model, name):
     """Heads of a bias by the recipe, from the rows of all seeds, and the paper's."""
-    bias, rows = load_bias(name), all_rows(name)
+    bias, rows = load_bias(name), load_tokens(name)
     selection = kept(bias, rows, CHOSEN, model)
     print(selection.save(RESULTS / f"{name}-heads.json"), selection, flush=True)
     key = digest([bias.fingerprint(), rows_of(rows)])
@@ -159,13 +162,9 @@ def choose(model, name):
     print(paper.save(RESULTS / f"{name}-paper-heads.json"), paper, flush=True)
 
 
-def all_rows(name):
-    return [load_token(name, seed=seed) for seed in range(SEEDS)]
-
-
 def judge(model, name, answers=True):
     """All settings of one bias on held-out prompts, targets, texts, facts and BLiMP."""
-    bias, rows = load_bias(name), all_rows(name)
+    bias, rows = load_bias(name), load_tokens(name)
     chosen = Selection.load(RESULTS / f"{name}-heads.json")
     paper = Selection.load(RESULTS / f"{name}-paper-heads.json")
     others = [load_bias(other) for other in MAIN_BIASES if other != name]
@@ -198,7 +197,7 @@ def judge(model, name, answers=True):
         heads=chosen,
         modes=("mean",),
         controls=controls,
-        instructions=list(INSTRUCTIONS.values()),
+        instructions=ASKED,
         others=others,
         benchmarks=benchmarks,
         n_random=0,
@@ -212,25 +211,24 @@ def judge(model, name, answers=True):
 
 
 def random_sets(model, name):
-    """199 random sets with the factors of the chosen heads, on the BiasToken and on targets."""
+    """199 random sets with the factors of the chosen heads, on targets."""
     bias, row = load_bias(name), load_token(name)
     heads = Selection.load(RESULTS / f"{name}-heads.json")
     key = digest(
         [bias.fingerprint(), row.row.tolist(), list(map(str, heads)), heads.factors, N_TARGETS]
     )
     steps = Steps(cache_dir() / "steering" / f"random-{key}")
-    for on in ("targets", "token"):
-        found = random_control(
-            model,
-            bias,
-            token=row,
-            heads=heads,
-            on=on,
-            n_targets=N_TARGETS,
-            n_draws=N_DRAWS,
-            finished=steps.measured,
-        )
-        print(found.save(RESULTS / f"{name}-random-{on}"), found, flush=True)
+    found = random_control(
+        model,
+        bias,
+        token=row,
+        heads=heads,
+        on="targets",
+        n_targets=N_TARGETS,
+        n_draws=N_DRAWS,
+        finished=steps.measured,
+    )
+    print(found.save(RESULTS / f"{name}-random-targets"), found, flush=True)
 
 
 STAGES = {

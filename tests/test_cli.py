@@ -98,6 +98,21 @@ def test_heads_are_scored_and_methods_compared(tiny_folder, tmp_path):
     assert refused.returncode == 1 and refused.stderr.startswith("Error: method must be one of")
 
 
+def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
+    bias, model = load_bias("late"), load_model(tiny_folder)
+    quick = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
+    row = quick.fit(model, bias, progress=False).save(tmp_path / "row")
+    heads = tmp_path / "heads.json"
+    done = biasgym("select", heads, "--model", tiny_folder, "--token", row, "--k", 3)
+    assert done.returncode == 0, done.stderr
+    found = Selection.load(heads)
+    assert 1 <= len(found) <= 3 and "learned factors on late, seed 0" in done.stdout
+    done = biasgym("export", tmp_path / "a", "--model", tiny_folder, "--heads", heads)
+    assert done.returncode == 0, done.stderr
+    refused = biasgym("select", tmp_path / "heads", "--model", tiny_folder)
+    assert refused.returncode == 1 and "must end in .json" in refused.stderr
+
+
 def test_a_steered_model_is_exported(tiny_folder, tmp_path):
     scores = BiasScope().attribute(load_model(tiny_folder), load_bias("late"), None)
     heads = select_heads(scores, 3).save(tmp_path / "heads.json")

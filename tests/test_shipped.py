@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 import biasgym_tl.injection
-from biasgym_tl import BiasInject, list_biases, list_tokens, load_bias, load_token, shuffled
+from biasgym_tl import (
+    BiasInject,
+    list_biases,
+    list_tokens,
+    load_bias,
+    load_token,
+    load_tokens,
+    shuffled,
+)
 from biasgym_tl.errors import StoreError, TokenError
 from biasgym_tl.injection.shipped import find_token
 
@@ -54,3 +62,12 @@ def test_rows_of_another_model_or_name_are_refused(tiny):
         load_token("late").attached(model)
     with pytest.raises(StoreError, match="must name one of the shipped rows .* got 'late-7'"):
         load_token("late", seed=7)
+
+
+def test_all_rows_of_a_bias():
+    assert [(token.bias, token.seed) for token in load_tokens("late")] == [
+        ("late", 0), ("late", 1), ("late", 2),
+    ]  # fmt: skip
+    assert [token.seed for token in load_tokens("spicy-food")] == [0, 1, 2]
+    with pytest.raises(StoreError, match="bias must have shipped rows, as .* got 'lat'"):
+        load_tokens("lat")

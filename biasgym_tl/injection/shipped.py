@@ -33,6 +33,21 @@ def load_token(bias: str = "late", *, seed: int = 0) -> BiasToken:
     return BiasToken.load(_folder() / f"{name}.safetensors")
 
 
+def load_tokens(bias: str = "late") -> list[BiasToken]:
+    """Load all shipped rows of a bias, in the order of their seeds.
+
+    Raises:
+        StoreError: there is none.
+    """
+    names = [name for name in list_tokens() if name.rpartition("-")[0] == bias]
+    if not names:
+        raise StoreError(
+            f"bias must have shipped rows, as {list_tokens()} do, got {bias!r}. "
+            "Train one with BiasInject().fit(model, bias)."
+        )
+    return [BiasToken.load(_folder() / f"{name}.safetensors") for name in names]
+
+
 def find_token(
     model: HookedTransformer, bias: Bias, inject: BiasInject, seed: int
 ) -> BiasToken | None:
