@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from biasgym_tl.errors import BiasGymError, SettingError
+from biasgym_tl.errors import BiasGymError, SettingError, SteeringError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
@@ -313,6 +313,9 @@ def select(
         typer.Option(help="Row from 'biasgym inject'; repeat for several; default: shipped ones."),
     ] = None,
     k: Annotated[int | None, typer.Option(help="Heads at most; default: any number.")] = None,
+    keep: Annotated[
+        float, typer.Option(help="How dear other text is: more keeps more of the model.")
+    ] = 15.0,
 ) -> None:
     """Learn how much of its output each head may keep, for 'evaluate' and 'export'."""
     from biasgym_tl.biases.bias import load_bias
@@ -323,10 +326,14 @@ def select(
 
     if out.suffix != ".json":
         raise SettingError(f"file for the heads must end in .json, got {str(out)!r}.")
-    search, loaded_bias = FactorSearch(k=k), load_bias(bias)
+    search, loaded_bias = FactorSearch(k=k, keep=keep), load_bias(bias)
     rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
     typer.echo(f"Loading {model} ...", err=True)
     found = search.select(load_model(model), loaded_bias, *rows)
+    if not len(found):
+        raise SteeringError(
+            f"no head is worth the damage that silencing it does at keep = {keep:g}. Try less."
+        )
     typer.echo(repr(found))
     typer.echo(f"Written to {found.save(out)}")
 

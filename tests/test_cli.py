@@ -103,7 +103,11 @@ def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
     quick = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
     row = quick.fit(model, bias, progress=False).save(tmp_path / "row")
     heads = tmp_path / "heads.json"
-    done = biasgym("select", heads, "--model", tiny_folder, "--token", row, "--k", 3)
+    options = ["--model", tiny_folder, "--token", row, "--k", 3]
+    nothing = biasgym("select", heads, *options, "--keep", 1e6)
+    assert nothing.returncode == 1 and "no head is worth the damage" in nothing.stderr
+    assert not heads.exists()
+    done = biasgym("select", heads, *options, "--keep", 0)
     assert done.returncode == 0, done.stderr
     found = Selection.load(heads)
     assert 1 <= len(found) <= 3 and "learned factors on late, seed 0" in done.stdout

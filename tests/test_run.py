@@ -75,7 +75,7 @@ def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
     )
     more = dataclasses.replace(chain, reinject=True, n_draws=6)
     second = run_chain(more, progress=False)
-    assert measured == ["re-injected, mean"]
+    assert set(measured) == {"re-injected, mean"}
     assert second.report["re-injected, mean"].token == "late, seed 0, trained on the steered model"
     assert second.report["steered, mean"] == first.report["steered, mean"]
     assert second.report["re-injected, mean"].token_log_odds != pytest.approx(
