@@ -70,10 +70,12 @@ def judged_rows(report):
                 ("other_strength", "original"),
             )
         ]
-        broken = report.interval(name, "target_degenerate").estimate
+        before, broken = (
+            report.interval(setting, "target_degenerate").estimate for setting in ("original", name)
+        )
         yield (
             f"| {report.bias} | {name.removesuffix(', mean')} | {' | '.join(cells)} "
-            f"| {broken:.0%} |"
+            f"| {before:.0%} → {broken:.0%} |"
         )
 
 
@@ -115,7 +117,7 @@ def random_table():
             lines.append(
                 f"| {name} | {-found.drop:+.2f} | {-found.drops.mean():+.2f} "
                 f"| {-found.drops.max():+.2f} | {shown(found.difference(), 2)} "
-                f"| {found.p():.3f} |".replace("-0", "−0")
+                f"| {found.p():.3f} |".replace("| -", "| −")
             )
     return "\n".join(lines)
 
