@@ -175,7 +175,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_n
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not (kept := list((tmp_path / "cache").rglob("injected.json"))):
+    while not (kept := list((tmp_path / "cache").rglob("injected-token.json"))):
         assert time.monotonic() < deadline and running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal_number)
