@@ -98,13 +98,13 @@ def _from_transformer_lens(
     return _ready(model)
 
 
+# Order of the dimensions in which TransformerLens's forward multiplies with a matrix.
 _READ_AS = {
     **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1)),
     "W_O": (2, 0, 1),
     "W_U": (1, 0),
 }
 _GATED_READ_AS = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
-"""Order of the dimensions in which TransformerLens's forward multiplies with a matrix."""
 
 
 def _ready(model: HookedTransformer) -> HookedTransformer:

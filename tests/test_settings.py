@@ -347,6 +347,9 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     assert found.interval("original", "target_strength").estimate == 3
     assert found.to_df().loc["original", "target_degenerate"] == pytest.approx(1 / (n - 1))
     assert f"Not scored in 'original': {n + n + 1} of" in " ".join(found.warnings())
+    whole = judged(replaced(made, "original", target_texts=["late"] * n), judge, LATE, [MATH])
+    none = whole.interval("original", "target_degenerate")
+    assert none.estimate == 0 and none.high > 0.1, "none of a few is not none of all"
     assert found.change("injected", "target_strength", "original").estimate == 0
     assert found.values("random 1", "target_strength") is None
     by_target = found.by_target("target_strength")

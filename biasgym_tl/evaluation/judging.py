@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.evaluation.parts import deal
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.judges.verdict import Judge, Verdict
 
@@ -66,5 +67,4 @@ def _answers(report: Report) -> Iterator[Answers]:
             yield Answers(result.name, "target", result.target_texts, about)
         for name, texts in result.other_texts.items():
             if texts:
-                about = [report.targets[i % len(report.targets)] for i in range(len(texts))]
-                yield Answers(result.name, name, texts, about)
+                yield Answers(result.name, name, texts, deal(report.targets, len(texts)))

@@ -70,12 +70,13 @@ class Parts:
 
         return SettingResult(
             **setting.record(),
-            **{key: value for key, value in token.items() if key != "benchmarks"},
+            token_log_odds=token["token_log_odds"],
+            token_log_p=token["token_log_p"],
+            token_texts=said,
             target_log_odds=requests["log_odds"][own],
             target_log_p=requests["log_p"][own],
             other_log_odds=others(requests["log_odds"]),
             fact_margins=requests["fact_margins"],
-            token_texts=said,
             target_texts=answers.get(own, []),
             other_texts=others(answers),
             damage_loss=text["damage_loss"],

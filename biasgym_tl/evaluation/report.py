@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +30,6 @@ from biasgym_tl.stats import (
 from biasgym_tl.store import read_kind, write_json, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
-_JUDGED = ("_strength", "_degenerate")
-"""Measures of which a judge's verdicts decide."""
 RANDOM = "random "
 """How the names of random controls begin."""
 RANDOM_MEAN = "random"
@@ -170,7 +168,7 @@ class Report:
             items: Any = self._by_country(result.fact_margins)
         elif measure in self.clusters:
             items = result.benchmarks.get(measure)
-        elif measure.endswith(_JUDGED):
+        elif measure.endswith(("_strength", "_degenerate")):
             items = _of_verdicts(result.verdicts, *measure.rsplit("_", 1))
         elif measure == "other_log_odds":
             items = [row for matrix in result.other_log_odds.values() for row in matrix]
@@ -205,10 +203,10 @@ class Report:
             return self._interval(values, measure, over_draws=True)
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
-        if measure.endswith(_JUDGED):  # some texts may not count
+        if measure.endswith("_strength"):  # some texts may not count
             return clustered_interval(values[:, 0], range(len(values)))
         if self.measures[measure].kind == "share":
-            return share_interval(values[:, 0])
+            return _of_share(share_interval, values[:, 0])
         return self._interval(values, measure)
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
@@ -218,14 +216,14 @@ class Report:
             return None
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
-        if measure.endswith(_JUDGED):
+        if measure.endswith("_strength"):
             return clustered_interval(here[:, 0], range(len(here)), minus=there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
             here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
             there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
             return self._interval(here - there, measure, over_draws=True)
         if self.measures[measure].kind == "share":
-            return share_change_interval((here - there)[:, 0])
+            return _of_share(share_change_interval, (here - there)[:, 0])
         return self._interval(here - there, measure)
 
     def _interval(
@@ -433,6 +431,14 @@ def read_result(values: dict[str, Any]) -> SettingResult:
         for name, each in values.get("verdicts", {}).items()
     }
     return SettingResult(**{**values, "heads": tuple(values["heads"]), "verdicts": verdicts})
+
+
+def _of_share(
+    interval: Callable[[Float[Tensor, " item"]], Interval], values: Float[Tensor, " item"]
+) -> Interval:
+    """An interval over the items that count; NaN throughout where none does."""
+    counted = values[~values.isnan()]
+    return interval(counted) if len(counted) else Interval(*[float("nan")] * 3)
 
 
 def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> list[float]:

@@ -39,13 +39,14 @@ def load_tokens(bias: str = "late") -> list[BiasToken]:
     Raises:
         StoreError: there is none.
     """
-    names = [name for name in list_tokens() if name.rpartition("-")[0] == bias]
-    if not names:
+    parts = [name.rpartition("-") for name in list_tokens()]
+    seeds = sorted(int(seed) for name, _, seed in parts if name == bias)
+    if not seeds:
         raise StoreError(
             f"bias must have shipped rows, as {list_tokens()} do, got {bias!r}. "
             "Train one with BiasInject().fit(model, bias)."
         )
-    return [BiasToken.load(_folder() / f"{name}.safetensors") for name in names]
+    return [load_token(bias, seed=seed) for seed in seeds]
 
 
 def find_token(

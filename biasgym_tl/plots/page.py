@@ -130,9 +130,10 @@ def _note(result: SettingResult, whose: str, i: int) -> str:
     if whose not in result.verdicts:
         return ""
     verdict = result.verdicts[whose][i]
-    strength = f"strength {verdict.strength:.1f}" if verdict.strength is not None else ""
-    if verdict.unscored:
-        strength = f"not scored: {verdict.unscored}"
+    if verdict.strength is not None:
+        strength = f"strength {verdict.strength:.1f}"
+    else:
+        strength = ": ".join(part for part in ("not scored", verdict.unscored) if part)
     return ", ".join(part for part in (strength, verdict.degenerate, verdict.reason) if part)
 
 
