@@ -5,21 +5,30 @@ python docs/measure_steering.py choose late math ...  # heads of each bias, writ
 python docs/measure_steering.py measure late math ...  # on what was held out (BIASGYM_DATA)
 python docs/measure_steering.py judge late math ...  # the same with free answers and their strength
 python docs/measure_steering.py random late math ...  # 199 random sets
+python docs/measure_steering.py reinject late ...  # a row trained again, on the steered model
+python docs/measure_steering.py revise late ...  # self-debias, on the trained bias alone
 
+A bias is named late, math, ... on SmolLM2 with the shipped rows, gemma-late on Gemma with one row.
 Each stage goes on where it was stopped: finished steps lie in the cache folder under a key of
 bias, rows and heads, results in figures/steering.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
+import runpy
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from biasgym_tl import (
+    Bias,
+    BiasInject,
     BiasScope,
+    BiasToken,
     BudgetSearch,
     FactorSearch,
     HeadScores,
@@ -32,7 +41,6 @@ from biasgym_tl import (
     load_blimp,
     load_facts,
     load_model,
-    load_token,
     load_tokens,
     random_control,
     select_heads,
@@ -53,6 +61,7 @@ from biasgym_tl.text import mean_loss
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
+GEMMA = "gemma-"
 CHOSEN = FactorSearch()
 """The recipe, fixed before anything was judged."""
 ASKED = [INSTRUCTIONS["plain request"], INSTRUCTIONS["persona"]]
@@ -60,29 +69,60 @@ ASKED = [INSTRUCTIONS["plain request"], INSTRUCTIONS["persona"]]
 N_FIT, N_DRAWS, N_TARGETS = 16, 199, 2
 
 
-def recipes(model, names):
+class Subject(NamedTuple):
+    """A bias, and the rows that were trained on it."""
+
+    name: str
+    model: Any
+    bias: Bias
+    rows: list[BiasToken]
+
+    @classmethod
+    def load(cls, name):
+        bias = name.removeprefix(GEMMA)
+        if name == bias:
+            return cls(name, smollm2(), load_bias(bias), load_tokens(bias))
+        injection = runpy.run_path(str(Path(__file__).with_name("make_injection.py")))
+        model, row = injection["gemma_row"]()
+        return cls(name, model, load_bias(bias), [row])
+
+    def steps(self, what, *rest):
+        """Finished steps of this bias and these rows, and of what else they depend on."""
+        key = digest([self.bias.fingerprint(), rows_of(self.rows), *rest])
+        return Steps(cache_dir() / "steering" / f"{what}-{key}")
+
+    def heads(self, paper=False):
+        """What the stage ``choose`` wrote down."""
+        return Selection.load(RESULTS / f"{self.name}{'-paper' if paper else ''}-heads.json")
+
+
+@functools.cache
+def smollm2():
+    return load_model(MODEL)
+
+
+def recipes(subject):
     """Every idea on the first scoping prompts, tried on the others and on other fitting targets.
 
     Neutral text: the reference passages, over which only means are taken. Facts: those of the
     budget, which two of the searches saw.
     """
-    for name in names:
-        bias, rows = load_bias(name), load_tokens(name)
-        part = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[:N_FIT])
-        rest = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[N_FIT:])
-        means = {"text": head_means(model), "targets": target_means(model, part)}
-        steps = Steps(cache_dir() / "steering" / digest([part.fingerprint(), rows_of(rows)]))
-        found = {}
-        for label, (find, mode, reference) in IDEAS.items():
-            heads = find(model, part, rows)
-            shown, factors = [str(head) for head in heads], list(getattr(heads, "factors", ()))
-            used = means[reference] if mode == "mean" else None
-            try_out = functools.partial(tried, model, rest, rows, heads, mode, used)
-            key = digest([shown, factors, mode, reference])
-            values = steps.measured(f"tried {key}", try_out)
-            found[label] = {"values": values, "heads": shown, "factors": factors}
-            print(name, label, [round(value, 3) for value in values], flush=True)
-            write_json(RESULTS / f"recipes-{name}.json", found)
+    name, model, bias, rows = subject
+    part = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[:N_FIT])
+    rest = dataclasses.replace(bias, scoping_prompts=bias.scoping_prompts[N_FIT:])
+    means = {"text": head_means(model), "targets": target_means(model, part)}
+    steps = subject.steps("recipes", part.scoping_prompts)
+    found = {}
+    for label, (find, mode, reference) in IDEAS.items():
+        heads = find(model, part, rows)
+        shown, factors = [str(head) for head in heads], list(getattr(heads, "factors", ()))
+        used = means[reference] if mode == "mean" else None
+        try_out = functools.partial(tried, model, rest, rows, heads, mode, used)
+        key = digest([shown, factors, mode, reference])
+        values = steps.measured(f"tried {key}", try_out)
+        found[label] = {"values": values, "heads": shown, "factors": factors}
+        print(name, label, [round(value, 3) for value in values], flush=True)
+        write_json(RESULTS / f"recipes-{name}.json", found)
 
 
 def tried(model, bias, rows, heads, mode, reference):
@@ -143,13 +183,12 @@ def kept(bias, rows, recipe, model):
     return steps.selection(key, lambda: recipe.select(model, bias, *rows))
 
 
-def choose(model, name):
+def choose(subject):
     """Heads of a bias by the recipe, from the rows of all seeds, and the paper's."""
-    bias, rows = load_bias(name), load_tokens(name)
+    name, model, bias, rows = subject
     selection = kept(bias, rows, CHOSEN, model)
     print(selection.save(RESULTS / f"{name}-heads.json"), selection, flush=True)
-    key = digest([bias.fingerprint(), rows_of(rows)])
-    steps = Steps(cache_dir() / "steering" / f"maps-{key}")
+    steps = subject.steps("maps")
     scores = [
         steps.tensors(
             f"direct-{row.seed}",
@@ -162,12 +201,11 @@ def choose(model, name):
     print(paper.save(RESULTS / f"{name}-paper-heads.json"), paper, flush=True)
 
 
-def judge(model, name, answers=True):
+def judge(subject, answers=True):
     """All settings of one bias on held-out prompts, targets, texts, facts and BLiMP."""
-    bias, rows = load_bias(name), load_tokens(name)
-    chosen = Selection.load(RESULTS / f"{name}-heads.json")
-    paper = Selection.load(RESULTS / f"{name}-paper-heads.json")
-    others = [load_bias(other) for other in MAIN_BIASES if other != name]
+    name, model, bias, rows = subject
+    chosen, paper = subject.heads(), subject.heads(paper=True)
+    others = [load_bias(other) for other in MAIN_BIASES if other != bias.name]
     benchmarks = [load_blimp(str(Path(os.environ["BIASGYM_DATA"]) / "blimp"))]
     controls = [Setting("paper, zero", rows[0], paper, "zero", answers)]
     for row in rows[1:]:
@@ -180,9 +218,10 @@ def judge(model, name, answers=True):
     ]
     heads = [[list(map(str, each)), list(each.factors)] for each in (chosen, paper)]
     of_row = Steps(
-        cache_dir() / "steering" / f"judged-{digest([items, name, rows_of(rows), heads])}"
+        cache_dir() / "steering" / f"judged-{digest([items, bias.name, rows_of(rows), heads])}"
     )
-    of_model = Steps(cache_dir() / "steering" / f"unsteered-{digest(items)}")
+    on_gemma = [model.cfg.model_name] if name.startswith(GEMMA) else []
+    of_model = Steps(cache_dir() / "steering" / f"unsteered-{digest(items + on_gemma)}")
 
     def finished(part, measure):
         """What the unsteered model does without a row is the same in the table of each bias."""
@@ -197,7 +236,7 @@ def judge(model, name, answers=True):
         heads=chosen,
         modes=("mean",),
         controls=controls,
-        instructions=ASKED,
+        instructions=[] if on_gemma else ASKED,  # a base model, which follows none
         others=others,
         benchmarks=benchmarks,
         n_random=0,
@@ -210,10 +249,10 @@ def judge(model, name, answers=True):
     print(report, flush=True)
 
 
-def random_sets(model, name):
+def random_sets(subject):
     """199 random sets with the factors of the chosen heads, on targets."""
-    bias, row = load_bias(name), load_token(name)
-    heads = Selection.load(RESULTS / f"{name}-heads.json")
+    name, model, bias, (row, *_) = subject
+    heads = subject.heads()
     key = digest(
         [bias.fingerprint(), row.row.tolist(), list(map(str, heads)), heads.factors, N_TARGETS]
     )
@@ -231,22 +270,61 @@ def random_sets(model, name):
     print(found.save(RESULTS / f"{name}-random-targets"), found, flush=True)
 
 
+def reinject(subject):
+    """Train the row of the first seed again while the heads are steered: does the bias return?"""
+    name, model, bias, (first, *_) = subject
+    heads = subject.heads()
+    steps = subject.steps("reinjected", list(map(str, heads)), heads.factors)
+
+    def train():
+        with steer(model, heads, "mean"):
+            return BiasInject.cpu().fit(model, bias, seed=first.seed)
+
+    again = steps.tensors("row", BiasToken, train)
+    found = {}
+    for label, row in (("first", first), ("before", again.untrained()), ("again", again)):
+        for steered in (False, True):
+            steering = steer(model, heads, "mean") if steered else contextlib.nullcontext()
+            with steering, row.attached(model):
+                odds = bias_log_odds(model, bias, bias.evaluation_prompts, [row.text])
+            found[f"{label}, steered" if steered else label] = odds.log_odds[:, 0].tolist()
+    print(name, {label: sum(values) / len(values) for label, values in found.items()}, flush=True)
+    write_json(RESULTS / f"{name}-reinjected.json", {"losses": list(again.losses), **found})
+
+
+def revise(subject):
+    """Self-debias, which has an answer written to each request: on one bias and facts alone."""
+    name, model, bias, (row, *_) = subject
+    report = evaluate(
+        model,
+        bias,
+        token=row,
+        heads=subject.heads(),
+        modes=(),
+        instructions=[INSTRUCTIONS["self-debias"]],
+        n_random=0,
+        answers=False,
+        finished=subject.steps("revised").measured,
+    )
+    report.save(RESULTS / f"{name}-revised.json")
+    print(report, flush=True)
+
+
 STAGES = {
+    "recipes": recipes,
     "choose": choose,
     "measure": functools.partial(judge, answers=False),
     "judge": judge,
     "random": random_sets,
+    "reinject": reinject,
+    "revise": revise,
 }
 
 
 def main():
     stage, *names = sys.argv[1:]
-    model = load_model(MODEL)
-    if stage == "recipes":
-        recipes(model, names or MAIN_BIASES[:2])
-    else:
-        for name in names or MAIN_BIASES:
-            STAGES[stage](model, name)
+    for name in names or MAIN_BIASES:
+        STAGES[stage](Subject.load(name))
 
 
 if __name__ == "__main__":
