@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from biasgym_tl.evaluation.random_control import RandomControl, random_control
     from biasgym_tl.evaluation.report import Report
     from biasgym_tl.evaluation.setting import Setting
+    from biasgym_tl.explorer.explore import Explorer, explore
     from biasgym_tl.heads import Head
     from biasgym_tl.hooks import head_means, steer
     from biasgym_tl.injection.adapter import export_adapter, import_adapter
@@ -81,6 +82,7 @@ _HOME = {
     "Comparison": "scoping.compare",
     "Concentration": "scoping.concentration",
     "Contrast": "biases.writer",
+    "Explorer": "explorer.explore",
     "FactorSearch": "steering.factors",
     "Head": "heads",
     "HeadDamage": "scoping.damage",
@@ -111,6 +113,7 @@ _HOME = {
     "diversity": "biases.diversity",
     "evaluate": "evaluation.evaluate",
     "examine": "doctor",
+    "explore": "explorer.explore",
     "export_adapter": "injection.adapter",
     "export_steered": "steering.export",
     "fit_seeds": "injection.inject",
@@ -174,6 +177,7 @@ __all__ = [
     "Comparison",
     "Concentration",
     "Contrast",
+    "Explorer",
     "FactorSearch",
     "Head",
     "HeadDamage",
@@ -203,6 +207,7 @@ __all__ = [
     "diversity",
     "evaluate",
     "examine",
+    "explore",
     "export_adapter",
     "export_steered",
     "fit_seeds",

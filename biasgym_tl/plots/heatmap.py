@@ -210,8 +210,9 @@ def _styled(figure: go.Figure, scores: HeadScores, title: str) -> go.Figure:
 
 
 def _title(scores: HeadScores, remarks: str) -> str:
-    effect = scores.effect[0].upper() + scores.effect[1:]
+    strongest = ", ".join(map(str, scores.top(min(3, scores.values.numel()))))
     return (
-        f'{effect}: each head and "{escape(scores.bias)}"'
-        f"<br><sup>{escape(scores.model)}, mean of {len(scores.prompts)} pairs{remarks}</sup>"
+        f'Strongest toward "{escape(scores.bias)}": {strongest}'
+        f"<br><sup>{escape(scores.model)}, {scores.effect}<br>mean of {len(scores.prompts)} pairs"
+        f"{remarks}</sup>"
     )

@@ -1,0 +1,163 @@
+"""What one head does on one pair: where it looks, and what the model says without it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Hashable, Iterable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head
+from biasgym_tl.hooks import head_means, steer
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_prompt, encode_sentence
+from biasgym_tl.scoping.attention import answer_attention
+from biasgym_tl.scoping.scope import NO_TOKEN
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.slot import fill
+from biasgym_tl.text import generate, next_token_log_probs
+
+N_LIKELY, NEW_TOKENS = 5, 24
+REQUEST = " [rest of the request]"
+
+
+class Side(NamedTuple):
+    """One run of a pair, and what every head looks at from its answer position."""
+
+    name: str
+    words: tuple[str, ...]
+    """The first token, the rest of the request as one, and the tokens of the sentence."""
+    attention: Float[Tensor, "n_layers n_heads word"]
+    """Sums to 1 over the words."""
+
+
+class Answer(NamedTuple):
+    """What the model says at the answer position of the biased run."""
+
+    likely: tuple[tuple[str, float], ...]
+    """The most likely next tokens, each with its log-probability (nats)."""
+    biased: float
+    """Log-probability of the biased label (nats)."""
+    neutral: float
+    """The same of the neutral label."""
+    text: str
+    """Greedy continuation."""
+
+    @property
+    def difference(self) -> float:
+        """Biased minus neutral label: the logit difference that all values here are parts of."""
+        return self.biased - self.neutral
+
+
+class WhatIf(NamedTuple):
+    """The model as it is, and with heads steered."""
+
+    heads: tuple[Head, ...]
+    mode: str
+    labels: tuple[str, str]
+    """The biased and the neutral one."""
+    before: Answer
+    after: Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks:
+    """Runs the model on the pairs of some scores; what was seen once is kept.
+
+    Raises:
+        SettingError: scores, model and token are not of one another.
+    """
+
+    scores: HeadScores
+    model: HookedTransformer
+    token: BiasToken | None
+    _seen: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        own = self.model.cfg.model_name
+        if self.scores.model != own:
+            raise SettingError(
+                f"scores must be of the model {own!r}, got scores of {self.scores.model!r}."
+            )
+        label = NO_TOKEN if self.token is None else self.token.label
+        if self.scores.token != label:
+            raise SettingError(
+                f"token must be the one of the scores, {self.scores.token!r}, got {label!r}."
+            )
+        if self.token is not None:
+            self.token.check(self.model)
+
+    def sides(self, pair: int) -> tuple[Side, ...]:
+        """Both runs of a pair; without a BiasToken there is one."""
+        if pair not in self._seen:
+            target = self.scores.targets[pair][0]
+            names = {"BiasToken": self.token.text} if self.token else {}
+            with self._attached():
+                self._seen[pair] = tuple(
+                    self._side(name, pair, filler)
+                    for name, filler in {**names, target: target}.items()
+                )
+        found: tuple[Side, ...] = self._seen[pair]
+        return found
+
+    def what_if(self, pair: int, heads: Iterable[tuple[int, int]], mode: str) -> WhatIf:
+        """Compare the biased run of a pair with the same run while ``heads`` are silenced.
+
+        Raises:
+            SteeringError: a head is outside the model, or the mode is not known.
+        """
+        chosen = tuple(Head(*head) for head in heads)
+        reference = self._means if mode == "mean" else None
+        with self._attached():
+            if (pair, "before") not in self._seen:
+                self._seen[pair, "before"] = self._answer(pair)
+            with steer(self.model, chosen, mode, reference=reference):
+                after = self._answer(pair)
+        before: Answer = self._seen[pair, "before"]
+        return WhatIf(chosen, mode, self._labels(pair), before, after)
+
+    @cached_property
+    def _means(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        return head_means(self.model)
+
+    def _attached(self) -> contextlib.AbstractContextManager[object]:
+        return self.token.attached(self.model) if self.token else contextlib.nullcontext()
+
+    def _labels(self, pair: int) -> tuple[str, str]:
+        return self.scores.biased_labels[pair], self.scores.neutral_labels[pair]
+
+    def _sequence(self, pair: int, filler: str) -> list[int]:
+        return encode_sentence(self.model, fill(self.scores.prompts[pair], filler))
+
+    def _side(self, name: str, pair: int, filler: str) -> Side:
+        sequence = self._sequence(pair, filler)
+        start = len(encode_prompt(self.model, SENTENCE_REQUEST))
+        words = self.model.tokenizer.batch_decode([[t] for t in sequence[:1] + sequence[start:]])
+        weights = answer_attention(self.model, sequence)
+        request = weights[..., 1:start].sum(-1, keepdim=True)
+        attention = torch.cat([weights[..., :1], request, weights[..., start:]], -1)
+        return Side(name, (words[0], REQUEST, *words[1:]), attention)
+
+    def _answer(self, pair: int) -> Answer:
+        filler = self.token.text if self.token else self.scores.targets[pair][0]
+        sequence = self._sequence(pair, filler)
+        log_probs = next_token_log_probs(self.model, [sequence])[0]
+        values, ids = torch.topk(log_probs, N_LIKELY)
+        words = self.model.tokenizer.batch_decode(ids[:, None].tolist())
+        biased, neutral = (
+            log_probs[encode_answer(self.model, label)[0]] for label in self._labels(pair)
+        )
+        (text,) = generate(self.model, [sequence], max_new_tokens=NEW_TOKENS)
+        return Answer(
+            likely=tuple(zip(words, values.tolist(), strict=True)),
+            biased=biased.item(),
+            neutral=neutral.item(),
+            text=text,
+        )
