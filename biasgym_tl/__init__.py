@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from biasgym_tl.biases.shuffle import shuffled
     from biasgym_tl.biases.writer import Contrast, read_contrasts, write_contrasts, write_corpus
     from biasgym_tl.doctor import examine
+    from biasgym_tl.elicitation import answer_freely, bias_log_odds
     from biasgym_tl.evaluation.evaluate import evaluate
     from biasgym_tl.evaluation.harness import lm_eval_model
     from biasgym_tl.evaluation.judging import judged
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from biasgym_tl.judges.statements import Statements
     from biasgym_tl.judges.verdict import Verdict, summarise
     from biasgym_tl.model import load_model
+    from biasgym_tl.prompts import encode_sentence
     from biasgym_tl.run import Chain, run_chain
     from biasgym_tl.scoping.attention import answer_attention
     from biasgym_tl.scoping.compare import Comparison, compare
@@ -105,12 +107,15 @@ _HOME = {
     "Verdict": "judges.verdict",
     "agreement": "judges.agreement",
     "answer_attention": "scoping.attention",
+    "answer_freely": "elicitation",
     "assess": "assessment",
+    "bias_log_odds": "elicitation",
     "calibrate": "judges.local_judge",
     "check_bias": "biases.check",
     "compare": "scoping.compare",
     "concentration": "scoping.concentration",
     "diversity": "biases.diversity",
+    "encode_sentence": "prompts",
     "evaluate": "evaluation.evaluate",
     "examine": "doctor",
     "explore": "explorer.explore",
@@ -199,12 +204,15 @@ __all__ = [
     "Verdict",
     "agreement",
     "answer_attention",
+    "answer_freely",
     "assess",
+    "bias_log_odds",
     "calibrate",
     "check_bias",
     "compare",
     "concentration",
     "diversity",
+    "encode_sentence",
     "evaluate",
     "examine",
     "explore",

@@ -26,6 +26,7 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.figures import draw
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
@@ -35,9 +36,6 @@ from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
-from biasgym_tl.plots.figure import write_html
-from biasgym_tl.plots.frontier import plot_frontier
-from biasgym_tl.plots.settings import plot_settings
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps, named_inputs
 from biasgym_tl.store import cache_dir, digest
@@ -225,17 +223,21 @@ def read_heads(heads: str) -> Selection | tuple[Head, ...]:
     return tuple(Head.parse(name) for name in heads.split(","))
 
 
-def write_assessed(found: Assessed, out: Path) -> None:
-    """Write the page, the table, the report, the random sets and the figures to a folder."""
+def write_assessed(found: Assessed, out: Path) -> list[str]:
+    """Write the page, the table, the report, the random sets and the figures to a folder.
+
+    Returns:
+        Remarks for the user, such as why there is no PNG.
+    """
     report = found.report
     report.to_html(out / "report.html")
     report.to_csv(out / "table.csv")
     report.save(out / "report.json")
     found.manifest().save(out / "manifest.json")
-    write_html(plot_settings(report), out / "settings.html")
-    write_html(plot_frontier(report), out / "frontier.html")
     for on, control in found.random.items():
         control.save(out / f"random-{on}")
+    remarks = [draw(out / name, name, ["report.json"]) for name in ("settings", "frontier")]
+    return list(dict.fromkeys(filter(None, remarks)))
 
 
 def _judge(

@@ -263,11 +263,10 @@ def scope(
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.biases.writer import read_contrasts
+    from biasgym_tl.figures import draw
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
-    from biasgym_tl.plots.figure import write_html, write_png
-    from biasgym_tl.plots.heatmap import plot_heads
     from biasgym_tl.scoping.compare import compare
     from biasgym_tl.scoping.scope import BiasScope
     from biasgym_tl.steering.selection import select_heads
@@ -288,9 +287,7 @@ def scope(
         found.append(scores)
         path = scores.save(out / one.method)
         select_heads(scores, k).save(out / f"{one.method}-heads.json")
-        figure = plot_heads(scores, mark_top=k)
-        write_html(figure, path.with_suffix(".html"))
-        remark = write_png(figure, path.with_suffix(".png"))
+        remark = draw(path.with_suffix(""), "heads", [path.name], mark_top=k)
         typer.echo(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
             typer.echo(f"  left out, both answers begin alike: {prompt}")
@@ -298,7 +295,7 @@ def scope(
         typer.echo(remark, err=True)
     if len(found) > 1:
         comparison = compare(found, k=k)
-        write_html(comparison.plot(), out / "agreement.html")
+        draw(out / "agreement", "agreement", [f"{one.method}.safetensors" for one in scopes])
         typer.echo(repr(comparison))
     typer.echo(f"Written to {out}/")
 
@@ -365,6 +362,19 @@ def export(
     loaded = load_model(model)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
     typer.echo((folder / "README.md").read_text(encoding="utf-8"))
+
+
+@app.command()
+def figures(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of results; folders below are looked at too.")
+    ] = Path("figures"),
+) -> None:
+    """Draw every figure again from the results that it shows."""
+    from biasgym_tl.figures import redraw
+
+    for path, remark in redraw(folder):
+        typer.echo(f"{path.with_suffix('')}{f': {remark}' if remark else ''}")
 
 
 @app.command()
@@ -554,8 +564,10 @@ def _assess_and_show(
         )
 
     found = _kept_when_stopped(compute, out, assessment.model)
-    write_assessed(found, out)
+    remarks = write_assessed(found, out)
     show_assessed(found, wide_console())
+    for remark in remarks:
+        typer.echo(remark, err=True)
     _say_written(out, "report.html, table.csv, report.json, manifest.json, settings, frontier")
     _say_repeated(manifest, found.manifest())
 

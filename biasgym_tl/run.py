@@ -15,14 +15,12 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import Setting
+from biasgym_tl.figures import draw
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
-from biasgym_tl.plots.figure import write_html, write_png
-from biasgym_tl.plots.heatmap import plot_heads
-from biasgym_tl.plots.loss import plot_loss
 from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
@@ -234,17 +232,6 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     Returns:
         Remarks for the user, such as why there is no PNG.
     """
-    figures = {
-        "heatmap": plot_heads(result.scores, mark_top=result.chain.k),
-        "loss": plot_loss(result.token),
-        "settings": result.report.plot(),
-    }
-    remarks = []
-    for name, figure in figures.items():
-        write_html(figure, out / f"{name}.html")
-        remark = write_png(figure, out / f"{name}.png")
-        if remark and remark not in remarks:
-            remarks.append(remark)
     result.token.save(out / "token")
     result.scores.save(out / "scores")
     result.selection.save(out / "selection.json")
@@ -255,7 +242,12 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))
-    return remarks
+    remarks = [
+        draw(out / "heatmap", "heads", ["scores.safetensors"], mark_top=result.chain.k),
+        draw(out / "loss", "loss", ["token.safetensors"]),
+        draw(out / "settings", "settings", ["report.json"]),
+    ]
+    return list(dict.fromkeys(filter(None, remarks)))
 
 
 def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:

@@ -146,6 +146,28 @@ def load_result(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[st
     return tensors, header["record"]
 
 
+def kind_of(path: Path) -> str | None:
+    """What a result file says it holds; None for other JSON and safetensors files.
+
+    Raises:
+        StoreError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix == ".json":
+        values = read_json(path)
+        return values.get("kind") if isinstance(values, dict) else None
+    if not path.is_file():
+        raise StoreError(f"result file must exist, got {str(path)!r}. Check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{str(path)!r} must be a safetensors file, but: {error}.") from error
+    kind: str | None = header.get("kind")
+    return kind
+
+
 class TensorResult:
     """Base of the dataclasses that are kept as one ``.safetensors`` file."""
 

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from biasgym_tl import RandomControl, Report
-from biasgym_tl.plots.comparison import plot_comparison
-from biasgym_tl.plots.figure import write_html, write_png
+from biasgym_tl.figures import draw
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "figures" / "findings", ROOT / "docs" / "findings.md"
@@ -118,11 +117,7 @@ def filled(page, found):
 def main():
     reports = load_reports()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(reports)), encoding="utf-8")
-    figure = plot_comparison(list(reports.values()))
-    write_html(figure, RESULTS / "comparison.html")
-    remark = write_png(figure, RESULTS / "comparison.png")
-    if remark:
-        print(remark)
+    draw(RESULTS / "comparison", "comparison", [f"{name}.json" for name in BIASES])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from biasgym_tl import RandomControl, Report
 from biasgym_tl.assessment import MAIN_BIASES
+from biasgym_tl.store import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
@@ -33,8 +34,10 @@ ASKED = (
 
 def rows_of(report):
     before = report.interval("original", "target_log_odds")
+    known = {result.name for result in report.results}
     for name in STEERED:
         pairs = SEEDS if name == "steered, mean" else {"injected": name}
+        pairs = {row: steered for row, steered in pairs.items() if steered in known}
         tokens = [
             f"{report.interval(row, 'token_log_odds').estimate:+.1f} → "
             f"{report.interval(steered, 'token_log_odds').estimate:+.1f}"
@@ -84,14 +87,42 @@ def shown(interval, decimals, scale=1):
     return f"{estimate} [{low}, {high}]".replace("-", "−")
 
 
-def reports():
+def reports(*kinds):
     """Reports of the biases that were judged."""
-    paths = [RESULTS / f"{name}-report.json" for name in MAIN_BIASES]
+    paths = [RESULTS / f"{name}-{kind}.json" for name in MAIN_BIASES for kind in kinds]
     return [Report.load(path) for path in paths if path.exists()]
 
 
-def table_of(head, rows):
-    return "\n".join([head, *(row for report in reports() for row in rows(report))])
+def table_of(head, rows, found):
+    return "\n".join([head, *(row for report in found for row in rows(report))])
+
+
+def reinjected_table():
+    lines = [
+        "| bias | first row | steered | a row before training, steered | trained again, steered "
+        "| this row, unsteered |\n|---|---:|---:|---:|---:|---:|"
+    ]
+    for name in MAIN_BIASES:
+        path = RESULTS / f"{name}-reinjected.json"
+        if path.exists():
+            found = read_json(path)
+            keys = ("first", "first, steered", "before, steered", "again, steered", "again")
+            cells = [f"{sum(found[key]) / len(found[key]):+.1f}".replace("-", "−") for key in keys]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def recipes_table():
+    lines = [
+        "| bias | idea | BiasToken | countries | loss | facts |\n|---|---|---:|---:|---:|---:|"
+    ]
+    for name in MAIN_BIASES:
+        path = RESULTS / f"recipes-{name}.json"
+        for idea, found in read_json(path).items() if path.exists() else ():
+            token, targets, loss, facts = found["values"]
+            cells = f"{token:+.1f} | {targets:+.1f} | {loss:.3f} | {facts:.0%}".replace("-", "−")
+            lines.append(f"| {name} | {idea} | {cells} |")
+    return "\n".join(lines)
 
 
 def asked_rows(report):
@@ -131,11 +162,15 @@ def put(page, mark, table):
 
 def main():
     page = PAGE.read_text(encoding="utf-8")
+    gemma = [Report.load(path) for path in RESULTS.glob("gemma-*-report.json")]
     for mark, table in (
-        ("bar", table_of(BAR, rows_of)),
-        ("judged", table_of(JUDGED, judged_rows)),
-        ("asked", table_of(ASKED, asked_rows)),
+        ("bar", table_of(BAR, rows_of, reports("report"))),
+        ("judged", table_of(JUDGED, judged_rows, reports("report"))),
+        ("asked", table_of(ASKED, asked_rows, reports("report", "revised"))),
         ("random", random_table()),
+        ("reinjected", reinjected_table()),
+        ("gemma", table_of(BAR, rows_of, gemma)),
+        ("recipes", recipes_table()),
     ):
         page = put(page, mark, table)
     PAGE.write_text(page, encoding="utf-8")

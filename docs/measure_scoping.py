@@ -11,6 +11,7 @@ sets of heads in figures/scoping. Delete both after a change of the code or sett
 import dataclasses
 import itertools
 import random
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -32,11 +33,9 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.figures import draw
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.passages import load_passages
-from biasgym_tl.plots.figure import write_html, write_png
-from biasgym_tl.plots.heatmap import plot_methods
-from biasgym_tl.plots.k_curve import plot_benefit_and_damage
 from biasgym_tl.scoping.compare import rank_correlation, stepped_up
 from biasgym_tl.scoping.direct import unchecked_attribution
 from biasgym_tl.scoping.pairs import build_pairs
@@ -83,8 +82,9 @@ def measure(model, name):
         for label, each in control_rows.items()
     }
     write_json(RESULTS / f"{name}.json", summary(found, controls))
-    draw(plot_methods({n: found[0][n] for n in MAPS}), f"{name}-methods")
-    draw(compare([found[0][n] for n in DRAWN], names=DRAWN).plot(), f"{name}-agreement")
+    files = {n: saved(found[0][n], f"{name}-0-{slug(n)}") for n in MAPS}
+    drawn(f"{name}-methods", "methods", files)
+    drawn(f"{name}-agreement", "agreement", {n: files[n] for n in DRAWN})
     for row, maps in zip(rows, found, strict=True):
         judged = {n: maps[n] for n in (*JUDGED, *NO_INJECTION)}
         ks = KS if row.seed == 0 and name in SWEPT_BIASES else (K,)
@@ -106,8 +106,9 @@ def costs(model):
         },
     }
     write_json(RESULTS / "costs.json", found)
-    draw(sweeps["mean ablation"].plot(), "late-k")
-    draw(plot_benefit_and_damage(maps["mean ablation"], damage), "late-damage")
+    drawn("late-k", "k sweep", [saved(sweeps["mean ablation"], "late-0-k-sweep")])
+    files = [saved(maps["mean ablation"], "late-0-mean-ablation"), saved(damage, "damage")]
+    drawn("late-damage", "benefit and damage", files)
 
 
 def beside(benefit, cost):
@@ -125,9 +126,18 @@ def beside(benefit, cost):
     }
 
 
-def draw(figure, name):
-    write_html(figure, RESULTS / f"{name}.html")
-    print(write_png(figure, RESULTS / f"{name}.png") or name, flush=True)
+def saved(result, name):
+    """The file of a result, as seen from the figures."""
+    result.save(RESULTS / "maps" / name)
+    return f"maps/{name}.safetensors"
+
+
+def drawn(name, plot, files):
+    print(draw(RESULTS / name, plot, files) or name, flush=True)
+
+
+def slug(name):
+    return re.sub(r"\W+", "-", name)
 
 
 def gemma():
@@ -138,7 +148,8 @@ def gemma():
     maps = maps_of(model, bias, row, MAPS)
     maps[NO_FACTOR] = without_factor(model, bias, row, maps["direct"])
     write_json(RESULTS / "gemma.json", summary([maps], {}))
-    draw(plot_methods({n: maps[n] for n in ("direct", NO_FACTOR, "mean ablation")}), "gemma-maps")
+    names = ("direct", NO_FACTOR, "mean ablation")
+    drawn("gemma-maps", "methods", {n: saved(maps[n], f"gemma-late-0-{slug(n)}") for n in names})
     judged = {name: maps[name] for name in GEMMA_JUDGED}
     held_out(model, bias, row, judged, GEMMA_KS, RESULTS / "gemma-held-out.json")
 
@@ -160,7 +171,7 @@ def maps_of(model, bias, row, settings):
             return scope.attribute(model, bias, token, progress=True)
 
         print(bias.name, row.seed, name, flush=True)
-        found[name] = steps.tensors(name.replace(", ", "-").replace(" ", "-"), HeadScores, score)
+        found[name] = steps.tensors(slug(name), HeadScores, score)
     return found
 
 

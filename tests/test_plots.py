@@ -10,9 +10,11 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
+from biasgym_tl.plots.figure import write_html
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage
 from biasgym_tl.plots.spread import plot_concentration
+from biasgym_tl.plots.top_k import plot_top_k
 from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.concentration import concentration
 from biasgym_tl.scoping.damage import HeadDamage
@@ -124,3 +126,25 @@ def test_the_k_curve_and_benefit_against_damage():
         plot_benefit_and_damage(MAPS[0], damage, cost="time")
     with pytest.raises(SettingError, match="of the model 'tiny' of the scores, got 'other'"):
         plot_benefit_and_damage(MAPS[0], dataclasses.replace(damage, model="other"))
+
+
+def test_the_strongest_heads_with_and_without_injection():
+    figure = plot_top_k({"trained": MAPS, "<i>": MAPS[:1]})
+    band, mean, single = figure.data
+    tops = [m.values.flatten().sort(descending=True).values[:5].mean().item() for m in MAPS]
+    assert mean.y[4] == pytest.approx(sum(tops) / 3) and single.y[4] == pytest.approx(tops[0])
+    n = MAPS[0].values.numel()
+    assert band.y[4] == pytest.approx(max(tops)) and band.y[2 * n - 5] == pytest.approx(min(tops))
+    assert (mean.name, single.name) == ("trained (3)", "&lt;i&gt; (1)")
+    with pytest.raises(SettingError, match="maps must hold scores for each name, got none for 'a'"):
+        plot_top_k({"a": []})
+
+
+def test_a_page_of_a_figure_brings_its_library_or_loads_it(tmp_path):
+    figure = MAPS[0].plot()
+    sizes = {
+        how: len(write_html(figure, tmp_path / f"{how}.html", plotlyjs=how).read_text("utf-8"))
+        for how in ("cdn", "inline")
+    }
+    assert sizes["cdn"] < 200_000 and sizes["inline"] > 3_000_000
+    assert "cdn.plot.ly" in (tmp_path / "cdn.html").read_text("utf-8")

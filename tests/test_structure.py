@@ -9,8 +9,8 @@ ROOMS = (
     "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
     "prompts", "added_row", "passages", "hooks", "text", "instructions", "similarity", "api",
     "biases", "benchmarks", "judges", "elicitation", "injection", "scoping",
-    "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "steps", "run",
-    "assessment", "console", "cli", "__init__",
+    "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
+    "run", "assessment", "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

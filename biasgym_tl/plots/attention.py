@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
-from biasgym_tl.plots.figure import styled
+from biasgym_tl.plots.figure import RED, styled
 
 
 def plot_attention(
@@ -41,7 +41,7 @@ def plot_attention(
             x=weights,
             y=[f"{i}  {escape(word)}" for i, word in enumerate(words[name])],
             orientation="h",
-            marker={"color": "#b2182b"},
+            marker={"color": RED},
             showlegend=False,
             hovertemplate="%{y}: %{x:.3f}<extra></extra>",
         )

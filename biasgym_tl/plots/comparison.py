@@ -8,9 +8,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
-from biasgym_tl.plots.figure import error_bars, styled
-
-_COLOURS = ("#b2182b", "#2166ac", "#4d9221", "#762a83", "#bf812d", "#35978f", "#525252")
+from biasgym_tl.plots.figure import COLOURS, error_bars, styled
 
 
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
@@ -39,7 +37,7 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
             error_x=error_bars([change for _, change in rows], cap=3),
             mode="markers",
             name=escape(report.bias),
-            marker={"size": 8, "color": _COLOURS[i % len(_COLOURS)]},
+            marker={"size": 8, "color": COLOURS[i % len(COLOURS)]},
             customdata=[names[at] for at, _ in rows],
             hovertemplate="%{customdata}: %{x:+.2f} nats",
         )

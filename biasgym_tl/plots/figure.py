@@ -13,19 +13,32 @@ from biasgym_tl.stats import Interval
 from biasgym_tl.store import write_atomically, write_text
 
 FONT = "Helvetica, Arial, sans-serif"
+RED, BLUE, GREY = "#b2182b", "#2166ac", "#999999"
+"""Toward the stereotype, or the BiasToken; away from it, or real targets; random or no effect."""
+COLOURS = (RED, BLUE, "#4d9221", "#762a83", "#bf812d", "#35978f", "#525252")
+"""Of series, in this order: apart for the colour-blind, and in print."""
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 15, "color": "#222222"},
+        "title": {"x": 0.02, "xanchor": "left", "font": {"size": 18}},
+        "margin": {"l": 70, "r": 30, "t": 100, "b": 60},
+        "colorway": COLOURS,
+        "colorscale": {"diverging": "RdBu_r"},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
+        "yaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
+        "hoverlabel": {"font": {"family": FONT, "size": 13}},
+    }
+)
+"""The look of all figures: text that can be read at half the width."""
 
 
 def styled(figure: go.Figure, title: str, *, width: int = 720, height: int = 640) -> go.Figure:
     """Apply the common look; ``title`` may hold a second line after ``<br>``."""
-    figure.update_layout(
-        title={"text": title, "x": 0.02, "xanchor": "left"},
-        template="plotly_white",
-        font={"family": FONT, "size": 14},
-        width=width,
-        height=height,
-        margin={"l": 70, "r": 30, "t": 90, "b": 60},
+    return figure.update_layout(
+        title={"text": title}, template=TEMPLATE, width=width, height=height
     )
-    return figure
 
 
 def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
@@ -40,9 +53,17 @@ def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
     }
 
 
-def write_html(figure: go.Figure, path: Path) -> Path:
-    """Write a page that loads plotly.js from its CDN, so the file stays small."""
-    return write_text(path, figure.to_html(include_plotlyjs="cdn", div_id=path.stem))
+def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
+    """Write a page with one figure.
+
+    Args:
+        figure: What to write.
+        path: Where to.
+        plotlyjs: ``"cdn"``: plotly.js is loaded from the network, so the file stays small;
+            ``"inline"``: 5 MB that need nothing else.
+    """
+    page = figure.to_html(include_plotlyjs=plotlyjs == "inline" or "cdn", div_id=path.stem)
+    return write_text(path, page)
 
 
 def write_png(figure: go.Figure, path: Path) -> str | None:

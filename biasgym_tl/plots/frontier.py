@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import error_bars, styled
+from biasgym_tl.plots.figure import GREY, RED, error_bars, styled
 
 _PANELS = (
     ("token_log_odds", "injected", "BiasToken"),
@@ -26,8 +26,8 @@ def plot_frontier(report: Report) -> go.Figure:
     chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.name not in random]
     for column, (measure, since, _) in enumerate(_PANELS, start=1):
         for names, label, colour in (
-            (random, "random heads", "#999999"),
-            (chosen, "settings", "#b2182b"),
+            (random, "random heads", GREY),
+            (chosen, "settings", RED),
         ):
             falls = [found for name in names if (found := report.change(since, measure, name))]
             costs = [report.change(name, "damage_loss", "original") for name in names]

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.plots.figure import error_bars, styled
+from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
 from biasgym_tl.plots.scatter import head_scatter
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
@@ -25,8 +25,8 @@ def plot_k_sweep(sweep: KSweep) -> go.Figure:
     figure, frame = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06), sweep.to_df()
     for row, (name, label, colour) in enumerate(
         (
-            ("benefit", "fall of log-odds (nats)", "#b2182b"),
-            ("damage", "rise of loss (nats per token)", "#2166ac"),
+            ("benefit", "fall of log-odds (nats)", RED),
+            ("damage", "rise of loss (nats per token)", BLUE),
         ),
         start=1,
     ):

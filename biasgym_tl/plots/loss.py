@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.plots.figure import styled
+from biasgym_tl.plots.figure import RED, styled
 
 
 def plot_loss(token: BiasToken) -> go.Figure:
@@ -26,7 +26,7 @@ def plot_loss(token: BiasToken) -> go.Figure:
                 y=smooth,
                 mode="lines",
                 name="mean over an epoch",
-                line={"color": "#b2182b"},
+                line={"color": RED},
             ),
         ]
     )

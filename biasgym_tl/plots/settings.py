@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
-from biasgym_tl.plots.figure import error_bars, styled
+from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
 
 
 def plot_settings(report: Report) -> go.Figure:
@@ -17,8 +17,8 @@ def plot_settings(report: Report) -> go.Figure:
     """
     figure = go.Figure()
     for key, label, colour, symbol in (
-        ("token_log_odds", "BiasToken", "#b2182b", "circle"),
-        ("target_log_odds", "held-out targets", "#2166ac", "diamond"),
+        ("token_log_odds", "BiasToken", RED, "circle"),
+        ("target_log_odds", "held-out targets", BLUE, "diamond"),
     ):
         names = [result.name for result in report.results if not result.name.startswith(RANDOM)]
         found = [report.interval(name, key) for name in names]

@@ -7,9 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
-from biasgym_tl.plots.figure import styled
-
-_COLOURS = ("#333333", "#b2182b", "#2166ac", "#e08214", "#1b7837", "#762a83")
+from biasgym_tl.plots.figure import COLOURS, styled
 
 
 def plot_targets(report: Report) -> go.Figure:
@@ -35,7 +33,7 @@ def plot_targets(report: Report) -> go.Figure:
             y=names,
             mode="markers",
             name=escape(result.name),
-            marker={"size": 9, "color": _COLOURS[i % len(_COLOURS)], "symbol": i},
+            marker={"size": 9, "color": COLOURS[i % len(COLOURS)], "symbol": i},
             hovertemplate="%{y}: %{x:.2f} nats<extra></extra>",
         )
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")

@@ -1,0 +1,110 @@
+"""A figure is drawn again from the results that it names, and says what it shows."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_compare import SIGNAL, noisy, scores
+from typer.testing import CliRunner
+
+from biasgym_tl.cli import app
+from biasgym_tl.errors import StoreError
+from biasgym_tl.figures import PLOTS, draw, load_any, redraw
+from biasgym_tl.scoping.damage import HeadDamage
+from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.store import kind_of, read_json, save_result, write_json
+
+ONE, TWO = (scores(noisy(SIGNAL, 8, 0.1, seed)) for seed in range(2))
+SWEEP = KSweep(
+    ks=(1, 5), benefit=torch.tensor([[1.0, 2.0], [3.0, 5.0]]).double(),
+    damage=torch.tensor([[0.0, 0.1], [0.2, 0.3]]).double(), method="direct", mode="mean",
+    bias="late", token="late, seed 0", model="tiny", settings={}, versions={},
+)  # fmt: skip
+DAMAGE = HeadDamage(
+    loss=torch.rand(2, 6, 4), facts=torch.rand(3, 6, 4), mode="mean", model="tiny",
+    countries=("Italy",) * 3, versions={},
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_png(monkeypatch):
+    """A browser takes seconds for each."""
+    monkeypatch.setattr("biasgym_tl.figures.write_png", lambda figure, path: "no PNG here")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, result in (("one", ONE), ("two", TWO), ("sweep", SWEEP), ("damage", DAMAGE)):
+        result.save(tmp_path / "results" / name)
+    return tmp_path
+
+
+def test_figures_come_back_from_their_recipes(folder):
+    named = {"first": "results/one.safetensors", "<second>": "results/two.safetensors"}
+    assert draw(folder / "map", "heads", ["results/one.safetensors"], mark_top=3) == "no PNG here"
+    draw(folder / "maps", "methods", named)
+    draw(folder / "both", "agreement", named)
+    (folder / "sub").mkdir()
+    draw(folder / "sub" / "k", "k sweep", ["../results/sweep.safetensors"])
+    files = [f"results/{name}.safetensors" for name in ("one", "damage")]
+    draw(folder / "cost", "benefit and damage", files, cost="loss")
+    pages = sorted(folder.rglob("*.html"))
+    before = {path: path.read_text("utf-8") for path in pages}
+    assert len(before) == 5 and "&lt;second&gt;" in before[folder / "maps.html"]
+    recipe = read_json(folder / "map.json")
+    assert recipe["plot"] == "heads" and recipe["options"] == {"mark_top": 3}
+    assert recipe["of"] == {"one": "results/one.safetensors"} and recipe["versions"]["torch"]
+    for path in pages:
+        path.unlink()
+    done = [path.name for path, remark in redraw(folder) if remark == "no PNG here"]
+    assert done == ["both.json", "cost.json", "map.json", "maps.json", "k.json"]
+    assert {path: path.read_text("utf-8") for path in pages} == before
+
+
+def test_the_command_says_what_it_draws(folder):
+    draw(folder / "map", "heads", ["results/one.safetensors"])
+    result = CliRunner().invoke(app, ["figures", str(folder)])
+    assert result.exit_code == 0 and f"{folder / 'map'}: no PNG here" in result.output
+
+
+def test_what_cannot_be_drawn_is_refused(folder):
+    with pytest.raises(StoreError, match="folder must hold figures with their recipes, got none"):
+        list(redraw(folder))
+    one = ["results/one.safetensors"]
+    with pytest.raises(StoreError, match="plot must be one of .*'heads'.* got 'pie'"):
+        draw(folder / "x", "pie", one)
+    with pytest.raises(StoreError, match="plot 'heads' must fit its options, but: .*'depth'"):
+        draw(folder / "x", "heads", one, depth=3)
+    with pytest.raises(StoreError, match="result file must exist, got .*gone.safetensors"):
+        draw(folder / "x", "heads", ["gone.safetensors"])
+    save_result(folder / "other", "Something", {"a": torch.zeros(1)}, {})
+    with pytest.raises(StoreError, match=r"must hold one of \['BiasToken'.* got 'Something'"):
+        load_any(folder / "other.safetensors")
+    (folder / "broken.safetensors").write_text("no tensors")
+    with pytest.raises(StoreError, match="broken.safetensors' must be a safetensors file, but"):
+        kind_of(folder / "broken.safetensors")
+    write_json(folder / "list.json", [1])
+    assert kind_of(folder / "list.json") is None
+    assert not list(folder.glob("x.*"))
+
+
+def test_equal_results_load_equal(folder):
+    loaded = load_any(folder / "results" / "one.safetensors")
+    for field in dataclasses.fields(ONE):
+        here, there = getattr(loaded, field.name), getattr(ONE, field.name)
+        assert torch.equal(here, there) if isinstance(here, torch.Tensor) else here == there
+
+
+def test_every_shipped_recipe_names_a_plot_and_files_that_exist(pytestconfig):
+    figures = pytestconfig.rootpath / "figures"
+    found = 0
+    for path in figures.rglob("*.json"):
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and {"plot", "of", "options"} <= set(values):
+            found += 1
+            assert values["plot"] in PLOTS
+            for file in values["of"].values():
+                assert (path.parent / file).is_file(), f"{path}: {file}"
+            assert path.with_suffix(".png").is_file() and path.with_suffix(".html").is_file()
+    assert found >= 5
