@@ -1,0 +1,91 @@
+"""Run the notebooks and store them with what they show, small enough to read on GitHub.
+
+python docs/make_notebooks.py            # all of them
+python docs/make_notebooks.py 02_scope   # some
+
+Live figures are stored as pictures, which also lie in figures/notebooks; progress bars and
+warnings are left out. The explorer is stored as a picture of its page.
+"""
+
+import base64
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import plotly.io
+from nbclient import NotebookClient
+from playwright.sync_api import sync_playwright
+
+from biasgym_tl import BiasToken, HeadScores, explore, load_model
+from biasgym_tl.plots import write_png
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS, PICTURES = ROOT / "notebooks", ROOT / "figures" / "notebooks"
+PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main():
+    names = sys.argv[1:]
+    photograph_explorer()
+    for path in sorted(NOTEBOOKS.rglob("*.ipynb")):
+        if (not names and path.stem != "exercises") or path.stem in names:
+            store(path)
+
+
+def store(path):
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": path.parent}}).execute()
+    notebook.metadata.pop("widgets", None)
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            cell.metadata.pop("execution", None)
+            kept = (still(output, f"{path.stem}-{i:02}") for output in cell.outputs)
+            cell.outputs = [output for output in kept if output is not None]
+    nbformat.write(notebook, path)
+    print(path.name, f"{path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def still(output, name):
+    """The output without what only a running kernel can show; None: nothing is left."""
+    if output.output_type == "stream":
+        return output if output.name == "stdout" else None
+    data = output.get("data", {})
+    if PLOTLY in data:
+        write_png(plotly.io.from_json(nbformat.json.dumps(data[PLOTLY])), picture(name))
+        output.data = {"image/png": encoded(name), "text/plain": "Figure"}
+    elif WIDGET in data:
+        if not data["text/plain"].startswith("HeadScores("):
+            return None  # a progress bar
+        output.data = {"image/png": encoded("explorer"), "text/plain": data["text/plain"]}
+    return output
+
+
+def picture(name):
+    return PICTURES / f"{name}.png"
+
+
+def encoded(name):
+    return base64.b64encode(picture(name).read_bytes()).decode()
+
+
+def photograph_explorer():
+    """A picture of the explorer, with the scores of the demo."""
+    demo = ROOT / "figures" / "demo"
+    scores, token = HeadScores.load(demo / "scores"), BiasToken.load(demo / "token")
+    explorer = explore(scores, load_model(scores.model), token)
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)))
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = explorer.to_html(Path(folder) / "explorer.html")
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 1400, "height": 760})
+        shown.goto(page.as_uri())
+        shown.locator(".js-plotly-plot .main-svg").first.wait_for()
+        shown.screenshot(path=picture("explorer"))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
