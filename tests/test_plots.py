@@ -7,10 +7,12 @@ import torch
 from test_compare import SIGNAL, noisy, scores
 
 from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
 from biasgym_tl.plots.figure import write_html
+from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage
 from biasgym_tl.plots.spread import plot_concentration
@@ -148,3 +150,20 @@ def test_a_page_of_a_figure_brings_its_library_or_loads_it(tmp_path):
     }
     assert sizes["cdn"] < 200_000 and sizes["inline"] > 3_000_000
     assert "cdn.plot.ly" in (tmp_path / "cdn.html").read_text("utf-8")
+
+
+def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):
+    report = Report.load(pytestconfig.rootpath / "figures" / "steering" / "late-report.json")
+    figure = plot_frontier(report)
+    of_token = {trace.name: trace for trace in figure.data if trace.xaxis == "x"}
+    of_targets = {trace.name: trace for trace in figure.data if trace.xaxis == "x2"}
+    assert {"steered, mean", "steered, seed 1", "paper, zero", "asked, persona"} <= set(of_token)
+    assert "steered, mean" in of_targets and "steered, seed 1" not in of_targets
+    for name, trace in of_targets.items():
+        cost = report.change(name, "damage_loss", "original")
+        fall = report.change("original", "target_log_odds", name)
+        assert (trace.x[0], trace.y[0]) == (cost.estimate, fall.estimate)
+        assert trace.error_y.array[0] == pytest.approx(fall.high - fall.estimate)
+    demo = Report.load(pytestconfig.rootpath / "figures" / "demo" / "report.json")
+    cloud = next(trace for trace in plot_frontier(demo).data if trace.name == "random heads")
+    assert len(cloud.x) == demo.n_draws == 5

@@ -2,57 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import GREY, RED, error_bars, styled
+from biasgym_tl.plots.figure import COLOURS, GREY, error_bars, styled
+from biasgym_tl.stats import Interval
 
 _PANELS = (
     ("token_log_odds", "injected", "BiasToken"),
     ("target_log_odds", "original", "held-out targets"),
 )
+_SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star")
 
 
 def plot_frontier(report: Report) -> go.Figure:
     """Fall of the log-odds against the rise of the loss on neutral text, for every setting.
 
-    Further up is less bias, further right is more damage. Grey marks are random heads.
+    Further up is less bias, further right is more damage. Grey marks are random heads. Settings
+    that differ in the row alone are one point for targets.
     """
     figure = make_subplots(cols=2, subplot_titles=[title for *_, title in _PANELS])
     random = [control.name for control in report.random_controls()]
     chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.name not in random]
     for column, (measure, since, _) in enumerate(_PANELS, start=1):
-        for names, label, colour in (
-            (random, "random heads", GREY),
-            (chosen, "settings", RED),
-        ):
-            falls = [found for name in names if (found := report.change(since, measure, name))]
-            costs = [report.change(name, "damage_loss", "original") for name in names]
-            known = [cost for cost in costs if cost]
-            bars = {"error_x": error_bars(known, cap=3), "error_y": error_bars(falls, cap=3)}
-            figure.add_scatter(
-                x=[cost.estimate for cost in known],
-                y=[fall.estimate for fall in falls],
-                mode="markers" if names is random else "markers+text",
-                text=[escape(name) for name in names],
-                textposition="top right",
-                marker={"size": 9, "color": colour},
-                name=label,
-                showlegend=column == 1 and bool(names),
-                hovertemplate="%{text}: %{y:.2f} nats for %{x:.3f}<extra></extra>",
-                col=column,
-                row=1,
-                **({} if names is random else bars),
-            )
-        figure.add_hline(y=0, line={"color": "#cccccc"}, col=column, row=1)
-        figure.add_vline(x=0, line={"color": "#cccccc"}, col=column, row=1)
+        figure.add_hline(y=0, line={"color": "#cccccc"}, layer="below", col=column, row=1)
+        figure.add_vline(x=0, line={"color": "#cccccc"}, layer="below", col=column, row=1)
+        points = {
+            name: (cost, fall)
+            for name in (*random, *chosen)
+            if (cost := report.change(name, "damage_loss", "original"))
+            and (fall := report.change(since, measure, name))
+        }
+        cloud = [points[name] for name in random if name in points]
+        if cloud:
+            look = {"size": 8, "color": GREY}
+            figure.add_trace(_marks(cloud, "random heads", look, column == 1), 1, column)
+        seen = []
+        for i, name in enumerate(chosen):
+            if name in points and points[name] not in seen:
+                seen.append(points[name])
+                look = {
+                    "size": 11,
+                    "color": COLOURS[i % len(COLOURS)],
+                    "symbol": _SYMBOLS[i % len(_SYMBOLS)],
+                }
+                figure.add_trace(_marks(seen[-1:], name, look, column == 1, bars=True), 1, column)
     figure.update_xaxes(title="rise of the loss on neutral text (nats per token)")
     figure.update_yaxes(title="fall of the log-odds (nats)", col=1)
     title = (
         f'What it takes away and what it costs: "{escape(report.attribute)}"<br><sup>'
         f"{escape(report.model)}, held out; 95% intervals</sup>"
     )
-    return styled(figure, title, width=1080, height=520)
+    return styled(figure, title, width=1120, height=520)
+
+
+def _marks(
+    points: Sequence[tuple[Interval, Interval]],
+    name: str,
+    look: dict[str, object],
+    named: bool,
+    *,
+    bars: bool = False,
+) -> go.Scatter:
+    costs, falls = zip(*points, strict=True)
+    return go.Scatter(
+        x=[cost.estimate for cost in costs],
+        y=[fall.estimate for fall in falls],
+        error_x=error_bars(costs, cap=3) if bars else None,
+        error_y=error_bars(falls, cap=3) if bars else None,
+        mode="markers",
+        marker=look,
+        name=escape(name),
+        legendgroup=name,
+        showlegend=named,
+        hovertemplate=f"{escape(name)}: %{{y:.2f}} nats for %{{x:.3f}}<extra></extra>",
+    )
