@@ -13,14 +13,16 @@ def path(request, pytestconfig):
 
 
 @pytest.mark.real_model
-def test_it_runs_and_its_claims_hold(path, smollm2, monkeypatch):
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "course/solutions"])
+def test_it_runs_and_its_claims_hold(name, smollm2, pytestconfig, monkeypatch):
     monkeypatch.setenv("BIASGYM_SMALL", "1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = pytestconfig.rootpath / "notebooks" / f"{name}.ipynb"
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": path.parent}}).execute()
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert sum(source.count("assert ") for source in sources) >= 3
-    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum(cell.source.count("assert ") for cell in code) >= 3
+    assert all(cell.execution_count for cell in code)
 
 
 def test_it_is_short_and_says_what_it_does_not_show(path):
