@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-import plotly.io
+import plotly.graph_objects as go
 from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
@@ -54,7 +54,9 @@ def still(output, name):
         return output if output.name == "stdout" else None
     data = output.get("data", {})
     if PLOTLY in data:
-        write_png(plotly.io.from_json(nbformat.json.dumps(data[PLOTLY])), picture(name))
+        remark = write_png(go.Figure(data[PLOTLY]["data"], data[PLOTLY]["layout"]), picture(name))
+        if remark:
+            raise SystemExit(remark)
         output.data = {"image/png": encoded(name), "text/plain": "Figure"}
     elif WIDGET in data:
         if not data["text/plain"].startswith("HeadScores("):
