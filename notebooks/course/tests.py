@@ -8,7 +8,7 @@ message names the one that fits.
 import contextlib
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,26 +25,36 @@ def check_frozen_direction(fn: Callable[..., Tensor]) -> None:
     resid *= torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
     scale = (resid.pow(2).mean(-1, keepdim=True) + eps).sqrt()
     of_sum = (resid.pow(2).sum(-1, keepdim=True) + eps).sqrt()
+    rms, norm = resid.pow(2).mean(-1, keepdim=True).sqrt(), resid.norm(dim=-1, keepdim=True)
 
     def gradient(frozen: bool) -> Tensor:
         r = resid.clone().requires_grad_()
         s = scale if frozen else (r.pow(2).mean(-1, keepdim=True) + eps).sqrt()
         return torch.autograd.grad((r / s * weight * D).sum(), r)[0]
 
+    own_scale = "each row of the batch has a scale of its own: use mean(-1, keepdim=True)"
+    with _explained("check_frozen_direction", {"must match the size of tensor": own_scale}):
+        got = _called(fn, resid, weight, D, eps)
     _check(
         "check_frozen_direction",
-        _called(fn, resid, weight, D, eps),
+        got,
         gradient(frozen=True),
         {
+            "this is r * d: leave r out, it is multiplied later": resid * D * weight / scale,
             "you forgot to divide by the norm's scale": D * weight,
             "you forgot the norm's weight": D / scale,
             "the scale is not frozen: treat it as a number": gradient(frozen=False),
-            "eps is missing under the root": D * weight / (scale.pow(2) - eps).sqrt(),
+            "eps is missing under the root": D * weight / rms,
+            "eps stands under the root, not outside": D * weight / (rms + eps),
+            ".norm() is the root of the sum of squares: the scale takes their mean": (
+                D * weight / norm
+            ),
+            ".norm() is the root of a sum: take the mean, and eps under the root": (
+                D * weight / (norm + eps)
+            ),
             "you forgot the square root": D * weight / scale**2,
             "the scale takes the mean of the squares, not their sum": D * weight / of_sum,
-            "each row of the batch has a scale of its own: use mean(-1, keepdim=True)": (
-                D * weight / (resid.pow(2).mean() + eps).sqrt()
-            ),
+            own_scale: D * weight / (resid.pow(2).mean() + eps).sqrt(),
         },
     )
 
@@ -52,12 +62,12 @@ def check_frozen_direction(fn: Callable[..., Tensor]) -> None:
 @torch.no_grad()
 def check_head_attribution(fn: Callable[..., Tensor]) -> None:
     """``fn(z, W_O, direction, head)``, term by term in Python."""
-    z, W_O, d, head = _randn(3, 5, 4, 6), _randn(4, 6, 8, seed=1), _randn(3, 8, seed=2), 1
+    z, W_O, d, head = _randn(3, 5, 6, 4), _randn(6, 4, 8, seed=1), _randn(3, 8, seed=2), 3
     expected = torch.tensor(
         [
             sum(
                 float(z[i, -1, head, j] * W_O[head, j, m] * d[i, m])
-                for j in range(6)
+                for j in range(4)
                 for m in range(8)
             )
             for i in range(3)
@@ -69,12 +79,21 @@ def check_head_attribution(fn: Callable[..., Tensor]) -> None:
 
     at_answer = z[:, -1, head]
     unit = at_answer @ W_O[head]
+    others = {
+        f"this is head {other}, asked was head {head}: use the argument, which counts from 0": (
+            dot(z[:, -1, other], W_O[other])
+        )
+        for other in range(5)
+        if other != head
+    }
     _check(
         "check_head_attribution",
         _called(fn, z, W_O, d, head),
         expected,
         {
             "you used the last head": dot(z[:, -1, -1], W_O[-1]),
+            **others,
+            "you averaged over d_model: a product of vectors is a sum": expected / d.shape[-1],
             "you sliced the wrong axis of z: positions come before heads": dot(
                 z[:, head, -1], W_O[head]
             ),
@@ -149,14 +168,19 @@ def check_difference_parts(fn: Callable[..., dict[str, Tensor]]) -> None:
     attn = [cache["attn_out", layer][:, -1] for layer in layers]
     mlp = [cache["mlp_out", layer][:, -1] for layer in layers]
     b_O = torch.stack([block.attn.b_O for block in model.blocks])
+    b_out = torch.stack([block.mlp.b_out for block in model.blocks]).sum(0).expand(3, -1)
+    of_b_U = model.b_U[b] - model.b_U[n]
     expected = {
         "embed": without(cache["embed"][:, -1]),
         "heads": without(sum(attn) - b_O.sum(0)),
         "attn_bias": without(b_O.sum(0).expand(3, -1)),
         "mlps": without(sum(mlp)),
-        "unembed_bias": (model.b_U[b] - model.b_U[n]).expand(3),
+        "unembed_bias": of_b_U.expand(3),
     }
     assert torch.allclose(sum(expected.values()), delta, atol=1e-3)
+    one_layer = "only the last layer is in it: add up all layers"
+    through_norm = "b_U is added after the norm: it goes through no direction and no scale"
+    direction = model.ln_final.w * D / scale
     mistakes = {
         "embed": {
             "you read the first position": without(cache["embed"][:, 0]),
@@ -164,29 +188,40 @@ def check_difference_parts(fn: Callable[..., dict[str, Tensor]]) -> None:
         },
         "heads": {
             "attn_out holds b_O as well, which would count twice": without(sum(attn)),
-            "only the last layer is in it: add up all layers": without(attn[-1] - b_O[-1]),
+            one_layer: without(attn[-1] - b_O[-1]),
+            f"{one_layer}, and leave b_O out": without(attn[-1]),
         },
         "attn_bias": {
-            "only the last layer is in it: add up all layers": without(b_O[-1].expand(3, -1)),
+            one_layer: without(b_O[-1].expand(3, -1)),
+            "this holds the biases of the MLPs too: mlp_out has them already": without(
+                b_O.sum(0) + b_out
+            ),
             "b_O must go through the direction, as all that is written": b_O.sum().expand(3),
             "b_O is not 0 in this model": torch.zeros(3),
         },
-        "mlps": {"only the last layer is in it: add up all layers": without(mlp[-1])},
+        "mlps": {
+            one_layer: without(mlp[-1]),
+            "mlp_out holds b_out already, which counts twice here": without(sum(mlp) + b_out),
+        },
         "unembed_bias": {
             "b_U is not 0 in this model": torch.zeros(3),
-            "the sign is turned round: b minus n": (model.b_U[n] - model.b_U[b]).expand(3),
+            "the sign is turned round: b minus n": -of_b_U.expand(3),
+            through_norm: of_b_U * direction.sum(-1),
+            f"{through_norm} (divided by s)": of_b_U / scale[:, 0],
         },
     }
-    direction = model.ln_final.w * D / scale
     parts = fn(model, cache, direction, b, n)
     name = "check_difference_parts"
     assert isinstance(parts, dict), f"{name}: return a dict, got {type(parts).__name__}."
     for part, value in expected.items():
         assert part in parts, f"{name}: the part {part!r} is missing, so the sum cannot be right."
         got = parts[part]
-        if isinstance(got, Tensor) and got.ndim == 0:  # the same for every row of the batch
-            got = got.expand(3)
-        _check(f"{name}, {part}", got, value, mistakes[part], done=False)
+        one = isinstance(got, Tensor) and got.shape in ((), (1,))  # for all rows of the batch
+        _check(f"{name}, {part}", got.expand(3) if one else got, value, mistakes[part], done=False)
+        assert not one, (
+            f"{name}, {part}: the value is right, but the shape must be (3,), one value for each "
+            f"row of the batch, got {tuple(got.shape)}. Use .expand(len(direction))."
+        )
     extra = set(parts) - set(expected)
     assert not extra, f"{name}: no part but {list(expected)} is needed, got {sorted(extra)} too."
     _good(name)
@@ -195,10 +230,11 @@ def check_difference_parts(fn: Callable[..., dict[str, Tensor]]) -> None:
 @torch.no_grad()
 def check_zero_heads(fn: Callable[..., Tensor]) -> None:
     """``fn(z, heads)``, by multiplication with a mask."""
-    z, heads = 1 + _randn(2, 5, 4, 3).abs(), [1, 3]
+    z, heads = 1 + _randn(2, 5, 4, 6).abs(), [1, 3]
     mask = torch.tensor([1.0, 0.0, 1.0, 0.0])[:, None]
-    wrong_axis, answer_only = z.clone(), z.clone()
+    wrong_axis, last_axis, answer_only = z.clone(), z.clone(), z.clone()
     wrong_axis[:, heads] = 0
+    last_axis[..., heads] = 0
     answer_only[:, -1, heads] = 0
     _check(
         "check_zero_heads",
@@ -207,6 +243,7 @@ def check_zero_heads(fn: Callable[..., Tensor]) -> None:
         {
             "nothing was zeroed: did you edit a copy that is thrown away?": z,
             "you sliced the wrong axis: positions come before heads": wrong_axis,
+            "you sliced the wrong axis: the last one is d_head, heads come before it": last_axis,
             "only the last position was zeroed: take all of them": answer_only,
             "the others were zeroed: keep these": z * (1 - mask),
             "only the last head was zeroed": z * torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None],
@@ -221,7 +258,17 @@ def check_zero_hook(fn: Callable[..., Any]) -> None:
     heads = [(0, 1), (0, 3), (2, 0)]
     tokens = torch.randint(20, (2, 6), generator=_seeded(6))
     before, weights = model(tokens), _weights(model)
-    with fn(model, heads):
+    context = fn(model, heads)
+    assert hasattr(context, "__enter__"), (
+        f"{name}: a context manager is expected, got {type(context).__name__}. Is the line "
+        "@contextlib.contextmanager still above the function, and does it yield?"
+    )
+    hints = {
+        "unexpected keyword argument 'hook'": "a hook is called as function(z, hook=point), so its "
+        "second parameter must be named hook",
+        "is not an iterator": "the function must yield once, with the hooks in place",
+    }
+    with _explained(name, hints), context:
         got = model(tokens)
         same = _same(weights, _weights(model))
     assert same, f"{name}: the weights changed inside the context. Hook hook_z, leave W_O alone."
@@ -256,15 +303,19 @@ def check_logits_with_row(fn: Callable[..., Tensor]) -> None:
     """``fn(model, row, tokens)``, by putting the row in at ``hook_embed``."""
     name, model = "check_logits_with_row", _model(seed=7)
     d_vocab, weights = model.cfg.d_vocab, _weights(model)
-    tokens = torch.tensor([[3, d_vocab, 5, 1], [0, 2, 4, d_vocab]])
+    last = d_vocab - 1
+    tokens = torch.tensor([[3, d_vocab, 5, 1], [0, last, 4, d_vocab]])
     row = _randn(model.cfg.d_model, seed=8).requires_grad_()
-    try:
+    full_name = "the parameter's full name is 'embed.W_E', as in model.named_parameters()"
+    hints = {
+        "index out of range": "an id is outside W_E. The new row stands behind the last one, so "
+        f"that the new id is d_vocab; {full_name}",
+        "out of bounds": "an id is outside W_E. The new row stands behind the last one",
+        "property 'W_E'": full_name,
+        "can't set attribute": full_name,  # Python 3.10
+    }
+    with _explained(name, hints):
         got = fn(model, row, tokens)
-    except IndexError as error:
-        raise AssertionError(
-            f"{name}: an id is outside W_E ({error}). The parameter is called 'embed.W_E', and the "
-            "new row stands behind its last one, so that the new id is d_vocab."
-        ) from error
     same = "W_E" in model.embed._parameters and _same(weights, _weights(model))
     assert same, f"{name}: the model's own weights must stay. Use functional_call."
     in_front = torch.cat([row.detach()[None], model.W_E])[tokens]
@@ -273,11 +324,16 @@ def check_logits_with_row(fn: Callable[..., Tensor]) -> None:
             model, in_front
         ),
         "the new id reads the last old row: append the new one": _from_embed(
-            model, model.W_E[tokens.clamp(max=d_vocab - 1)]
+            model, model.W_E[tokens.clamp(max=last)]
+        ),
+        "the last old row was overwritten: it must stay, the new one comes behind it": _from_embed(
+            model, torch.cat([model.W_E[:-1], row.detach()[None]])[tokens.clamp(max=last)]
         ),
     }
     _check(name, got, _with_row(model, row, tokens), mistakes, done=False)
-    assert got.requires_grad, (
+    if got.requires_grad:
+        got.sum().backward()
+    assert row.grad is not None and bool(row.grad.any()), (
         f"{name}: no gradient reaches the row. nn.Parameter(...) and .detach() cut it off: give "
         "functional_call the plain result of torch.cat."
     )
@@ -292,15 +348,22 @@ def check_train_row(fn: Callable[..., Tensor]) -> None:
     tokens = torch.tensor([[3, d_vocab, 5, 1], [0, d_vocab, 4, 2], [d_vocab, 6, 6, 6]])
     answers, start = torch.tensor([7, 11, 7]), _randn(model.cfg.d_model, seed=10)
     weights = _weights(model)
-    arguments = (model, start.clone(), tokens, answers, 3, 0.1)
+    arguments = (model, start.clone(), tokens, answers, 5, 0.05)  # not the defaults
 
-    def trained(n_steps: int = 3, position: int = -1, accumulate: bool = False) -> Tensor:
+    def trained(
+        n_steps: int = 5,
+        lr: float = 0.05,
+        optimizer_class: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        positions: Sequence[int] = (-1,),
+        accumulate: bool = False,
+    ) -> Tensor:
         row = start.clone().requires_grad_()
-        optimizer = torch.optim.Adam([row], lr=0.1)
+        optimizer = optimizer_class([row], lr=lr)
         for _ in range(n_steps):
             if not accumulate:
                 optimizer.zero_grad()
-            cross_entropy(_with_row(model, row, tokens)[:, position], answers).backward()
+            read = _with_row(model, row, tokens)[:, list(positions)].flatten(0, 1)
+            cross_entropy(read, answers.repeat_interleave(len(positions))).backward()
             optimizer.step()
         return row.detach()
 
@@ -318,9 +381,18 @@ def check_train_row(fn: Callable[..., Tensor]) -> None:
         "gradients of earlier steps are added up: call zero_grad() in each": trained(
             accumulate=True
         ),
-        "the loss is read at the first position: take the last": trained(position=0),
-        "one step too few": trained(2),
-        "one step too many": trained(4),
+        "the loss is read at the first position: take the last": trained(positions=[0]),
+        "the loss is read at all positions: take the last": trained(positions=range(4)),
+        "n_steps is ignored: 5 were asked for, 3 were made": trained(3),
+        "one step too few": trained(4),
+        "one step too many": trained(6),
+        "lr is ignored: 0.05 was asked for, 0.1 was taken": trained(lr=0.1),
+        "lr is ignored: pass it to the optimizer, whose default is 0.001": trained(lr=0.001),
+        "n_steps and lr are ignored: 3 steps were made, with lr 0.1": trained(3, lr=0.1),
+        "this is SGD: use torch.optim.Adam": trained(optimizer_class=torch.optim.SGD),
+        "this is AdamW, which also pulls the row toward 0: use torch.optim.Adam": trained(
+            optimizer_class=torch.optim.AdamW
+        ),
     }
     _check(name, got, trained(), mistakes)
 
@@ -366,7 +438,7 @@ def check_layer_matched(fn: Callable[..., list[list[tuple[int, int]]]]) -> None:
 @torch.no_grad()
 def check_rank_p(fn: Callable[..., float]) -> None:
     """``fn(value, controls)``, by the place of the value among all values, itself included."""
-    controls = [0.1, -2.0, 0.5, 0.5, 1.0, 3.0, -0.3]
+    controls = [0.1, -2.0, 0.5, 0.5, 1.0, 3.0, -0.3, -0.1]
     for value in (0.5, 4.0, -3.0, 0.2):
         all_values, n = [value, *controls], len(controls)
         expected = sum(other >= value for other in all_values) / len(all_values)
@@ -381,6 +453,10 @@ def check_rank_p(fn: Callable[..., float]) -> None:
                 1 + sum(control <= value for control in controls)
             )
             / (1 + n),
+            "the sign counts: a set with a large negative effect is not as large, so no abs()": (
+                1 + sum(abs(control) >= abs(value) for control in controls)
+            )
+            / (1 + n),
         }
         got = torch.as_tensor(fn(value, torch.tensor(controls)), dtype=torch.float32)
         tensors = {mistake: torch.tensor(wrong) for mistake, wrong in mistakes.items()}
@@ -392,22 +468,86 @@ def check_rank_p(fn: Callable[..., float]) -> None:
 def check_score_prompts(fn: Callable[..., Tensor]) -> None:
     """``fn(model, sequences, b_ids, n_ids)``, by taking out what a head wrote, scale unchanged."""
     model = _model(seed=11)
-    sequences, b_ids, n_ids = [[1, 7, 9, 3], [1, 4], [5, 5, 5, 8, 2]], [3, 7, 11], [2, 2, 15]
+    sequences = [[1, 7, 9, 3], [1, 4], [5, 5, 5, 8, 2], [2, 9, 13], [6, 18, 3, 3, 10, 7]]
+    b_ids, n_ids = [3, 7, 11, 19, 8], [2, 2, 15, 4, 1]  # 5 prompts, 3 layers, 4 heads
+    padded = [sequence + [0] * (6 - len(sequence)) for sequence in sequences]
+    padded_left = [[0] * (6 - len(sequence)) + sequence for sequence in sequences]
+
+    def scores(sequences: Sequence[list[int]] = sequences, **changed: Any) -> Tensor:
+        return _scores(model, sequences, b_ids, n_ids, **changed)
+
+    of_layer = (
+        "the scale is that of the final residual for all layers, since the norm reads this one: "
+        "resid_post of the last layer"
+    )
     _check(
         "check_score_prompts",
         fn(model, sequences, b_ids, n_ids),
-        (expected := _scores(model, sequences, b_ids, n_ids)),
+        (expected := scores()),
         {
             "the sign is turned round: b minus n": -expected,
             "the average over prompts comes later: keep one map for each": expected.mean(0),
             "every prompt has labels of its own": _scores(
-                model, sequences, b_ids[:1] * 3, n_ids[:1] * 3
+                model, sequences, b_ids[:1] * 5, n_ids[:1] * 5
             ),
-            "the answer is read at the last position, not the first": _scores(
-                model, sequences, b_ids, n_ids, position=0
+            "the answer is read at the last position, not the first": scores(position=0),
+            of_layer: scores(point="resid_post"),
+            f"{of_layer}, not resid_pre of each": scores(point="resid_pre"),
+            f"{of_layer}, not resid_mid of each": scores(point="resid_mid"),
+            "every prompt has a residual of its own, so a scale of its own": scores(first=True),
+            "with padding at the right the last position is no longer the answer's: run every "
+            "sequence by itself": scores(padded),
+            "padding in front is read as text: run every sequence by itself": scores(padded_left),
+            "every layer has a W_O of its own, here it is the last one's": scores(
+                W_O=model.W_O[-1:]
             ),
             "the layers are in the wrong order": expected.flip(1),
+            "prompts come first, then layers": expected.transpose(0, 1),
             "heads come after layers": expected.transpose(1, 2),
+        },
+    )
+
+
+@torch.no_grad()
+def check_log_odds(fn: Callable[..., Tensor]) -> None:
+    """``fn(model, sequences, attribute_ids, neutral_ids)``, by adding up probabilities."""
+    model = _model(seed=12)
+    sequences, A, N = [[1, 7, 9, 3], [1, 4], [5, 5, 5, 8, 2]], [3, 8], [2, 11, 15]
+    logits = [model(torch.tensor([sequence]))[0] for sequence in sequences]
+    row = torch.stack([each[-1] for each in logits])
+    p, first = row.softmax(-1), torch.stack([each[0] for each in logits]).softmax(-1)
+    p_A, p_N = p[:, A].sum(-1), p[:, N].sum(-1)
+    expected = p_A.log() - p_N.log()
+    _check(
+        "check_log_odds",
+        fn(model, sequences, A, N),
+        expected,
+        {
+            "the sign is turned round: A minus N": -expected,
+            "the average over prompts comes later: keep one value for each": expected.mean(),
+            "the answer is read at the last position, not the first": (
+                first[:, A].sum(-1) / first[:, N].sum(-1)
+            ).log(),
+            "logits were added up: probabilities add up, logits do not (logsumexp)": (
+                row[:, A].sum(-1) - row[:, N].sum(-1)
+            ),
+            "log-probabilities were added up: add up probabilities, then take the log": (
+                p[:, A].log().sum(-1) - p[:, N].log().sum(-1)
+            ),
+            "logits were averaged: add up probabilities, then take the log": (
+                row[:, A].mean(-1) - row[:, N].mean(-1)
+            ),
+            "probabilities were averaged: A and N are of different size, add them up": (
+                p[:, A].mean(-1) / p[:, N].mean(-1)
+            ).log(),
+            "only the likeliest word of each counts here: add up all": (
+                row[:, A].amax(-1) - row[:, N].amax(-1)
+            ),
+            "only the first word of each counts here: add up all": row[:, A[0]] - row[:, N[0]],
+            "the log is missing": p_A / p_N,
+            "this is a difference of probabilities: take logs first": p_A - p_N,
+            "this is against all other words: N holds those that count": (p_A / (1 - p_A)).log(),
+            "only A is in it: subtract the same for N": p_A.log(),
         },
     )
 
@@ -425,18 +565,32 @@ def _check(
     assert isinstance(got, Tensor), f"{name}: a tensor is expected, got {type(got).__name__}."
     if not _close(got, expected):
         for mistake, value in mistakes.items():
-            assert not _close(got, value), f"{name}: {mistake}."
+            end = "" if mistake.endswith("?") else "."
+            assert not _close(got, value), f"{name}: {mistake}{end}"
         assert got.shape == expected.shape, (
             f"{name}: the shape must be {tuple(expected.shape)}, got {tuple(got.shape)}."
         )
-        off = (got - expected).abs().nan_to_num(torch.inf).flatten()
-        at = int(off.argmax())
+        off = (got - expected).abs().nan_to_num(torch.inf)
+        at = tuple(int(i) for i in torch.unravel_index(off.argmax(), off.shape))
+        worst = f"The worst, at {list(at)}," if at else "It"
         raise AssertionError(
-            f"{name}: the shape is right and the values are not. The worst, number {at} of the "
-            f"flattened tensor, is {got.flatten()[at]:.4f} instead of {expected.flatten()[at]:.4f}."
+            f"{name}: the shape is right and the values are not. {worst} is {got[at]:.4f} instead "
+            f"of {expected[at]:.4f}."
         )
     if done:
         _good(name)
+
+
+@contextlib.contextmanager
+def _explained(name: str, hints: Mapping[str, str]) -> Iterator[None]:
+    """An error whose text holds a key of ``hints`` becomes the message that belongs to it."""
+    try:
+        yield
+    except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+        for text, hint in hints.items():
+            if text in str(error):
+                raise AssertionError(f"{name}: {hint} ({error}).") from error
+        raise
 
 
 def _close(got: Tensor, expected: Tensor) -> bool:
@@ -570,20 +724,30 @@ def _with_row(model: HookedTransformer, row: Tensor, tokens: Tensor) -> Tensor:
 
 def _scores(
     model: HookedTransformer,
-    sequences: list[list[int]],
+    sequences: Sequence[list[int]],
     b_ids: list[int],
     n_ids: list[int],
+    *,
     position: int = -1,
+    point: str | None = None,
+    first: bool = False,
+    W_O: Tensor | None = None,
 ) -> Tensor:
-    """By how much each difference falls when a head's output is taken out of the final residual."""
-    maps = []
+    """By how much each difference falls when a head's output is taken out of the final residual.
+
+    The rest are mistakes: the residual at ``point`` of each layer, that of the first sequence,
+    another ``W_O``.
+    """
+    maps, residuals, layers = [], [], range(model.cfg.n_layers)
     for sequence, b, n in zip(sequences, b_ids, n_ids, strict=True):
         _, cache = model.run_with_cache(torch.tensor([sequence]))
-        resid = cache["resid_post", model.cfg.n_layers - 1][0, position]
-        scale = (resid.pow(2).mean() + model.cfg.eps).sqrt()
+        places = [(point, layer) for layer in layers] if point else [("resid_post", layers[-1])]
+        residuals.append(torch.stack([cache[place][0, position] for place in places])[:, None])
+        resid = residuals[0 if first else -1]  # [1 or n_layers, 1, d_model]
+        scale = (resid.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
         D = model.W_U[:, b] - model.W_U[:, n]
-        z = torch.stack([cache["z", layer][0, position] for layer in range(model.cfg.n_layers)])
-        wrote = (z[..., None] * model.W_O).sum(2)  # [n_layers n_heads d_model]
+        z = torch.stack([cache["z", layer][0, position] for layer in layers])
+        wrote = (z[..., None] * (model.W_O if W_O is None else W_O)).sum(2)
         with_all, without = ((r / scale * model.ln_final.w) @ D for r in (resid, resid - wrote))
         maps.append(with_all - without)
     return torch.stack(maps)
