@@ -112,19 +112,6 @@ def reinjected_table():
     return "\n".join(lines)
 
 
-def recipes_table():
-    lines = [
-        "| bias | idea | BiasToken | countries | loss | facts |\n|---|---|---:|---:|---:|---:|"
-    ]
-    for name in MAIN_BIASES:
-        path = RESULTS / f"recipes-{name}.json"
-        for idea, found in read_json(path).items() if path.exists() else ():
-            token, targets, loss, facts = found["values"]
-            cells = f"{token:+.1f} | {targets:+.1f} | {loss:.3f} | {facts:.0%}".replace("-", "−")
-            lines.append(f"| {name} | {idea} | {cells} |")
-    return "\n".join(lines)
-
-
 def asked_rows(report):
     for setting in (r.name for r in report.results if r.instruction):
         token = report.change(setting, "token_log_odds", "injected")
@@ -170,7 +157,6 @@ def main():
         ("random", random_table()),
         ("reinjected", reinjected_table()),
         ("gemma", table_of(BAR, rows_of, gemma)),
-        ("recipes", recipes_table()),
     ):
         page = put(page, mark, table)
     PAGE.write_text(page, encoding="utf-8")
