@@ -124,14 +124,14 @@ class Explorer:
         return write_text(Path(path), self.page(pairs=pairs, plotlyjs=plotlyjs))
 
     def _repr_mimebundle_(self, **options: Any) -> Mapping[str, Any]:
-        """The widget where it can be shown, and the page as its fallback."""
-        page = escape(self.page(pairs=0, plotlyjs="cdn"), quote=True)
-        still = f'<iframe srcdoc="{page}" width="100%" height="760" frameborder="0"></iframe>'
+        """The widget, or the page where the widget cannot be shown."""
+        text = {"text/plain": repr(self.scores)}
         try:
-            live = self.widget().box._repr_mimebundle_(**options)
+            return {**self.widget().box._repr_mimebundle_(**options), **text}
         except SettingError:
-            return {"text/plain": repr(self.scores), "text/html": still}
-        return {**live, "text/plain": repr(self.scores)}
+            page = escape(self.page(pairs=0, plotlyjs="cdn"), quote=True)
+            frame = f'<iframe srcdoc="{page}" width="100%" height="760" frameborder="0"></iframe>'
+            return {**text, "text/html": frame}
 
     def __repr__(self) -> str:
         return f"Explorer({self.scores!r})"
