@@ -26,7 +26,7 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.figures import draw
+from biasgym_tl.figures import draw, said_once
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
@@ -236,8 +236,7 @@ def write_assessed(found: Assessed, out: Path) -> list[str]:
     found.manifest().save(out / "manifest.json")
     for on, control in found.random.items():
         control.save(out / f"random-{on}")
-    remarks = [draw(out / name, name, ["report.json"]) for name in ("settings", "frontier")]
-    return list(dict.fromkeys(filter(None, remarks)))
+    return said_once(draw(out / name, name, ["report.json"]) for name in ("settings", "frontier"))
 
 
 def _judge(

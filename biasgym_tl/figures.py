@@ -6,7 +6,7 @@ results that it shows, and its options; :func:`redraw` does it again from these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +127,11 @@ def draw(
     """
     named = dict(of) if isinstance(of, Mapping) else {Path(file).stem: file for file in of}
     return _written(path, Recipe(plot, named, options))
+
+
+def said_once(remarks: Iterable[str | None]) -> list[str]:
+    """What :func:`draw` returned for several figures, each remark once."""
+    return list(dict.fromkeys(filter(None, remarks)))
 
 
 def redraw(folder: Path) -> Iterator[tuple[Path, str | None]]:

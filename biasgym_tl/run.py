@@ -15,7 +15,7 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import Setting
-from biasgym_tl.figures import draw
+from biasgym_tl.figures import draw, said_once
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -242,12 +242,12 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))
-    remarks = [
+    remarks = (
         draw(out / "heatmap", "heads", ["scores.safetensors"], mark_top=result.chain.k),
         draw(out / "loss", "loss", ["token.safetensors"]),
         draw(out / "settings", "settings", ["report.json"]),
-    ]
-    return list(dict.fromkeys(filter(None, remarks)))
+    )
+    return said_once(remarks)
 
 
 def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:
