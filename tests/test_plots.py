@@ -150,6 +150,8 @@ def test_a_page_of_a_figure_brings_its_library_or_loads_it(tmp_path):
     }
     assert sizes["cdn"] < 200_000 and sizes["inline"] > 3_000_000
     assert "cdn.plot.ly" in (tmp_path / "cdn.html").read_text("utf-8")
+    with pytest.raises(SettingError, match=r"plotlyjs must be 'cdn' .* or 'inline' .*, got 'yes'"):
+        write_html(figure, tmp_path / "page.html", plotlyjs="yes")
 
 
 def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):

@@ -13,6 +13,7 @@ from biasgym_tl.explorer.looks import Looks
 from biasgym_tl.explorer.panel import attention_html, head_html, page_html
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.heatmap import plot_heads
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import SeedOverlap
@@ -108,9 +109,7 @@ class Explorer:
         sides = [] if self.looks is None else [self.looks.sides(pair) for pair in range(pairs)]
         return page_html(
             title=f"{self.scores.bias} on {self.scores.model}",
-            figure=figure.to_html(
-                full_html=False, include_plotlyjs="cdn" if plotlyjs == "cdn" else True
-            ),
+            figure=figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs(plotlyjs)),
             fragments={
                 str(head): head_html(self.scores, head, self.seeds)
                 + "".join(attention_html(each, head) for each in sides)

@@ -40,10 +40,9 @@ def head_html(scores: HeadScores, head: Head, seeds: SeedOverlap | None = None) 
         head: Which head.
         seeds: Says in how many seeds' top the head is, and its value in each.
     """
-    values = scores.by_pair[:, head.layer, head.head].tolist()
+    value = scores.values[head].item()
+    by_pair = scores.by_pair[:, head.layer, head.head].tolist()
     largest = scores.by_pair.abs().max().item()
-    ranks = scores.values.flatten().argsort(descending=True, stable=True).tolist()
-    place = head.layer * scores.values.shape[1] + head.head
     of_seeds = None
     if seeds is not None:
         of_seeds = {
@@ -54,16 +53,16 @@ def head_html(scores: HeadScores, head: Head, seeds: SeedOverlap | None = None) 
     return _part(
         "head",
         head=str(head),
-        value=scores.values[head].item(),
+        value=value,
         error=scores.standard_error[head].item(),
-        rank=ranks.index(place) + 1,
-        n_heads=len(ranks),
+        rank=1 + int((scores.values > value).sum()),
+        n_heads=scores.values.numel(),
         group=scores.kv_group(head.head),
         effect=scores.effect,
         seeds=of_seeds,
         pairs=[
-            {"prompt": prompt, "value": value, "width": 50 * abs(value) / (largest or 1.0)}
-            for prompt, value in zip(scores.prompts, values, strict=True)
+            {"prompt": prompt, "value": here, "width": 50 * abs(here) / (largest or 1.0)}
+            for prompt, here in zip(scores.prompts, by_pair, strict=True)
         ],
     )
 

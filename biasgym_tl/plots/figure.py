@@ -9,6 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import Interval
 from biasgym_tl.store import write_atomically, write_text
 
@@ -53,6 +54,20 @@ def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
     }
 
 
+def include_plotlyjs(plotlyjs: str) -> str | bool:
+    """Value of plotly's argument of that name.
+
+    Raises:
+        SettingError: ``plotlyjs`` is neither ``"cdn"`` nor ``"inline"``.
+    """
+    if plotlyjs not in ("cdn", "inline"):
+        raise SettingError(
+            f"plotlyjs must be 'cdn' (loaded from the network) or 'inline' (5 MB more), got "
+            f"{plotlyjs!r}."
+        )
+    return plotlyjs == "inline" or "cdn"
+
+
 def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
     """Write a page with one figure.
 
@@ -62,7 +77,7 @@ def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
         plotlyjs: ``"cdn"``: plotly.js is loaded from the network, so the file stays small;
             ``"inline"``: 5 MB that need nothing else.
     """
-    page = figure.to_html(include_plotlyjs=plotlyjs == "inline" or "cdn", div_id=path.stem)
+    page = figure.to_html(include_plotlyjs=include_plotlyjs(plotlyjs), div_id=path.stem)
     return write_text(path, page)
 
 

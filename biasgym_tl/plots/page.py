@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.settings import plot_settings
 from biasgym_tl.plots.targets import plot_targets
@@ -89,7 +90,7 @@ def _ends(interval: Interval, form: str) -> str:
 
 def _embedded(figures: list[go.Figure], plotlyjs: str) -> list[str]:
     """HTML of each figure; the first brings the library."""
-    first: bool | str = "cdn" if plotlyjs == "cdn" else True
+    first = include_plotlyjs(plotlyjs)
     return [
         figure.to_html(full_html=False, include_plotlyjs=first if i == 0 else False)
         for i, figure in enumerate(figures)
