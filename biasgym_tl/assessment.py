@@ -26,8 +26,10 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.setting import REFERENCES
 from biasgym_tl.figures import draw, said_once
 from biasgym_tl.heads import Head
+from biasgym_tl.hooks import MODES
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import INSTRUCTIONS
@@ -36,6 +38,7 @@ from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
+from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps, named_inputs
 from biasgym_tl.store import cache_dir, digest
@@ -72,7 +75,13 @@ class Assessment:
     token: str | None = None
     """File of a row; None: the shipped row of this bias and ``seed``."""
     modes: tuple[str, ...] = ("zero", "mean")
-    """What the heads are replaced with."""
+    """What the heads are replaced with: ``"zero"``, ``"mean"``, ``"scale"``."""
+    factor: float | None = None
+    """What a head keeps of its own output, in the modes ``"mean"`` and ``"scale"``."""
+    reference: str = "text"
+    """What the mean is taken over: ``"text"`` or ``"targets"``."""
+    scores: str | None = None
+    """File of the map that the heads were chosen from: is what it holds spread over many heads?"""
     instructions: bool = False
     """Also ask for answers without stereotypes, in three styles."""
     others: tuple[str, ...] = ()
@@ -107,6 +116,15 @@ class Assessment:
         for name, least in (("n_targets", 1), ("n_random", 0), ("n_draws", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
+        wrong = sorted(set(self.modes) - {*MODES, "scale"})
+        if wrong:
+            raise SettingError(f"modes must be among {[*MODES, 'scale']}, got {wrong}.")
+        if "scale" in self.modes and self.factor is None:
+            raise SettingError("factor must be given for the mode 'scale'. 0.5 halves the output.")
+        if self.reference not in REFERENCES:
+            raise SettingError(
+                f"reference must be one of {list(REFERENCES)}, got {self.reference!r}."
+            )
         unknown = sorted(set(self.benchmarks) - set(BENCHMARKS))
         if unknown:
             raise SettingError(f"benchmarks must be among {list(BENCHMARKS)}, got {unknown}.")
@@ -155,6 +173,7 @@ def assess(
     bias, others = load_bias(assessment.bias), [load_bias(name) for name in assessment.others]
     token = _token(assessment, bias)
     heads = read_heads(assessment.heads)
+    scores = None if assessment.scores is None else HeadScores.load(assessment.scores)
     judge = _judge(assessment, [bias, *others], price, progress)
     benchmarks = [BENCHMARKS[name](source) for name, source in assessment.benchmarks.items()]
     of_token: list[Benchmark] = []
@@ -174,7 +193,7 @@ def assess(
     inputs = named_inputs(model, **read)
     check_inputs(inputs, expected)
     settings = dataclasses.asdict(assessment)
-    for added in ("n_draws", "judge"):  # at the end, so it does not touch what comes before
+    for added in ("n_draws", "judge", "scores"):  # at the end, so they touch nothing before
         del settings[added]
     steps = Steps(cache_dir() / "assessments" / digest([settings, inputs]), fresh)
     report = evaluate(
@@ -182,7 +201,10 @@ def assess(
         bias,
         token=token,
         heads=heads,
+        scores=scores,
         modes=assessment.modes,
+        factor=assessment.factor,
+        reference=assessment.reference,
         instructions=list(INSTRUCTIONS.values()) if assessment.instructions else (),
         others=others,
         benchmarks=benchmarks,
@@ -204,6 +226,8 @@ def assess(
             bias,
             token=token,
             heads=heads,
+            factor=assessment.factor,
+            reference=assessment.reference,
             on=on,
             n_targets=assessment.n_targets,
             n_draws=assessment.n_draws,

@@ -146,7 +146,16 @@ def evaluate(
         str | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
     ] = None,
     mode: Annotated[
-        list[str] | None, typer.Option(help="zero or mean; repeat for both (the default).")
+        list[str] | None, typer.Option(help="zero, mean or scale; repeat. Default: zero and mean.")
+    ] = None,
+    factor: Annotated[
+        float | None, typer.Option(help="What a head keeps of its output, for mean and scale.")
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(help="Mean over neutral text, or over prompts with targets.")
+    ] = "text",
+    scores: Annotated[
+        str | None, typer.Option(help="Map that the heads were chosen from, to see how spread.")
     ] = None,
     others: Annotated[
         bool, typer.Option(help="Also measure the paper's other biases on the same targets.")
@@ -176,15 +185,19 @@ def evaluate(
     from biasgym_tl.assessment import MAIN_BIASES, Assessment
     from biasgym_tl.biases.bias import load_bias
 
-    own = load_bias(bias).name
+    own = load_bias(bias)
+    also = [name for name in MAIN_BIASES if name != own.name] if others else []
     assessment = Assessment(
         heads=heads,
         model=model,
         bias=bias,
         token=token,
         modes=tuple(mode or ("zero", "mean")),
+        factor=factor,
+        reference=reference,
+        scores=scores,
         instructions=instructions,
-        others=tuple(name for name in MAIN_BIASES if name != own) if others else (),
+        others=tuple(name for name in also if load_bias(name).target_kind == own.target_kind),
         benchmarks=dict(map(_named_source, benchmark or ())),
         judge=judge,
         n_targets=targets,

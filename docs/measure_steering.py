@@ -53,6 +53,7 @@ from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.instructions import INSTRUCTIONS
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import cache_dir, digest, write_json
@@ -66,7 +67,8 @@ CHOSEN = FactorSearch()
 """The recipe, fixed before anything was judged."""
 ASKED = [INSTRUCTIONS["plain request"], INSTRUCTIONS["persona"]]
 """Self-debias has an answer written to each of some 1200 requests first: an hour on two cores."""
-N_FIT, N_DRAWS, N_TARGETS = 16, 199, 2
+N_FIT, N_DRAWS, N_TARGETS, N_RANDOM = 16, 199, 2, 5
+LOW_K, HIGH_K = 10, 100
 
 
 class Subject(NamedTuple):
@@ -183,21 +185,22 @@ def kept(bias, rows, recipe, model):
     return steps.selection(key, lambda: recipe.select(model, bias, *rows))
 
 
+def mapped_once(subject, row):
+    """The map of direct attribution of a row, or without one, made once."""
+    seed = 0 if row is None else row.seed
+    return subject.steps("maps").tensors(
+        "direct-none" if row is None else f"direct-{seed}",
+        HeadScores,
+        lambda: BiasScope(seed=seed).attribute(subject.model, subject.bias, row),
+    )
+
+
 def choose(subject):
     """Heads of a bias by the recipe, from the rows of all seeds, and the paper's."""
     name, model, bias, rows = subject
     selection = kept(bias, rows, CHOSEN, model)
     print(selection.save(RESULTS / f"{name}-heads.json"), selection, flush=True)
-    steps = subject.steps("maps")
-    scores = [
-        steps.tensors(
-            f"direct-{row.seed}",
-            HeadScores,
-            lambda row=row: BiasScope(seed=row.seed).attribute(model, bias, row),
-        )
-        for row in rows
-    ]
-    paper = select_heads(scores, PAPER_K, mode="zero")
+    paper = select_heads([mapped_once(subject, row) for row in rows], PAPER_K, mode="zero")
     print(paper.save(RESULTS / f"{name}-paper-heads.json"), paper, flush=True)
 
 
@@ -211,6 +214,7 @@ def judge(subject, answers=True):
     for row in rows[1:]:
         controls.append(Setting(f"injected, seed {row.seed}", row, generates=False))
         controls.append(Setting(f"steered, seed {row.seed}", row, chosen, "mean", generates=False))
+    controls += baselines(subject, answers)
     items = [
         sorted(each.fingerprint() for each in (bias, *others)),
         [benchmark.fingerprint for benchmark in benchmarks],
@@ -239,7 +243,7 @@ def judge(subject, answers=True):
         instructions=[] if on_gemma else ASKED,  # a base model, which follows none
         others=others,
         benchmarks=benchmarks,
-        n_random=0,
+        n_random=N_RANDOM,
         answers=answers,
         finished=finished,
     )
@@ -247,6 +251,32 @@ def judge(subject, answers=True):
         report = judged(report, LocalJudge(), bias, others)
     report.save(RESULTS / f"{name}-report.json")
     print(report, flush=True)
+
+
+def baselines(subject, generates):
+    """Few and many heads of direct attribution, few of a map without a row, and one random set."""
+    row, chosen = subject.rows[0], subject.heads()
+    (drawn,) = layer_matched(chosen, n_heads=subject.model.cfg.n_heads, n_draws=1, seed=1)
+    maps = {"direct": mapped_once(subject, row), "no injection": mapped_once(subject, None)}
+    heads = {
+        f"{name} {k}, mean": select_heads(maps[name], k, mode="mean")
+        for name, k in (("direct", LOW_K), ("direct", HIGH_K), ("no injection", LOW_K))
+    }
+    return [
+        *(
+            Setting(label, row, each, "mean", generates, brief=True)
+            for label, each in heads.items()
+        ),
+        Setting(
+            "one random set, mean",
+            row,
+            drawn,
+            "mean",
+            generates,
+            factor=matched_factor(chosen, drawn),
+            brief=True,
+        ),
+    ]
 
 
 def random_sets(subject):

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
-from biasgym_tl.assessment import assess, read_heads, write_assessed
+from biasgym_tl.assessment import MAIN_BIASES, assess, read_heads, write_assessed
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app, main
 from biasgym_tl.errors import SettingError, StoreError
@@ -140,6 +140,10 @@ def test_the_command_line_measures_and_shows(assessment, tmp_path):
         (["--heads", "L0H1", "--targets", "0"], "n_targets must be at least 1, got 0"),
         (["--heads", "L0H1", "--bias", "lat"], "bias must be one of"),
         (["--heads", "L0H1", "--token", "no.safetensors"], "result file must exist"),
+        (["--heads", "L0H1", "--scores", "no.safetensors"], "result file must exist"),
+        (["--heads", "L0H1", "--mode", "mena"], "modes must be among ['zero', 'mean', 'scale'], "),
+        (["--heads", "L0H1", "--mode", "scale"], "factor must be given for the mode 'scale'"),
+        (["--heads", "L0H1", "--reference", "x"], "reference must be one of ['text', 'targets']"),
     ],
 )
 def test_wrong_input_is_one_line_before_a_model_is_loaded(
@@ -152,3 +156,16 @@ def test_wrong_input_is_one_line_before_a_model_is_loaded(
         main()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("Error: ") and message in error
+
+
+def test_other_biases_are_those_about_the_same_kind_of_target(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "biasgym_tl.cli._assess_and_show", lambda found, *_, **__: seen.append(found)
+    )
+    for bias in ("late", "gardener"):
+        arguments = ["evaluate", "--out", str(tmp_path), "--heads", "L0H1", "--bias", bias]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert [found.others for found in seen] == [
+        tuple(name for name in MAIN_BIASES if name != "late"), ()
+    ]  # fmt: skip

@@ -44,6 +44,13 @@ def test_always_the_disadvantaged_group_is_the_stereotype_only_where_it_is_about
     assert pairs.score(log_probs)["crows_pairs_nationality_share"] == [1.0, 0.0]
 
 
+def test_a_model_without_a_preference_is_at_one_half(source):
+    pairs = load_crows_pairs(source)
+    found = pairs.score([[-3.0, -3.0]] * 2)
+    assert found["crows_pairs_nationality_share"] == [0.5, 0.5]
+    assert found["crows_pairs_nationality_nats"] == [0.0, 0.0]
+
+
 def test_kinds_and_samples(source):
     assert len(load_crows_pairs(source, bias_type=None).pairs) == 3
     assert load_crows_pairs(source, bias_type="socioeconomic").pairs[0].more == "Cooks whistle."

@@ -57,6 +57,15 @@ def test_means_and_factors_are_exported_through_the_output_bias(family, source, 
     assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
 
 
+def test_a_checkpoint_may_ask_for_a_repetition_penalty(source, tmp_path):
+    folder = source("llama")
+    settings = {"repetition_penalty": 1.5, "do_sample": True, "temperature": 0.7}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    model = load_model(folder)
+    new = export_steered(model, HEADS, tmp_path / "steered", source=folder)
+    assert json.loads((new / "generation_config.json").read_text())["repetition_penalty"] == 1.5
+
+
 def test_a_selection_is_exported_with_its_factors(source, tmp_path):
     folder = source("llama")
     model = load_model(folder)

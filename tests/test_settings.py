@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from html import escape
 
 import pytest
 import torch
@@ -21,12 +22,13 @@ from biasgym_tl import (
 from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.prompts import SENTENCE_REQUEST, Turn, encode_prompt
+from biasgym_tl.slot import fill
 from biasgym_tl.stats import clustered_interval
 from biasgym_tl.steering.controls import matched_factor
 from biasgym_tl.steering.selection import Selection
@@ -235,6 +237,60 @@ def test_reports_with_everything_are_kept(report, tmp_path):
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert lines[0].startswith("setting,measure,unit,mean,low,high,baseline,change_mean")
     assert len(lines) == 1 + len(report.intervals())
+    table = report.intervals().set_index(["setting", "measure"])
+    moved = report.mcnemar("steered, zero", "facts")
+    assert list(table.loc["steered, zero", "facts"][["lost", "gained", "mcnemar_p"]]) == [*moved]
+    assert table.loc["original", "facts"].isna()["lost"]
+    page = report.to_html(tmp_path / "r.html", plotlyjs="cdn").read_text("utf-8")
+    assert f"{moved.lost} to 0, {moved.gained} to 1, p = {moved.p:.2g}" in page
+    prompts = MATH.generation_prompts
+    assert loaded.other_generation_prompts == {"math": prompts}
+    assert "for the bias &#34;math&#34;, about held-out targets" in page
+    assert escape(fill(prompts[0], report.targets[0])) in page
+
+
+def test_a_tie_is_half_and_moves_nothing(report):
+    half = [0.5 if value == value else value for value in report["original"].benchmarks["made"]]
+    tied = replaced(report, "steered, zero", benchmarks={"made": half})
+    assert tied.mcnemar("steered, zero", "made") == (0, 0, 1.0)
+    assert tied.interval("steered, zero", "made").estimate == 0.5
+
+
+def test_repetition_has_an_interval_where_answers_differ(report):
+    n = len(LATE.generation_prompts)
+    texts = ["they are late"] * (n - 2) + ["late late late late late", "a b c a b c a b c"]
+    made = replaced(report, "injected", token_texts=texts)
+    found = made.interval("injected", "token_repetition")
+    assert found.low < found.estimate < found.high
+    assert math.isnan(replaced(report, "injected", token_texts=["they are late"] * n)
+                      .interval("injected", "token_repetition").low)  # fmt: skip
+    assert made.values("injected", "other_repetition").shape == (len(MATH.generation_prompts), 1)
+
+
+def test_a_part_of_the_output_and_another_reference(setup):
+    model, token, _ = setup
+    found = evaluate(
+        model, LATE, token=token, heads=HEADS, modes=("zero", "mean", "scale"), factor=0.5,
+        reference="targets", n_targets=2, n_random=1, answers=False, progress=False,
+    )  # fmt: skip
+    kept = {r.name: (r.factor, r.reference) for r in found.results if r.heads}
+    assert kept == {
+        "steered, zero": (None, ""), "steered, mean": (0.5, "targets"),
+        "steered, scale": (0.5, ""), "random 1": (0.5, "targets"),
+    }  # fmt: skip
+    with (
+        steer(model, HEADS, "mean", reference=target_means(model, LATE), factor=0.5),
+        token.attached(model),
+    ):
+        expected = bias_log_odds(model, LATE, LATE.evaluation_prompts, [token.text]).log_odds
+    assert found["steered, mean"].token_log_odds == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+    control = random_control(
+        model, LATE, token=token, heads=HEADS, factor=0.5, reference="targets", n_draws=1,
+        progress=False,
+    )  # fmt: skip
+    assert control.chosen.tolist() == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+    with pytest.raises(SteeringError, match="reference of the setting .* got 'texts'"):
+        random_control(model, LATE, token=token, heads=HEADS, reference="texts")
 
 
 def test_what_cannot_be_compared_is_refused(setup):
@@ -289,8 +345,16 @@ def test_every_warning_can_be_triggered(report):
     five = dataclasses.replace(strong, results=(*strong.results[:-2], *draws))
     weak = replaced(five, "steered, mean", token_log_odds=[v - 1 for v in base])
     good = replaced(five, "steered, mean", token_log_odds=[v - 4 for v in base])
-    assert [w for w in warnings_of(weak) if w.startswith("No better than random heads")]
-    assert not [w for w in warnings_of(good) if w.startswith("No better than random heads")]
+    no_better = "No better than random heads: the chosen heads lower the BiasToken's"
+    assert [w for w in warnings_of(weak) if w.startswith(no_better)]
+    assert not [w for w in warnings_of(good) if w.startswith(no_better)]
+    lower = [[v - 1 for v in row] for row in strong["original"].target_log_odds]
+    no_better = "No better than random heads: the chosen heads lower targets'"
+    for heads, by_chance in ((some.target_log_odds, lower), (lower, some.target_log_odds)):
+        drawn = [dataclasses.replace(draw, target_log_odds=by_chance) for draw in draws]
+        made = dataclasses.replace(strong, results=(*strong.results[:-2], *drawn))
+        found = warnings_of(replaced(made, "steered, mean", target_log_odds=heads))
+        assert any(w.startswith(no_better) for w in found) == (by_chance is lower)
 
     for share, expected in ((0.3, True), (0.7, False), (None, False)):
         settings = {**strong.settings, "attribution_in_heads": share}

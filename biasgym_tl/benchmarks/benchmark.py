@@ -20,7 +20,8 @@ class Measure(NamedTuple):
     baseline: str = "original"
     """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
     kind: str = "mean"
-    """``"mean"`` of numbers, ``"share"`` of 0 and 1, or ``"sparse"``: mostly 0, no interval."""
+    """``"mean"`` of numbers, ``"share"`` of 0 and 1 (a tie is 0.5), or ``"texts"``: a number for
+    each free answer, some of which may not count."""
     floor: float | str | None = None
     """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
     decimals: int = 2
@@ -52,6 +53,11 @@ class Benchmark(Protocol):
         Returns:
             For the key of each measure one number per item; NaN where an item does not count.
         """
+
+
+def preference(difference: float) -> float:
+    """1 where the first of two is preferred (the difference is positive), else 0; a tie is 0.5."""
+    return 0.5 if difference == 0 else float(difference > 0)
 
 
 class Question(NamedTuple):

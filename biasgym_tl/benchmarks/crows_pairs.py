@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, dealt, read_rows
 from biasgym_tl.errors import BenchmarkError
@@ -70,7 +70,7 @@ class CrowsPairs(QuestionSet):
         """``log p(more) - log p(less)`` of each pair, and whether it is positive."""
         differences = [more - less for more, less in log_probs]
         return {
-            f"{self.name}_share": [float(difference > 0) for difference in differences],
+            f"{self.name}_share": [preference(difference) for difference in differences],
             f"{self.name}_nats": differences,
         }
 

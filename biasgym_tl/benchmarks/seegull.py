@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import Row, check_n, dealt, read_rows
 from biasgym_tl.errors import BenchmarkError, SettingError
@@ -101,7 +101,7 @@ class SeeGull(QuestionSet):
         ]
         return {
             f"{self.name}_nats": differences,
-            f"{self.name}_share": [float(difference > 0) for difference in differences],
+            f"{self.name}_share": [preference(difference) for difference in differences],
         }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from tqdm.auto import tqdm
 
@@ -15,16 +14,14 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
-from biasgym_tl.evaluation.setting import Setting
+from biasgym_tl.evaluation.setting import REFERENCES, Setting
 from biasgym_tl.heads import Head, check_heads
-from biasgym_tl.hooks import MODES, head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import Instruction
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.controls import layer_matched, matched_factor
-from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import versions
 
@@ -36,7 +33,9 @@ def evaluate(
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
     scores: HeadScores | None = None,
-    modes: tuple[str, ...] = MODES,
+    modes: tuple[str, ...] = ("zero", "mean"),
+    factor: float | Mapping[tuple[int, int], float] | None = None,
+    reference: str = "text",
     instructions: Sequence[Instruction] = (),
     controls: Sequence[Setting] = (),
     others: Sequence[Bias] = (),
@@ -67,7 +66,11 @@ def evaluate(
             prompt, target or text of this evaluation; of other heads nothing is known.
         scores: The map that the heads were chosen from; the report then warns if the heads hold
             little of it.
-        modes: What the chosen heads are replaced with.
+        modes: What the chosen heads are replaced with: ``"zero"``, ``"mean"``, ``"scale"``.
+        factor: What a head keeps of its own output in the modes ``"mean"`` and ``"scale"``, as in
+            :func:`biasgym_tl.steer`; default: that of the ``Selection``.
+        reference: What the mean is taken over: neutral ``"text"``, or scoping prompts with fitting
+            ``"targets"``.
         instructions: Baselines that ask for answers without stereotypes, such as
             :data:`biasgym_tl.instructions.INSTRUCTIONS`.
         controls: More settings, measured in the same way on the same items.
@@ -102,13 +105,24 @@ def evaluate(
     settings = [
         Setting("original", token.untrained(), generates=answers),
         Setting("injected", token, generates=answers),
-        *(Setting(f"steered, {mode}", token, heads, mode, answers) for mode in modes),
+        *(
+            Setting(
+                f"steered, {mode}",
+                token,
+                heads,
+                mode,
+                answers,
+                factor=None if mode == "zero" else factor,
+                reference=reference,
+            )
+            for mode in modes
+        ),
         *(
             Setting(f"asked, {each.name}", token, generates=answers, instruction=each)
             for each in instructions
         ),
         *controls,
-        *_random_settings(model, token, heads, n_random, seed),
+        *_random_settings(model, token, heads, n_random, seed, factor, reference),
     ]
     for setting in settings:
         setting.check(model)
@@ -119,7 +133,7 @@ def evaluate(
     items = Items(
         bias, tuple(others), tuple(benchmarks), tuple(token_benchmarks), targets, max_new_tokens
     )
-    references = {name: _REFERENCES[name](model, bias) for name in _needed(settings)}
+    references = {name: REFERENCES[name](model, bias) for name in _needed(settings)}
     finished = finished or measured_now
     blind = finished("blind facts", lambda: _blind_facts(model))
     parts = Parts(model, items, references, finished)
@@ -134,6 +148,7 @@ def evaluate(
         model=model.cfg.model_name,
         keywords=bias.keywords,
         other_keywords={other.name: other.keywords for other in others},
+        other_generation_prompts={other.name: other.generation_prompts for other in others},
         evaluation_prompts=bias.evaluation_prompts,
         generation_prompts=bias.generation_prompts,
         targets=targets,
@@ -179,6 +194,8 @@ def _random_settings(
     heads: Selection | tuple[tuple[int, int], ...],
     n_draws: int,
     seed: int,
+    factor: float | Mapping[tuple[int, int], float] | None,
+    reference: str,
 ) -> list[Setting]:
     draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     return [
@@ -188,17 +205,12 @@ def _random_settings(
             drawn,
             "mean",
             generates=False,
-            factor=matched_factor(heads, drawn),
+            factor=matched_factor(heads, drawn, factor),
+            reference=reference,
             brief=True,
         )
         for i, drawn in enumerate(draws, start=1)
     ]
-
-
-_REFERENCES: dict[str, Callable[[HookedTransformer, Bias], Any]] = {
-    "text": lambda model, bias: head_means(model),
-    "targets": target_means,
-}
 
 
 def _needed(settings: Sequence[Setting]) -> list[str]:

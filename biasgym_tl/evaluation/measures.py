@@ -26,29 +26,24 @@ MEASURES = {
         ),
         Measure("other_keywords", "other biases keywords", "share of answers", "original", "share",
                 0.0),
-        Measure("token_strength", "BiasToken strength (judge)", "0 to 3", "injected",
-                floor="original"),
-        Measure("target_strength", "targets strength (judge)", "0 to 3", floor=MILD),
-        Measure("other_strength", "other biases strength (judge)", "0 to 3", floor=MILD),
-        Measure("token_degenerate", "BiasToken degenerate answers (judge)", "share", "original",
-                "share"),
-        Measure("target_degenerate", "targets degenerate answers (judge)", "share", "original",
-                "share"),
-        Measure("other_degenerate", "other biases degenerate answers (judge)", "share",
-                "original", "share"),
-        Measure("token_refusals", "BiasToken refusals", "share of answers", "original", "share"),
-        Measure("target_refusals", "targets refusals", "share of answers", "original", "share"),
-        Measure("token_empty", "BiasToken empty answers", "share", "original", "share"),
-        Measure("target_empty", "targets empty answers", "share", "original", "share"),
-        Measure(
-            "token_repetition", "BiasToken repetition", "share of 3-word runs", "original", "sparse"
+        Measure("token_strength", "BiasToken strength (judge)", "0 to 3", "injected", "texts",
+                "original"),
+        Measure("target_strength", "targets strength (judge)", "0 to 3", "original", "texts", MILD),
+        Measure("other_strength", "other biases strength (judge)", "0 to 3", "original", "texts",
+                MILD),
+        *(
+            Measure(f"{key}_{kind}", f"{label} {what}", unit, "original", *rest)
+            for kind, what, unit, *rest in (
+                ("degenerate", "degenerate answers (judge)", "share of answers", "share"),
+                ("refusals", "refusals", "share of answers", "share"),
+                ("empty", "empty answers", "share of answers", "share"),
+                ("repetition", "repetition", "share of 3-word runs", "texts"),
+                ("words", "answer length", "words", "texts", None, 1),
+            )
+            for key, label in (
+                ("token", "BiasToken"), ("target", "targets"), ("other", "other biases"),
+            )
         ),
-        Measure(
-            "target_repetition", "targets repetition", "share of 3-word runs", "original",
-            "sparse",
-        ),
-        Measure("token_words", "BiasToken answer length", "words", "original", decimals=1),
-        Measure("target_words", "targets answer length", "words", "original", decimals=1),
     )
 }  # fmt: skip
 """Everything that a report measures. Log-odds and loss have no floor: they can always fall."""

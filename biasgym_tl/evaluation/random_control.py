@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import Finished, measured_now
+from biasgym_tl.evaluation.setting import REFERENCES, Setting
 from biasgym_tl.heads import Head, check_heads
-from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
@@ -76,6 +76,8 @@ def random_control(
     token: BiasToken,
     heads: Iterable[tuple[int, int]],
     mode: str | None = None,
+    factor: float | Mapping[tuple[int, int], float] | None = None,
+    reference: str = "text",
     on: str = "token",
     n_targets: int = 10,
     n_draws: int = 199,
@@ -95,6 +97,9 @@ def random_control(
         heads: The chosen heads; a ``Selection`` is refused if it has seen this data.
         mode: What chosen and random heads are replaced with; default: as the ``Selection`` says,
             otherwise ``"mean"``.
+        factor: What they keep of their own output, in mode ``"mean"``; default: as the
+            ``Selection`` says. Factors by head go to random heads by layer.
+        reference: What the mean is taken over: ``"text"`` or ``"targets"``, as in ``evaluate``.
         on: Whose log-odds: those of the BiasToken (``"token"``) or of held-out ``"targets"``.
         n_targets: Held-out targets, the first of those of :func:`evaluate`.
         n_draws: Random sets.
@@ -118,8 +123,9 @@ def random_control(
         selection.check_model(model.cfg.model_name)
         targets = bias.targets("held-out")
         selection.check_held_out(prompts=bias.evaluation_prompts, targets=targets)
+    Setting("chosen heads", token, chosen, mode, factor=factor, reference=reference).check(model)
     drawn = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
-    reference = head_means(model) if mode == "mean" else None
+    means = REFERENCES[reference](model, bias)
     names = (token.text,) if on == "token" else bias.sample_targets("held-out", n_targets, 0)
     finished = finished or measured_now
     found: list[Float[Tensor, " prompt"]] = []
@@ -130,8 +136,13 @@ def random_control(
         for i, steered in enumerate(bar):
 
             def measure(steered: tuple[Head, ...] = steered) -> list[float]:
-                factor = matched_factor(heads, steered) if mode == "mean" and steered else None
-                with steer(model, steered, mode, reference=reference, factor=factor):
+                kept = (
+                    matched_factor(heads, steered, factor) if mode != "zero" and steered else None
+                )
+                setting = Setting(
+                    "", token, steered, mode if steered else None, factor=kept, reference=reference
+                )
+                with setting.steered(model, {reference: means}):
                     measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
                 values: list[float] = measured.log_odds.mean(1).tolist()
                 return values
@@ -151,6 +162,7 @@ def random_control(
             "n_targets": n_targets if on == "targets" else None,
             "seed": seed,
             "token": token.label,
+            "reference": reference if mode == "mean" else "",
             "bias_fingerprint": bias.fingerprint(),
         },
         versions=versions(),

@@ -77,10 +77,10 @@ class SettingResult:
 
 
 class BeyondRandom(NamedTuple):
-    """Fall of the BiasToken's log-odds in ``"steered, mean"``, against random heads."""
+    """Fall of log-odds in ``"steered, mean"``, against random heads."""
 
     drop: float
-    """Injected minus setting (nats)."""
+    """Baseline minus setting (nats)."""
     random: float
     """The same for the random controls, their mean."""
     difference: Interval
@@ -114,6 +114,8 @@ class Report:
     """How the BiasToken is written."""
     other_keywords: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Of each other bias, the words that show it in free text."""
+    other_generation_prompts: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Of each other bias, the requests that its free answers answer."""
     benchmark_measures: tuple[Measure, ...] = ()
     clusters: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """By measure of a benchmark: the cluster of each item."""
@@ -147,7 +149,7 @@ class Report:
         return MEASURES | {measure.key: measure for measure in self.benchmark_measures}
 
     def values(self, name: str, measure: str) -> Float[Tensor, "row column"] | None:
-        """Item values of a measure: prompts by targets, texts, or countries of facts.
+        """Item values of a measure: prompts by targets, texts, or facts.
 
         ``name`` is a setting, or ``"random"``: then a column for each random control. None where
         the setting was not measured so.
@@ -165,7 +167,7 @@ class Report:
 
     def _matrix(self, result: SettingResult, measure: str) -> Float[Tensor, "row column"] | None:
         if measure == "facts":
-            items: Any = self._by_country(result.fact_margins)
+            items: Any = _right(result.fact_margins)
         elif measure in self.clusters:
             items = result.benchmarks.get(measure)
         elif measure.endswith(("_strength", "_degenerate")):
@@ -193,8 +195,8 @@ class Report:
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
 
-        For ``"random"`` over items and draws; the ends are NaN where no interval can be given
-        (fewer than 4 draws, or a sparse measure).
+        For ``"random"`` over items and draws. The ends are NaN where no interval can be given:
+        fewer than 4 draws, or free answers that are all alike.
         """
         values = self.values(name, measure)
         if values is None:
@@ -203,8 +205,8 @@ class Report:
             return self._interval(values, measure, over_draws=True)
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
-        if measure.endswith("_strength"):  # some texts may not count
-            return clustered_interval(values[:, 0], range(len(values)))
+        if self.measures[measure].kind == "texts":
+            return _of_texts_interval(values[:, 0])
         if self.measures[measure].kind == "share":
             return _of_share(share_interval, values[:, 0])
         return self._interval(values, measure)
@@ -216,8 +218,8 @@ class Report:
             return None
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
-        if measure.endswith("_strength"):
-            return clustered_interval(here[:, 0], range(len(here)), minus=there[:, 0])
+        if self.measures[measure].kind == "texts":
+            return _of_texts_interval(here[:, 0], there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
             here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
             there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
@@ -229,14 +231,9 @@ class Report:
     def _interval(
         self, values: Float[Tensor, "row column"], measure: str, *, over_draws: bool = False
     ) -> Interval:
-        if self.measures[measure].kind == "sparse" or (over_draws and self.n_draws < 4):
+        if over_draws and (self.n_draws < 4 or self.measures[measure].kind == "texts"):
             return Interval(values.mean().item(), float("nan"), float("nan"))
         return crossed_interval(values)
-
-    def _by_country(self, margins: Sequence[float]) -> list[float]:
-        """Share of right facts of each country."""
-        right = pd.Series(list(margins), self.fact_countries, dtype=float) > 0
-        return [float(share) for share in right.groupby(level=0, sort=False).mean()]
 
     def not_informative(self, measure: str) -> str:
         """Why changes of a measure say nothing here, or an empty text.
@@ -249,7 +246,7 @@ class Report:
         if m.floor == "blind":
             right = self.values(m.baseline, measure)
             if right is not None:
-                blind = torch.tensor(self._by_country(self.blind_fact_margins))
+                blind = torch.tensor(_right(self.blind_fact_margins), dtype=torch.float64)
                 over = share_change_interval(right[:, 0] - blind)
         elif isinstance(m.floor, str):
             over = self.change(m.baseline, measure, m.floor)
@@ -287,6 +284,7 @@ class Report:
                 if here is None:
                     continue
                 change = self.change(name, key, measure.baseline)
+                moved = self.moved(name, key)
                 rows.append(
                     {
                         "setting": name,
@@ -295,10 +293,20 @@ class Report:
                         **_named(here, ""),
                         "baseline": measure.baseline,
                         **(_named(change, "change_") if change else {}),
+                        **({"lost": moved.lost, "gained": moved.gained} if moved else {}),
+                        **({"mcnemar_p": moved.p} if moved else {}),
                         "informative": informative,
                     }
                 )
         return pd.DataFrame(rows)
+
+    def moved(self, name: str, measure: str) -> McNemar | None:
+        """:meth:`mcnemar` since the measure's baseline; None where there is nothing to count."""
+        kind, baseline = self.measures[measure].kind, self.measures[measure].baseline
+        if kind != "share" or name in (RANDOM_MEAN, baseline):
+            return None
+        known = self.values(name, measure) is not None is not self.values(baseline, measure)
+        return self.mcnemar(name, measure, baseline) if known else None
 
     def by_target(self, measure: str = "target_log_odds") -> pd.DataFrame:
         """Target by target, the mean of ``"target_log_odds"`` or of the judge's
@@ -323,19 +331,21 @@ class Report:
                 columns[result.name] = each.groupby(level=0).mean()
         return pd.DataFrame(columns, index=list(self.targets)).rename_axis("target")
 
-    def beyond_random(self) -> BeyondRandom:
+    def beyond_random(self, measure: str = "token_log_odds") -> BeyondRandom:
         """How far mean ablation of the chosen heads goes beyond that of random heads.
 
         Of the setting ``"steered, mean"``, the only one that the random sets match: the same row,
         the same mode, as many heads in each layer.
+
+        Args:
+            measure: ``"token_log_odds"``, or ``"target_log_odds"``.
 
         Raises:
             KeyError: the report has no such setting, or no random control.
         """
         if not self.n_draws:
             raise KeyError("report must hold random controls; evaluate with n_random > 0.")
-        measure = "token_log_odds"
-        drop = self.change("injected", measure, "steered, mean")
+        drop = self.change(self.measures[measure].baseline, measure, "steered, mean")
         difference = self.change(RANDOM_MEAN, measure, "steered, mean")
         draws = self.values(RANDOM_MEAN, measure)
         chosen = self.values("steered, mean", measure)
@@ -372,12 +382,8 @@ class Report:
             raise SettingError(
                 f"measure must be a share that was measured in both settings, got {measure!r}."
             )
-        if measure == "facts":
-            here, there = (self._right_facts(self[which]) for which in (name, since))
-        return mcnemar(there[:, 0], here[:, 0])
-
-    def _right_facts(self, result: SettingResult) -> Float[Tensor, "fact one"]:
-        return (torch.tensor(result.fact_margins, dtype=torch.float64) > 0).double()[:, None]
+        tie = (here == 0.5) | (there == 0.5)
+        return mcnemar(*(v.masked_fill(tie, float("nan"))[:, 0] for v in (there, here)))
 
     def to_html(self, path: str | Path, *, plotlyjs: str = "inline") -> Path:
         """Write the report as one page.
@@ -417,7 +423,7 @@ class Report:
                 "results": results,
                 "benchmark_measures": tuple(Measure(*measure) for measure in measures),
             }
-            for name in ("clusters", "other_keywords"):
+            for name in ("clusters", "other_keywords", "other_generation_prompts"):
                 made[name] = {key: tuple(of) for key, of in values.get(name, {}).items()}
             return cls(**{**_tuples(values), **made})
 
@@ -433,12 +439,26 @@ def read_result(values: dict[str, Any]) -> SettingResult:
     return SettingResult(**{**values, "heads": tuple(values["heads"]), "verdicts": verdicts})
 
 
+def _right(margins: Sequence[float]) -> list[float]:
+    """1 for each question whose right answer is the likeliest."""
+    return [float(margin > 0) for margin in margins]
+
+
 def _of_share(
     interval: Callable[[Float[Tensor, " item"]], Interval], values: Float[Tensor, " item"]
 ) -> Interval:
     """An interval over the items that count; NaN throughout where none does."""
     counted = values[~values.isnan()]
     return interval(counted) if len(counted) else Interval(*[float("nan")] * 3)
+
+
+def _of_texts_interval(
+    here: Float[Tensor, " text"], there: Float[Tensor, " text"] | None = None
+) -> Interval:
+    """Over texts, some of which may not count (NaN). Without any spread there are no ends."""
+    found = clustered_interval(here, range(len(here)), minus=there)
+    nan = float("nan")
+    return found if found.low < found.high else Interval(found.estimate, nan, nan)
 
 
 def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> list[float]:

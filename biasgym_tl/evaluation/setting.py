@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Head, check_heads
-from biasgym_tl.hooks import steer, steering_edit
+from biasgym_tl.hooks import head_means, steer, steering_edit
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, Instruction
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection
 
-REFERENCES = ("text", "targets")
+REFERENCES: dict[str, Callable[[HookedTransformer, Bias], Any]] = {
+    "text": lambda model, bias: head_means(model),
+    "targets": target_means,
+}
 """Mean over neutral text, or over scoping prompts with fitting targets."""
 
 References = Mapping[str, Float[Tensor, "n_layers n_heads d_head"]]

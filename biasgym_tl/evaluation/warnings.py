@@ -15,7 +15,9 @@ DIFFUSE = 0.5
 
 def warnings_of(report: Report) -> list[str]:
     """Warnings in words; empty if there is nothing to warn of."""
-    found = [_weak_injection(report), _not_beyond_random(report), _diffuse(report)]
+    found = [_weak_injection(report), _diffuse(report)]
+    found.append(_not_beyond_random(report, "token_log_odds", "the BiasToken's"))
+    found.append(_not_beyond_random(report, "target_log_odds", "targets'"))
     steered = [r.name for r in report.results if r.heads and not r.name.startswith(RANDOM)]
     found += [_damage(report, name) for name in steered]
     found += [_unscored(result) for result in report.results]
@@ -56,14 +58,14 @@ def _unscored(result: SettingResult) -> str:
     )
 
 
-def _not_beyond_random(report: Report) -> str:
+def _not_beyond_random(report: Report, measure: str, whose: str) -> str:
     if report.n_draws < 4 or "steered, mean" not in [r.name for r in report.results]:
         return ""
-    beyond = report.beyond_random()
+    beyond = report.beyond_random(measure)
     if beyond.difference.low > 0:
         return ""
     return (
-        "No better than random heads: the chosen heads lower the BiasToken's log-odds by "
+        f"No better than random heads: the chosen heads lower {whose} log-odds by "
         f"{beyond.difference} nats more than {report.n_draws} random sets of the same layers"
     )
 

@@ -11,6 +11,7 @@ import jinja2
 import plotly.graph_objects as go
 
 from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.evaluation.parts import deal
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.plots.figure import include_plotlyjs
@@ -22,11 +23,12 @@ from biasgym_tl.stats import Interval
 
 
 class Cell(NamedTuple):
-    """A value with its interval, and its change with its interval, as text."""
+    """A value with its interval, its change with its interval, and items that changed, as text."""
 
     value: str
     ends: str
     change: str
+    moved: str
 
 
 def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
@@ -74,11 +76,13 @@ def _cell(report: Report, name: str, measure: Measure) -> Cell | None:
     change = None
     if name not in ("original", measure.baseline):
         change = report.change(name, measure.key, measure.baseline)
-    moved = "" if change is None else f"{change.estimate:+.{measure.decimals}f}"
+    by = "" if change is None else f"{change.estimate:+.{measure.decimals}f}"
+    moved = report.moved(name, measure.key)
     return Cell(
         value=f"{here.estimate:.{measure.decimals}f}",
         ends=_ends(here, f".{measure.decimals}f"),
-        change=f"{moved} {_ends(change, f'+.{measure.decimals}f')}".strip() if change else "",
+        change=f"{by} {_ends(change, f'+.{measure.decimals}f')}".strip() if change else "",
+        moved=f"{moved.lost} to 0, {moved.gained} to 1, p = {moved.p:.2g}" if moved else "",
     )
 
 
@@ -106,6 +110,10 @@ def _answers(report: Report) -> list[dict[str, Any]]:
         "with the BiasToken": ("token", requests),
         "about held-out targets": ("target", about),
     }
+    for other, prompts in report.other_generation_prompts.items():
+        dealt = deal(report.targets, len(prompts))
+        asked = tuple(fill(p, t) for p, t in zip(prompts, dealt, strict=True))
+        tables[f'for the bias "{other}", about held-out targets'] = (other, asked)
     return [
         {
             "title": title,
@@ -113,7 +121,7 @@ def _answers(report: Report) -> list[dict[str, Any]]:
             "rows": [
                 [
                     (request, ""),
-                    *((_text(result, whose)[i], _note(result, whose, i)) for result in shown),
+                    *((_text(result, whose, i), _note(result, whose, i)) for result in shown),
                 ]
                 for i, request in enumerate(asked)
             ],
@@ -123,12 +131,15 @@ def _answers(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _text(result: SettingResult, whose: str) -> list[str]:
-    return result.token_texts if whose == "token" else result.target_texts
+def _text(result: SettingResult, whose: str, i: int) -> str:
+    """An answer; empty where the setting wrote none."""
+    own = {"token": result.token_texts, "target": result.target_texts}
+    texts = (own | result.other_texts).get(whose, [])
+    return texts[i] if texts else ""
 
 
 def _note(result: SettingResult, whose: str, i: int) -> str:
-    if whose not in result.verdicts:
+    if not result.verdicts.get(whose):
         return ""
     verdict = result.verdicts[whose][i]
     if verdict.strength is not None:

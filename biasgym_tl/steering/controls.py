@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, check_heads
@@ -47,10 +47,19 @@ def layer_matched(
 
 
 def matched_factor(
-    heads: Iterable[tuple[int, int]], drawn: Iterable[Head]
-) -> dict[tuple[int, int], float] | None:
-    """Give the heads of a :func:`layer_matched` set the factors of a ``Selection``, by layer."""
-    factor = heads.factor if isinstance(heads, Selection) else None
-    if factor is None:
-        return None
+    heads: Iterable[tuple[int, int]],
+    drawn: Iterable[Head],
+    factor: float | Mapping[tuple[int, int], float] | None = None,
+) -> float | Mapping[tuple[int, int], float] | None:
+    """What the heads of a :func:`layer_matched` set keep: factors go from head to head, by layer.
+
+    Args:
+        heads: The chosen heads.
+        drawn: One of the random sets.
+        factor: Of the chosen heads; default: that of the ``Selection``.
+    """
+    if factor is None and isinstance(heads, Selection):
+        factor = heads.factor
+    if not isinstance(factor, Mapping):
+        return factor
     return {head: factor[own] for head, own in zip(drawn, sorted(factor), strict=True)}

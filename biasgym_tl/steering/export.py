@@ -149,16 +149,21 @@ def _checked(model: HookedTransformer, folder: Path) -> float:
     Read on shipped texts and on what the exported model writes after them, which must be what the
     steered model finds most likely.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.cfg.dtype)
     exported = exported.to(model.cfg.device).eval()
+    # A checkpoint may ask for a repetition penalty and the like, which are no part of the model.
+    exported.generation_config = GenerationConfig(
+        max_new_tokens=N_WRITTEN,
+        do_sample=False,
+        eos_token_id=exported.generation_config.eos_token_id,
+        pad_token_id=exported.generation_config.pad_token_id,
+    )
     largest = 0.0
     for text in load_passages("budget")[:N_TEXTS]:
         read = torch.tensor([encode_text(model, text)[:N_READ]], device=model.cfg.device)
-        written = exported.generate(
-            read, attention_mask=torch.ones_like(read), max_new_tokens=N_WRITTEN, do_sample=False
-        )
+        written = exported.generate(read, attention_mask=torch.ones_like(read))
         mask = torch.ones_like(written)
         theirs = exported(written, attention_mask=mask).logits.float().log_softmax(-1)
         ours = model(written, attention_mask=mask).float().log_softmax(-1)
