@@ -6,6 +6,7 @@ results that it shows, and its options; :func:`redraw` does it again from these.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,12 +36,17 @@ from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.store import kind_of, read_json, versions, write_json
+from biasgym_tl.store import kind_of, read_json, read_kind, versions, write_json
 
-_KINDS: dict[str, Any] = {
-    kind.__name__: kind
+
+def _figure(path: Path) -> go.Figure:
+    return read_kind(path, "Figure", lambda values: go.Figure(values["figure"]))
+
+
+_KINDS: dict[str, Callable[[Path], Any]] = {
+    kind.__name__: kind.load
     for kind in (BiasToken, HeadDamage, HeadScores, KSweep, RandomControl, Report)
-}
+} | {"Figure": _figure}
 
 
 def _agreement(maps: Mapping[str, HeadScores], **options: Any) -> go.Figure:
@@ -59,6 +65,7 @@ def _list(plot: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
 PLOTS: dict[str, Callable[..., go.Figure]] = {
     "agreement": _agreement,
     "benefit and damage": _each(plot_benefit_and_damage),
+    "as it was drawn": _each(lambda figure: figure),
     "comparison": _list(plot_comparison),
     "frontier": _each(plot_frontier),
     "heads": _each(plot_heads),
@@ -105,7 +112,12 @@ def load_any(path: Path) -> Any:
     kind = kind_of(path)
     if kind not in _KINDS:
         raise StoreError(f"{str(path)!r} must hold one of {sorted(_KINDS)}, got {kind!r}.")
-    return _KINDS[kind].load(path)
+    return _KINDS[kind](path)
+
+
+def keep_figure(path: Path, figure: go.Figure) -> Path:
+    """Save a figure whose results are not kept, such as that of a notebook, to be drawn again."""
+    return write_json(path, {"kind": "Figure", "figure": json.loads(figure.to_json())})
 
 
 def draw(

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
 from biasgym_tl import BiasToken, HeadScores, explore, load_model
-from biasgym_tl.plots import write_png
+from biasgym_tl.figures import draw, keep_figure
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS, PICTURES = ROOT / "notebooks", ROOT / "figures" / "notebooks"
@@ -36,6 +36,8 @@ def main():
 
 
 def store(path):
+    for old in PICTURES.glob(f"{path.stem}-*"):  # their names hold the places of the cells
+        old.unlink()
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": path.parent}}).execute()
     notebook.metadata.pop("widgets", None)
@@ -54,7 +56,9 @@ def still(output, name):
         return output if output.name == "stdout" else None
     data = output.get("data", {})
     if PLOTLY in data:
-        remark = write_png(go.Figure(data[PLOTLY]["data"], data[PLOTLY]["layout"]), picture(name))
+        figure = go.Figure(data[PLOTLY]["data"], data[PLOTLY]["layout"])
+        kept = keep_figure(PICTURES / f"{name}.figure.json", figure)
+        remark = draw(PICTURES / name, "as it was drawn", [kept.name])
         if remark:
             raise SystemExit(remark)
         output.data = {"image/png": encoded(name), "text/plain": "Figure"}

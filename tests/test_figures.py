@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from biasgym_tl.cli import app
 from biasgym_tl.errors import StoreError
-from biasgym_tl.figures import PLOTS, draw, load_any, redraw
+from biasgym_tl.figures import PLOTS, draw, keep_figure, load_any, redraw
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.store import kind_of, read_json, save_result, write_json
@@ -62,6 +62,17 @@ def test_figures_come_back_from_their_recipes(folder):
     assert {path: path.read_text("utf-8") for path in pages} == before
 
 
+def test_a_figure_whose_results_are_not_kept_is_drawn_as_it_was(folder):
+    figure = ONE.plot(mark_top=2)
+    keep_figure(folder / "one.figure.json", figure)
+    draw(folder / "one", "as it was drawn", ["one.figure.json"])
+    loaded = load_any(folder / "one.figure.json")
+    assert json.loads(loaded.to_json()) == json.loads(figure.to_json())
+    draw(folder / "map", "heads", ["results/one.safetensors"], mark_top=2)
+    pages = [(folder / f"{name}.html").read_text("utf-8") for name in ("one", "map")]
+    assert pages[0].replace("one", "map").count("delta-logit") == pages[1].count("delta-logit")
+
+
 def test_the_command_says_what_it_draws(folder):
     draw(folder / "map", "heads", ["results/one.safetensors"])
     result = CliRunner().invoke(app, ["figures", str(folder)])
@@ -107,4 +118,7 @@ def test_every_shipped_recipe_names_a_plot_and_files_that_exist(pytestconfig):
             for file in values["of"].values():
                 assert (path.parent / file).is_file(), f"{path}: {file}"
             assert path.with_suffix(".png").is_file() and path.with_suffix(".html").is_file()
-    assert found >= 5
+    assert found >= 30
+    photographs = {"explorer.png", "explorer-in-jupyterlab.png"}
+    pictures = [path for path in figures.rglob("*.png") if path.name not in photographs]
+    assert not [path for path in pictures if not path.with_suffix(".json").is_file()]

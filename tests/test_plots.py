@@ -11,7 +11,7 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
-from biasgym_tl.plots.figure import write_html
+from biasgym_tl.plots.figure import COLOURS, Series, write_html
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage
@@ -161,6 +161,7 @@ def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):
     of_targets = {trace.name: trace for trace in figure.data if trace.xaxis == "x2"}
     assert {"steered, mean", "steered, seed 1", "paper, zero", "asked, persona"} <= set(of_token)
     assert "steered, mean" in of_targets and "steered, seed 1" not in of_targets
+    assert len(of_targets.pop("random heads").x) == 5
     for name, trace in of_targets.items():
         cost = report.change(name, "damage_loss", "original")
         fall = report.change("original", "target_log_odds", name)
@@ -169,3 +170,46 @@ def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):
     demo = Report.load(pytestconfig.rootpath / "figures" / "demo" / "report.json")
     cloud = next(trace for trace in plot_frontier(demo).data if trace.name == "random heads")
     assert len(cloud.x) == demo.n_draws == 5
+
+
+MACHADO = {  # Machado, Oliveira and Fernandes 2009, severity 1: what dichromats see, in linear RGB
+    "red-blind": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                  [-0.003882, -0.048116, 1.051998]],
+    "green-blind": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                    [-0.011820, 0.042940, 0.968881]],
+}  # fmt: skip
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
+          [0.0193339, 0.1191920, 0.9503041]]  # fmt: skip
+
+
+def lab(colour, seen):
+    """CIE L*a*b* (D65) of an sRGB colour as somebody sees it."""
+    rgb = torch.tensor([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]).double()
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = (torch.tensor(seen).double() @ linear).clamp(0, 1)
+    xyz = torch.tensor(TO_XYZ).double() @ linear / torch.tensor([0.95047, 1, 1.08883]).double()
+    x, y, z = torch.where(xyz > 216 / 24389, xyz ** (1 / 3), 841 / 108 * xyz + 4 / 29)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("who", MACHADO)
+def test_colours_of_series_are_apart_for_the_colour_blind(who):
+    seen = torch.stack([lab(colour, MACHADO[who]) for colour in COLOURS])
+    assert torch.pdist(seen).min() > 25  # about ten just noticeable differences
+
+
+def test_no_two_of_many_series_look_alike():
+    assert len({(look.colour, look.symbol) for look in map(Series.of, range(49))}) == 49
+
+
+def test_red_is_toward_the_stereotype_and_said_so():
+    for figure in (MAPS[0].plot(), plot_methods({"a": MAPS[0], "b": MAPS[1]}),
+                   plot_slider({"0": MAPS[0], "1": MAPS[1]})):  # fmt: skip
+        maps = [trace for trace in figure.data if trace.type == "heatmap"]
+        assert all(trace.zmid == 0 and trace.zmax == -trace.zmin > 0 for trace in maps)
+        assert all(trace.reversescale for trace in maps)  # of RdBu: red is high
+        assert maps[0].colorscale[0][1] == "rgb(103,0,31)"
+        bar = maps[0].colorbar
+        words = f"{bar.title.text} {' '.join(bar.ticktext or ())}"
+        assert "delta-logit" in words and "toward<br>stereotype" in words
+        assert maps[0].showscale is not False

@@ -37,5 +37,8 @@ def plot_agreement(
     key = (x, y) if (x, y) in comparison.rank_correlation else (y, x)
     agreement = comparison.rank_correlation[key]
     reliability = ", ".join(f"{escape(n)} {comparison.reliability[n]:.2f}" for n in (x, y))
-    title = f"Rank correlation {agreement}<br><sup>reliability of each map: {reliability}</sup>"
+    title = (
+        f"{escape(x)} and {escape(y)}: rank correlation {agreement}"
+        f"<br><sup>reliability of each map: {reliability}</sup>"
+    )
     return styled(figure, title, height=560)

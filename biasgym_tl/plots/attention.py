@@ -30,6 +30,7 @@ def plot_attention(
     Raises:
         SettingError: a run has another number of tokens than of words.
     """
+    most: dict[str, str] = {}
     names = [escape(name) for name in attention]
     space = 0.3 / len(attention)  # for the tokens
     figure = make_subplots(1, len(attention), subplot_titles=names, horizontal_spacing=space)
@@ -39,16 +40,26 @@ def plot_attention(
             raise SettingError(
                 f"words of {name!r} must be {len(weights)}, one a token, got {len(words[name])}."
             )
+        labels = [_label(i, word) for i, word in enumerate(words[name])]
+        highest = max(range(len(weights)), key=weights.__getitem__)
+        most[name] = f"{weights[highest]:.0%} at {labels[highest]}"
         bars = go.Bar(
             x=weights,
-            y=[f"{i}  {escape(word)}" for i, word in enumerate(words[name])],
+            y=labels,
             orientation="h",
             marker={"color": RED},
             showlegend=False,
-            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            hovertemplate=f"{head} at %{{y}}: %{{x:.3f}}<extra>{escape(name)}</extra>",
         )
         figure.add_trace(bars, row=1, col=column)
     longest = max(len(found) for found in words.values())
-    figure.update_xaxes(title="attention from the answer position", range=[0, 1])
+    figure.update_xaxes(title="attention", range=[0, 1])
     figure.update_yaxes(autorange="reversed")
-    return styled(figure, f"Where {head} looks", height=200 + 20 * longest)
+    looks = "; ".join(f"{escape(name)}: {found}" for name, found in most.items())
+    title = f"{head} looks most at: {looks}<br><sup>attention from the answer position</sup>"
+    return styled(figure, title, height=220 + 20 * longest)
+
+
+def _label(i: int, word: str) -> str:
+    """A token with its place, so that no two labels are equal."""
+    return f"{i}  {escape(word.replace(chr(10), '↵')) or '(nothing)'}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
-from biasgym_tl.plots.figure import COLOURS, error_bars, styled
+from biasgym_tl.plots.figure import Series, error_bars, styled
 
 
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
@@ -26,10 +27,12 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
         for result in reports[0].results
         if result.heads and not result.name.startswith(RANDOM)
     ]
-    names = [*steered, RANDOM_MEAN]
+    names, lowest = [*steered, RANDOM_MEAN], list[str]()
     for i, report in enumerate(reports):
         known = {result.name for result in report.results} | {RANDOM_MEAN}
         found = {n: report.change(n, measure, "injected") for n in names if n in known}
+        look = Series.of(i)
+        lowest.append(min((change.estimate, n) for n, change in found.items() if change)[1])
         rows = [(names.index(n), change) for n, change in found.items() if change is not None]
         figure.add_scatter(
             x=[change.estimate for _, change in rows],
@@ -37,17 +40,18 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
             error_x=error_bars([change for _, change in rows], cap=3),
             mode="markers",
             name=escape(report.bias),
-            marker={"size": 8, "color": COLOURS[i % len(COLOURS)]},
-            customdata=[names[at] for at, _ in rows],
-            hovertemplate="%{customdata}: %{x:+.2f} nats",
+            marker={"size": 9, "color": look.colour, "symbol": look.symbol},
+            customdata=[f"{names[at]}: {change}" for at, change in rows],
+            hovertemplate="%{customdata} nats",
         )
     figure.add_vline(x=0, line={"color": "#888", "width": 1})
     figure.update_xaxes(title="change of the BiasToken's log-odds (nats)", zeroline=False)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False
     )
+    (first, n), *_ = Counter(lowest).most_common()
     title = (
-        "Heads chosen by different means, replaced by zero or their mean<br><sup>"
-        f"{escape(reports[0].model)}, held-out prompts, 95% intervals</sup>"
+        f"{escape(first).capitalize()} lowers it most for {n} of {len(reports)} biases<br><sup>"
+        f"{escape(reports[0].model)}, held-out prompts, 95% intervals; left: less stereotype</sup>"
     )
-    return styled(figure, title, width=860, height=560)
+    return styled(figure, title, width=760, height=560)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -16,8 +16,10 @@ from biasgym_tl.store import write_atomically, write_text
 FONT = "Helvetica, Arial, sans-serif"
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#999999"
 """Toward the stereotype, or the BiasToken; away from it, or real targets; random or no effect."""
-COLOURS = (RED, BLUE, "#4d9221", "#762a83", "#bf812d", "#35978f", "#525252")
-"""Of series, in this order: apart for the colour-blind, and in print."""
+COLOURS = (RED, BLUE, "#d98c00", "#000000", "#88ccee", "#882255", "#66c2a5")
+"""Of series, in this order: apart for the red- and green-blind too."""
+SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 15, "color": "#222222"},
@@ -33,6 +35,22 @@ TEMPLATE = go.layout.Template(
     }
 )
 """The look of all figures: text that can be read at half the width."""
+
+
+class Series(NamedTuple):
+    """How one of several series looks: no two of the first 49 agree in both colour and symbol."""
+
+    colour: str
+    symbol: str
+    dash: str
+
+    @classmethod
+    def of(cls, i: int) -> Series:
+        """The look of series ``i``."""
+        rounds = i // len(COLOURS)
+        return cls(
+            COLOURS[(i + rounds) % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)]
+        )
 
 
 def styled(figure: go.Figure, title: str, *, width: int = 720, height: int = 640) -> go.Figure:

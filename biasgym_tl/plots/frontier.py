@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import COLOURS, GREY, error_bars, styled
+from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
+from biasgym_tl.plots.settings import headline
 from biasgym_tl.stats import Interval
 
 _PANELS = (
     ("token_log_odds", "injected", "BiasToken"),
     ("target_log_odds", "original", "held-out targets"),
 )
-_SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star")
 
 
 def plot_frontier(report: Report) -> go.Figure:
@@ -25,12 +25,14 @@ def plot_frontier(report: Report) -> go.Figure:
     Further up is less bias, further right is more damage. Grey marks are random heads. Settings
     that differ in the row alone are one point for targets.
     """
-    figure = make_subplots(cols=2, subplot_titles=[title for *_, title in _PANELS])
+    figure = make_subplots(
+        2, subplot_titles=[title for *_, title in _PANELS], vertical_spacing=0.12
+    )
     random = [control.name for control in report.random_controls()]
     chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.name not in random]
-    for column, (measure, since, _) in enumerate(_PANELS, start=1):
-        figure.add_hline(y=0, line={"color": "#cccccc"}, layer="below", col=column, row=1)
-        figure.add_vline(x=0, line={"color": "#cccccc"}, layer="below", col=column, row=1)
+    for row, (measure, since, _) in enumerate(_PANELS, start=1):
+        figure.add_hline(y=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
+        figure.add_vline(x=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
         points = {
             name: (cost, fall)
             for name in (*random, *chosen)
@@ -40,24 +42,23 @@ def plot_frontier(report: Report) -> go.Figure:
         cloud = [points[name] for name in random if name in points]
         if cloud:
             look = {"size": 8, "color": GREY}
-            figure.add_trace(_marks(cloud, "random heads", look, column == 1), 1, column)
+            figure.add_trace(_marks(cloud, "random heads", look, row == 1), row, 1)
         seen = []
         for i, name in enumerate(chosen):
             if name in points and points[name] not in seen:
                 seen.append(points[name])
-                look = {
-                    "size": 11,
-                    "color": COLOURS[i % len(COLOURS)],
-                    "symbol": _SYMBOLS[i % len(_SYMBOLS)],
-                }
-                figure.add_trace(_marks(seen[-1:], name, look, column == 1, bars=True), 1, column)
-    figure.update_xaxes(title="rise of the loss on neutral text (nats per token)")
-    figure.update_yaxes(title="fall of the log-odds (nats)", col=1)
+                series = Series.of(i)
+                look = {"size": 11, "color": series.colour, "symbol": series.symbol}
+                figure.add_trace(_marks(seen[-1:], name, look, row == 1, bars=True), row, 1)
+    figure.update_xaxes(title="rise of the loss on neutral text (nats per token)", row=2)
+    figure.update_yaxes(title="fall of the log-odds (nats)")
     title = (
-        f'What it takes away and what it costs: "{escape(report.attribute)}"<br><sup>'
-        f"{escape(report.model)}, held out; 95% intervals</sup>"
+        f"{headline(report)}<br><sup>"
+        f'"{escape(report.attribute)}", {escape(report.model)}, held out; 95% intervals; '
+        "up: less stereotype, right: more damage</sup>"
     )
-    return styled(figure, title, width=1120, height=520)
+    legend = {"orientation": "h", "y": -0.1, "font": {"size": 12}}
+    return styled(figure, title, height=960).update_layout(legend=legend)
 
 
 def _marks(
@@ -79,5 +80,6 @@ def _marks(
         name=escape(name),
         legendgroup=name,
         showlegend=named,
-        hovertemplate=f"{escape(name)}: %{{y:.2f}} nats for %{{x:.3f}}<extra></extra>",
+        customdata=[f"{fall} nats less<br>loss {cost} nats per token" for cost, fall in points],
+        hovertemplate=f"<b>{escape(name)}</b><br>%{{customdata}}<extra></extra>",
     )

@@ -18,6 +18,8 @@ from biasgym_tl.scoping.seeds import SeedOverlap
 from biasgym_tl.scoping.significance import Significance
 
 SIGNIFICANT = 0.05
+PER_ROW = 3
+"""More maps side by side could not be read at half the width."""
 
 
 def plot_heads(
@@ -72,23 +74,42 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
         scores: Maps of one model, by name.
         mark_top: Frame this many of the strongest heads of each.
     """
+    columns = min(PER_ROW, len(scores))
+    rows = -(-len(scores) // columns)
     figure = make_subplots(
-        1, len(scores), shared_yaxes=True, subplot_titles=[escape(name) for name in scores]
+        rows,
+        columns,
+        shared_yaxes=True,
+        subplot_titles=[escape(name) for name in scores],
+        vertical_spacing=0.16 / rows,
     )
-    for column, found in enumerate(scores.values(), start=1):
-        trace = _trace(found, _limit(found)).update(showscale=False)
-        figure.add_trace(trace, row=1, col=column)
+    for i, found in enumerate(scores.values()):
+        at, limit = {"row": i // columns + 1, "col": i % columns + 1}, _limit(found)
+        bar = {
+            "title": {"text": "delta-logit", "side": "right"},
+            "len": 0.8 / rows,
+            "y": 1,
+            "yanchor": "top",
+            "tickvals": [-limit, 0, limit],
+            "ticktext": ["away from<br>stereotype", "0", "toward<br>stereotype"],
+        }
+        figure.add_trace(_trace(found, limit).update(showscale=i == 0, colorbar=bar), **at)
         if mark_top:
             frame = {"symbol": "square-open", "size": 12, "color": "black"}
-            figure.add_trace(_marks(found.top(mark_top), frame), row=1, col=column)
+            figure.add_trace(_marks(found.top(mark_top), frame), **at)
     first = next(iter(scores.values()))
     _axes(figure, len(first.values))
-    figure.update_yaxes(title="", col=None).update_yaxes(title="layer", col=1)
+    figure.update_yaxes(title="").update_yaxes(title="layer", col=1)
+    figure.update_xaxes(title="").update_xaxes(title="head", row=rows)
+    k = min(mark_top or 10, first.values.numel())
+    shared = set.intersection(*(set(found.top(k)) for found in scores.values()))
     title = (
-        f'What each method says of "{escape(first.bias)}"<br><sup>{escape(first.model)}, '
-        f"{len(first.prompts)} pairs; colours of each map by its own largest value</sup>"
+        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} in all {len(scores)} maps'
+        f"<br><sup>{escape(first.model)}, {len(first.prompts)} pairs; "
+        "each map has its own range of colours</sup>"
     )
-    return _styled(figure, first, title).update_layout(width=80 + 260 * len(scores))
+    height = rows * max(360, 18 * len(first.values)) + 160
+    return styled(figure, title, width=140 + 240 * columns, height=height)
 
 
 def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.Figure:

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from biasgym_tl.errors import SettingError
 from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
 from biasgym_tl.plots.scatter import head_scatter
+from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.scores import HeadScores
@@ -37,6 +38,7 @@ def plot_k_sweep(sweep: KSweep) -> go.Figure:
             error_y=error_bars([Interval(*one) for one in ends.itertuples(index=False)], cap=4),
             line={"color": colour},
             showlegend=False,
+            hovertemplate=f"k = %{{x}}: {label} %{{y:+.3f}}<extra></extra>",
             row=row,
             col=1,
         )
@@ -44,9 +46,9 @@ def plot_k_sweep(sweep: KSweep) -> go.Figure:
     figure.update_xaxes(type="log", tickvals=frame["k"].tolist())
     figure.update_xaxes(title="steered heads k", row=2)
     title = (
-        f'Steering the top k heads for "{escape(sweep.bias)}", on fitting data<br><sup>'
-        f"{escape(sweep.model)}, {escape(sweep.method)}, {escape(sweep.mode)}; "
-        f"{sweep.saturation_in_words()}</sup>"
+        f'"{escape(sweep.bias)}": {sweep.saturation_in_words()}<br><sup>'
+        f"top k heads of {escape(sweep.method)} steered, {escape(sweep.mode)}; on fitting data; "
+        f"{escape(sweep.model)}; 95% intervals</sup>"
     )
     return styled(figure, title)
 
@@ -71,12 +73,15 @@ def plot_benefit_and_damage(
         raise SettingError(
             f"damage must be of the model {scores.model!r} of the scores, got {damage.model!r}."
         )
-    figure = head_scatter(scores.values, getattr(damage, cost).mean(0), label_top)
+    lost = getattr(damage, cost).mean(0)
+    figure = head_scatter(scores.values, lost, label_top)
+    agreement = rank_correlation(scores.values.flatten()[None], lost.flatten()[None])
     unit = {"facts": "fall of facts' log-odds (nats)", "loss": "rise of loss (nats per token)"}
     figure.update_xaxes(title=f"delta-logit, {scores.effect}")
     figure.update_yaxes(title=f"{unit[cost]} without the head")
     title = (
-        f'Heads of "{escape(scores.bias)}" and heads of what should stay<br><sup>'
+        f'"{escape(scores.bias)}" against {cost}: rank correlation of heads '
+        f"{agreement.item():+.2f}<br><sup>"
         f"{escape(scores.model)}, each head alone, {escape(damage.mode)}</sup>"
     )
     return styled(figure, title, height=560)

@@ -20,13 +20,21 @@ def plot_loss(token: BiasToken) -> go.Figure:
     steps = list(range(1, len(losses) + 1))
     figure = go.Figure(
         [
-            go.Scatter(x=steps, y=losses, mode="lines", name="step", line={"color": "#b8c4d0"}),
+            go.Scatter(
+                x=steps,
+                y=losses,
+                mode="lines",
+                name="step",
+                line={"color": "#b8c4d0"},
+                hovertemplate="step %{x}: %{y:.3f} nats per token<extra></extra>",
+            ),
             go.Scatter(
                 x=steps,
                 y=smooth,
                 mode="lines",
                 name="mean over an epoch",
                 line={"color": RED},
+                hovertemplate="up to step %{x}: %{y:.3f} nats per token<extra></extra>",
             ),
         ]
     )
@@ -34,7 +42,8 @@ def plot_loss(token: BiasToken) -> go.Figure:
     figure.update_yaxes(title="loss (nats per answer token)")
     figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": 0.98})
     title = (
-        f'One row of W_E learns "{escape(token.bias)}"'
-        f"<br><sup>{escape(token.model)}, seed {token.seed}</sup>"
+        f'One row of W_E learns "{escape(token.bias)}": loss {smooth[window - 1]:.2f} to '
+        f"{smooth[-1]:.2f}<br><sup>first and last epoch; {escape(token.model)}, seed "
+        f"{token.seed}</sup>"
     )
     return styled(figure, title, height=420)

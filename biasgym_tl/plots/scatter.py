@@ -16,14 +16,18 @@ def head_scatter(
     heads = all_heads(*x.shape)
     k = min(label_top, len(heads))
     named = {int(i) for values in (x, y) for i in values.flatten().topk(k).indices}
-    # Names of neighbours in height stand on different sides, so that fewer overlap.
+    # Of two neighbours in height the names stand on the outer sides, so that fewer overlap.
     by_height = sorted(named, key=lambda i: y.flatten()[i].item())
-    sides = {head: ("middle right", "middle left")[i % 2] for i, head in enumerate(by_height)}
-    return go.Figure(
+    sides: dict[int, str] = {}
+    for i in range(0, len(by_height), 2):
+        *left, right = sorted(by_height[i : i + 2], key=lambda head: x.flatten()[head].item())
+        sides |= {right: "middle right"} | dict.fromkeys(left, "middle left")
+    figure = go.Figure(
         go.Scatter(
             x=x.flatten().tolist(),
             y=y.flatten().tolist(),
             mode="markers+text",
+            cliponaxis=False,
             text=[str(head) if i in named else "" for i, head in enumerate(heads)],
             textposition=[sides.get(i, "middle right") for i in range(len(heads))],
             customdata=[str(head) for head in heads],
@@ -36,3 +40,5 @@ def head_scatter(
             hovertemplate="%{customdata}: %{x:+.3f}, %{y:+.4f}<extra></extra>",
         )
     )
+    room = 0.12 * (x.max() - x.min()).item()  # for names
+    return figure.update_xaxes(range=[x.min().item() - room, x.max().item() + room])

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
 from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
+from biasgym_tl.stats import Interval
 
 
 def plot_settings(report: Report) -> go.Figure:
@@ -21,15 +22,17 @@ def plot_settings(report: Report) -> go.Figure:
         ("target_log_odds", "held-out targets", BLUE, "diamond"),
     ):
         names = [result.name for result in report.results if not result.name.startswith(RANDOM)]
-        found = [report.interval(name, key) for name in names]
+        intervals = {name: report.interval(name, key) for name in names}
+        found = {name: interval for name, interval in intervals.items() if interval}
         figure.add_scatter(
-            x=[interval.estimate for interval in found if interval],
-            y=[escape(name) for name in names],
-            error_x=error_bars([i for i in found if i], cap=4),
+            x=[interval.estimate for interval in found.values()],
+            y=[escape(name) for name in found],
+            error_x=error_bars(list(found.values()), cap=4),
             mode="markers",
             name=label,
             marker={"size": 11, "color": colour, "symbol": symbol},
-            hovertemplate="%{y}: %{x:.2f} nats<extra></extra>",
+            customdata=[str(interval) for interval in found.values()],
+            hovertemplate="%{y}: %{customdata} nats<extra>" + label + "</extra>",
         )
         draws = [report.interval(control.name, key) for control in report.random_controls()]
         if draws:
@@ -44,7 +47,23 @@ def plot_settings(report: Report) -> go.Figure:
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
     title = (
-        f'"{escape(report.attribute)}" in every setting<br><sup>{escape(report.model)}, '
+        f'{headline(report)}<br><sup>"{escape(report.attribute)}", {escape(report.model)}, '
         f"{len(report.evaluation_prompts)} held-out prompts, 95% intervals</sup>"
     )
-    return styled(figure, title, height=480)
+    return styled(figure, title, height=240 + 26 * len(report.results))
+
+
+def headline(report: Report) -> str:
+    """What steering the chosen heads did to the log-odds, or else what the injection did."""
+    steered = [r.name for r in report.results if r.name.startswith("steered")]
+    if not steered:
+        rise = report.change("injected", "token_log_odds", "original")
+        return f"Injection: {_by(rise, 'BiasToken')}"
+    name = "steered, mean" if "steered, mean" in steered else steered[0]
+    token = report.change(name, "token_log_odds", "injected")
+    targets = report.change(name, "target_log_odds", "original")
+    return f"{escape(name).capitalize()}: {_by(token, 'BiasToken')}, {_by(targets, 'targets')}"
+
+
+def _by(change: Interval | None, whose: str) -> str:
+    return f"{whose} not measured" if change is None else f"{whose} {change.estimate:+.1f} nats"

@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
-from biasgym_tl.plots.figure import COLOURS, styled
+from biasgym_tl.plots.figure import Series, styled
 
 
 def plot_targets(report: Report) -> go.Figure:
@@ -25,21 +25,33 @@ def plot_targets(report: Report) -> go.Figure:
         for result in report.results
         if not result.name.startswith(RANDOM) and result.name != "injected"
     ]
+    fallen: dict[str, int] = {}
     for i, result in enumerate(shown):
         values = report.values(result.name, "target_log_odds")
         assert values is not None
+        look = Series.of(i)
+        fallen[result.name] = int((values.mean(0) < order.mean(0)).sum())
         figure.add_scatter(
             x=values.mean(0)[ranked].tolist(),
             y=names,
             mode="markers",
             name=escape(result.name),
-            marker={"size": 9, "color": COLOURS[i % len(COLOURS)], "symbol": i},
-            hovertemplate="%{y}: %{x:.2f} nats<extra></extra>",
+            marker={"size": 9, "color": look.colour, "symbol": look.symbol},
+            hovertemplate="%{y}: %{x:.2f} nats<extra>" + escape(result.name) + "</extra>",
         )
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
     title = (
-        f'"{escape(report.attribute)}", target by target<br><sup>{escape(report.model)}, mean over '
-        f"{len(report.evaluation_prompts)} held-out prompts</sup>"
+        f'"{escape(report.attribute)}" {_finding(fallen, len(names))}<br><sup>'
+        f"{escape(report.model)}, mean over {len(report.evaluation_prompts)} held-out prompts</sup>"
     )
     return styled(figure, title, height=160 + 32 * len(names))
+
+
+def _finding(fallen: dict[str, int], n: int) -> str:
+    """For how many targets it falls with the chosen heads steered."""
+    steered = [name for name in fallen if name.startswith("steered")]
+    if not steered:
+        return "target by target"
+    name = "steered, mean" if "steered, mean" in steered else steered[0]
+    return f"falls for {fallen[name]} of {n} targets ({escape(name)})"

@@ -9,8 +9,11 @@ import plotly.graph_objects as go
 import torch
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.plots.figure import COLOURS, styled
+from biasgym_tl.plots.figure import Series, styled
 from biasgym_tl.scoping.scores import HeadScores
+
+NAMED_K = 10
+"""The title has the values at this k."""
 
 
 def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
@@ -24,19 +27,21 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
     Raises:
         SettingError: a name has no map.
     """
-    figure = go.Figure()
+    figure, at_k = go.Figure(), list[str]()
     for i, (name, found) in enumerate(maps.items()):
         if not found:
             raise SettingError(f"maps must hold scores for each name, got none for {name!r}.")
         ranked = torch.stack([scores.values.flatten() for scores in found]).sort(descending=True)
         curves = ranked.values.cumsum(1) / torch.arange(1, ranked.values.shape[1] + 1)
-        ks, colour = list(range(1, curves.shape[1] + 1)), COLOURS[i % len(COLOURS)]
+        ks, look = list(range(1, curves.shape[1] + 1)), Series.of(i)
+        k = min(NAMED_K, len(ks))
+        at_k.append(f"{escape(name)} {curves[:, k - 1].mean():+.2f}")
         if len(found) > 1:
             figure.add_scatter(
                 x=[*ks, *reversed(ks)],
                 y=[*curves.amax(0).tolist(), *reversed(curves.amin(0).tolist())],
                 fill="toself",
-                fillcolor=colour,
+                fillcolor=look.colour,
                 opacity=0.15,
                 line={"width": 0},
                 hoverinfo="skip",
@@ -46,16 +51,17 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
             x=ks,
             y=curves.mean(0).tolist(),
             mode="lines",
-            line={"color": colour},
+            line={"color": look.colour, "dash": look.dash},
             name=f"{escape(name)} ({len(found)})",
-            hovertemplate="top %{x}: %{y:+.3f}<extra></extra>",
+            hovertemplate="top %{x}: %{y:+.3f} logits<extra>" + escape(name) + "</extra>",
         )
     first = next(iter(maps.values()))[0]
     figure.update_xaxes(title="strongest heads k", type="log")
     figure.update_yaxes(title="mean delta-logit of the top k")
     figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": 0.98})
     title = (
-        f'What the strongest heads write toward "{escape(first.bias)}"<br><sup>'
-        f"{escape(first.model)}; mean and range over seeds (their number in brackets)</sup>"
+        f"Mean of the top {k} heads: {', '.join(at_k)}<br><sup>"
+        f'logits toward "{escape(first.bias)}"; {escape(first.model)}; mean and range over seeds '
+        "(their number in brackets)</sup>"
     )
     return styled(figure, title, height=480)
