@@ -8,6 +8,7 @@ warnings are left out. The explorer is stored as a picture of its page.
 """
 
 import base64
+import runpy
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from biasgym_tl import BiasToken, HeadScores, explore, load_model
 from biasgym_tl.figures import draw, keep_figure
 
 ROOT = Path(__file__).parent.parent
+served = runpy.run_path(str(ROOT / "docs" / "jupyterlab.py"))["served"]
 NOTEBOOKS, PICTURES = ROOT / "notebooks", ROOT / "figures" / "notebooks"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -30,6 +32,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def main():
     names = sys.argv[1:]
     photograph_explorer()
+    photograph_jupyterlab()
     for path in sorted(NOTEBOOKS.rglob("*.ipynb")):
         if (not names and path.stem != "exercises") or path.stem in names:
             store(path)
@@ -82,15 +85,49 @@ def photograph_explorer():
     demo = ROOT / "figures" / "demo"
     scores, token = HeadScores.load(demo / "scores"), BiasToken.load(demo / "token")
     explorer = explore(scores, load_model(scores.model), token)
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = explorer.to_html(Path(folder) / "explorer.html")
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": 1400, "height": 760})
         shown.goto(page.as_uri())
         shown.locator(".js-plotly-plot .main-svg").first.wait_for()
         shown.screenshot(path=picture("explorer"))
         browser.close()
+
+
+LIVE = """
+import warnings
+warnings.simplefilter("ignore")
+from biasgym_tl import HeadScores, BiasToken, explore, load_model
+
+scores, token = HeadScores.load({scores!r}), BiasToken.load({token!r})
+explore(scores, load_model(scores.model), token)
+"""
+
+
+def photograph_jupyterlab():
+    """A picture of the explorer in JupyterLab, where the strongest head has been steered."""
+    demo = ROOT / "figures" / "demo"
+    code = LIVE.strip().format(scores=str(demo / "scores"), token=str(demo / "token"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(code, Path(folder)) as address,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(300_000)
+        page.goto(address)
+        page.locator(".jp-Notebook .jp-CodeCell").first.click()
+        page.keyboard.press("Shift+Enter")
+        page.get_by_role("button", name="Steer").click()
+        page.locator("h4:has-text('to the mean')").wait_for()
+        page.locator(".biasgym").first.screenshot(path=picture("explorer-in-jupyterlab"))
+        browser.close()
+
+
+def chromium():
+    return next(filter(None, map(shutil.which, BROWSERS)))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
 """In a real Chromium: pages open, a head is clicked, the panel changes, the console stays empty."""
 
-import contextlib
 import os
+import runpy
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
-from biasgym_tl import BiasInject, BiasScope, Head, evaluate, explore, load_bias
+from biasgym_tl import BiasInject, BiasScope, Head, evaluate, explore, load_bias, seed_overlap
 
+served = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "jupyterlab.py"))["served"]
 LATE = load_bias("late")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 120_000
@@ -74,13 +68,16 @@ def shows(page, head):
 
 def test_a_head_of_the_page_is_clicked(page, found, tmp_path):
     model, token, scores = found
-    path = explore(scores, model, token).to_html(tmp_path / "page.html")
+    seeds = seed_overlap([scores, BiasScope(seed=1).attribute(model, LATE, token)], k_per_seed=4)
+    path = explore(scores, model, token, seeds=seeds).to_html(tmp_path / "page.html")
     page.goto(path.as_uri())
     assert shows(page, scores.top(1)[0])
     for head in (Head(0, 1), Head(2, 3)):
         click(page, head)
         assert shows(page, head)
-        assert f"Where {head} looks" in page.locator("#shown").inner_text()
+        shown = page.locator("#shown").inner_text()
+        assert f"Where {head} looks" in shown
+        assert f"of {len(seeds.maps)} seeds" in shown
     page.locator("#choice").select_option("L1H2")
     assert shows(page, "L1H2")
 
@@ -96,6 +93,11 @@ def test_the_report_opens_with_its_figures(page, found, tmp_path):
     assert page.locator(".js-plotly-plot").count() == 3
     assert "always late" in page.locator("h1").inner_text()
     assert page.locator("table").first.locator("tr").count() > 5
+    settings = page.locator(".js-plotly-plot").first
+    shown = settings.locator(".scatterlayer .trace")
+    n = shown.count()
+    settings.locator(".legendtoggle").first.click()  # hides a series
+    expect(shown).to_have_count(n - 1)
 
 
 NOTEBOOK = """
@@ -111,39 +113,8 @@ explore(BiasScope().attribute(model, bias, token), model, token)
 
 @pytest.fixture
 def lab(tmp_path, tiny_folder):
-    """A JupyterLab with one notebook, that reads no settings of the user's."""
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(NOTEBOOK.format(folder=str(tiny_folder)))],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-    )
-    (tmp_path / "work").mkdir()
-    nbformat.write(notebook, tmp_path / "work" / "look.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}",
-        "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'work'}",
-        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]  # fmt: skip
-    log = tmp_path / "lab.log"
-    with log.open("w") as out:
-        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=out, stderr=out)
-        try:
-            answers(f"http://127.0.0.1:{port}/api", log)
-            yield f"http://127.0.0.1:{port}/lab/tree/look.ipynb?reset"
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
-def answers(url: str, log: Path) -> None:
-    for _ in range(240):
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(url):
-            return
-        time.sleep(0.5)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    with served(NOTEBOOK.format(folder=str(tiny_folder)), tmp_path) as address:
+        yield address
 
 
 def test_a_head_is_clicked_and_steered_in_jupyterlab(lab, page):  # the page closes first
