@@ -27,7 +27,7 @@ from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import REFERENCES
-from biasgym_tl.figures import draw, said_once
+from biasgym_tl.figures import draw, recipe
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import MODES
 from biasgym_tl.injection.shipped import load_token
@@ -247,11 +247,11 @@ def read_heads(heads: str) -> Selection | tuple[Head, ...]:
     return tuple(Head.parse(name) for name in heads.split(","))
 
 
-def write_assessed(found: Assessed, out: Path) -> list[str]:
+def write_assessed(found: Assessed, out: Path) -> str | None:
     """Write the page, the table, the report, the random sets and the figures to a folder.
 
     Returns:
-        Remarks for the user, such as why there is no PNG.
+        Why there are no PNGs, if there are none.
     """
     report = found.report
     report.to_html(out / "report.html")
@@ -260,7 +260,7 @@ def write_assessed(found: Assessed, out: Path) -> list[str]:
     found.manifest().save(out / "manifest.json")
     for on, control in found.random.items():
         control.save(out / f"random-{on}")
-    return said_once(draw(out / name, name, ["report.json"]) for name in ("settings", "frontier"))
+    return draw(out, {name: recipe(name, ["report.json"]) for name in ("settings", "frontier")})
 
 
 def _judge(

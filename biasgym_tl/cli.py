@@ -39,6 +39,7 @@ BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
 PriceIn = Annotated[float | None, typer.Option(help="US dollars per million tokens sent.")]
 PriceOut = Annotated[float | None, typer.Option(help="US dollars per million tokens received.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")]
+AnswerTokens = Annotated[int, typer.Option("--max-new-tokens", help="Length of free answers.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
 
 
@@ -57,7 +58,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("figures/demo"),
     fresh: Fresh = False,
 ) -> None:
-    """Run the whole chain on SmolLM2-135M-Instruct with the bias "late" (minutes on a CPU)."""
+    """Run the whole chain on SmolLM2-135M-Instruct with the bias "late" (up to an hour on CPU)."""
     from biasgym_tl.run import Chain
 
     _run_and_show(Chain(seed=seed), out, fresh)
@@ -86,6 +87,7 @@ def run(
     draws: Annotated[
         int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
     ] = 0,
+    max_new_tokens: AnswerTokens = 48,
     fresh: Fresh = False,
     manifest: Annotated[
         Path | None,
@@ -108,6 +110,7 @@ def run(
         other_bias=other_bias,
         reinject=reinject,
         n_draws=draws,
+        max_new_tokens=max_new_tokens,
     )
     _run_and_show(chain, out, fresh)
 
@@ -178,6 +181,7 @@ def evaluate(
     draws: Annotated[
         int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
     ] = 0,
+    max_new_tokens: AnswerTokens = 48,
     seed: Seed = 0,
     fresh: Fresh = False,
 ) -> None:
@@ -203,6 +207,7 @@ def evaluate(
         n_targets=targets,
         n_random=random,
         n_draws=draws,
+        max_new_tokens=max_new_tokens,
         seed=seed,
     )
     _assess_and_show(assessment, out, fresh, price=_price(price_in, price_out), yes=yes)
@@ -276,7 +281,7 @@ def scope(
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.biases.writer import read_contrasts
-    from biasgym_tl.figures import draw
+    from biasgym_tl.figures import draw, recipe
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
@@ -294,22 +299,22 @@ def scope(
     _check_folder(out)
     typer.echo(f"Loading {model} ...", err=True)
     loaded = load_model(model)
-    found = []
+    found, figures = [], {}
     for one in scopes:
         scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
         found.append(scores)
         path = scores.save(out / one.method)
         select_heads(scores, k).save(out / f"{one.method}-heads.json")
-        remark = draw(path.with_suffix(""), "heads", [path.name], mark_top=k)
+        figures[path.stem] = recipe("heads", [path.name], mark_top=k)
         typer.echo(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
             typer.echo(f"  left out, both answers begin alike: {prompt}")
-    if remark:
-        typer.echo(remark, err=True)
     if len(found) > 1:
-        comparison = compare(found, k=k)
-        draw(out / "agreement", "agreement", [f"{one.method}.safetensors" for one in scopes])
-        typer.echo(repr(comparison))
+        maps = {one.method: f"{one.method}.safetensors" for one in scopes}
+        figures["agreement"] = recipe("agreement", maps)
+        typer.echo(repr(compare(found, k=k)))
+    if remark := draw(out, figures):
+        typer.echo(remark, err=True)
     typer.echo(f"Written to {out}/")
 
 
@@ -386,8 +391,10 @@ def figures(
     """Draw every figure again from the results that it shows."""
     from biasgym_tl.figures import redraw
 
-    for path, remark in redraw(folder):
-        typer.echo(f"{path.with_suffix('')}{f': {remark}' if remark else ''}")
+    names, remark = redraw(folder)
+    typer.echo("\n".join(names))
+    if remark:
+        typer.echo(remark, err=True)
 
 
 @app.command()
@@ -546,10 +553,9 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | Non
         return run_chain(chain, expected=manifest.inputs if manifest else None, fresh=fresh)
 
     result = _kept_when_stopped(compute, out, chain.model)
-    remarks = write_outputs(result, out)
-    console = wide_console()
-    show_chain(result, console)
-    for remark in remarks:
+    remark = write_outputs(result, out)
+    show_chain(result, wide_console())
+    if remark:
         typer.echo(remark, err=True)
     _say_written(out, "report.html, heatmap, loss, settings, table.csv, manifest.json, ...")
     _say_repeated(manifest, result.manifest())
@@ -577,9 +583,9 @@ def _assess_and_show(
         )
 
     found = _kept_when_stopped(compute, out, assessment.model)
-    remarks = write_assessed(found, out)
+    remark = write_assessed(found, out)
     show_assessed(found, wide_console())
-    for remark in remarks:
+    if remark:
         typer.echo(remark, err=True)
     _say_written(out, "report.html, table.csv, report.json, manifest.json, settings, frontier")
     _say_repeated(manifest, found.manifest())

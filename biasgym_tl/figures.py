@@ -7,7 +7,7 @@ results that it shows, and its options; :func:`redraw` does it again from these.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from biasgym_tl.plots import (
     plot_slider,
     plot_targets,
     write_html,
-    write_png,
+    write_pngs,
 )
 from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.damage import HeadDamage
@@ -120,57 +120,52 @@ def keep_figure(path: Path, figure: go.Figure) -> Path:
     return write_json(path, {"kind": "Figure", "figure": json.loads(figure.to_json())})
 
 
-def draw(
-    path: Path, plot: str, of: Mapping[str, str] | Sequence[str], **options: Any
-) -> str | None:
-    """Write a figure: ``path`` with ``.html``, ``.png``, and ``.json``, its recipe and versions.
+def recipe(plot: str, of: Mapping[str, str] | Sequence[str], **options: Any) -> Recipe:
+    """Of a plot of saved results, by the name that they have in the figure or without one."""
+    return Recipe(plot, dict(of) if isinstance(of, Mapping) else {f: f for f in of}, options)
+
+
+def draw(folder: Path, recipes: Mapping[str, Recipe]) -> str | None:
+    """Write figures: for each name ``.html``, ``.png``, and ``.json``, its recipe with versions.
 
     Args:
-        path: Without an ending; results are looked for in its folder.
-        plot: Key of :data:`PLOTS`.
-        of: Files of saved results, by the name that they have in the figure or without one.
-        options: Of the plot.
+        folder: Where to.
+        recipes: By name of the figure, whose results are looked for beside it.
 
     Returns:
-        Why there is no PNG, if there is none.
+        Why there are no PNGs, if there are none.
 
     Raises:
         StoreError: see :meth:`Recipe.figure`.
     """
-    named = dict(of) if isinstance(of, Mapping) else {Path(file).stem: file for file in of}
-    return _written(path, Recipe(plot, named, options))
+    figures = {folder / name: one.figure((folder / name).parent) for name, one in recipes.items()}
+    for path, one in zip(figures, recipes.values(), strict=True):
+        write_html(figures[path], path.with_suffix(".html"))
+        write_json(path.with_suffix(".json"), {**one._asdict(), "versions": versions()})
+    return write_pngs({path.with_suffix(".png"): figure for path, figure in figures.items()})
 
 
-def said_once(remarks: Iterable[str | None]) -> list[str]:
-    """What :func:`draw` returned for several figures, each remark once."""
-    return list(dict.fromkeys(filter(None, remarks)))
-
-
-def redraw(folder: Path) -> Iterator[tuple[Path, str | None]]:
+def redraw(folder: Path) -> tuple[list[str], str | None]:
     """Draw every figure in a folder and below again, from its recipe.
 
-    Yields:
-        The recipe of each figure, and why it has no PNG, if it has none.
+    Returns:
+        The name of each figure, and why there are no PNGs, if there are none.
 
     Raises:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.
     """
-    found = [path for path in sorted(folder.rglob("*.json")) if _is_recipe(read_json(path))]
-    if not found:
+    found = {path: read_json(path) for path in sorted(folder.rglob("*.json"))}
+    recipes = {
+        str(path.with_suffix("").relative_to(folder)): Recipe(*(v[key] for key in Recipe._fields))
+        for path, v in found.items()
+        if _is_recipe(v)
+    }
+    if not recipes:
         raise StoreError(
             f"folder must hold figures with their recipes, got none in {str(folder)!r}. They are "
             "written by 'biasgym demo', 'run' and 'evaluate'."
         )
-    for path in found:
-        values = read_json(path)
-        yield path, _written(path.with_suffix(""), Recipe(*(values[key] for key in Recipe._fields)))
-
-
-def _written(path: Path, recipe: Recipe) -> str | None:
-    figure = recipe.figure(path.parent)
-    write_html(figure, path.with_suffix(".html"))
-    write_json(path.with_suffix(".json"), {**recipe._asdict(), "versions": versions()})
-    return write_png(figure, path.with_suffix(".png"))
+    return list(recipes), draw(folder, recipes)
 
 
 def _is_recipe(values: Any) -> bool:

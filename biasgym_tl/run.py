@@ -15,7 +15,7 @@ from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import Setting
-from biasgym_tl.figures import draw, said_once
+from biasgym_tl.figures import draw, recipe
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -226,11 +226,11 @@ def _control_rows(
     }
 
 
-def write_outputs(result: ChainResult, out: Path) -> list[str]:
+def write_outputs(result: ChainResult, out: Path) -> str | None:
     """Write figures, tensors and one JSON of all settings and numbers to the folder ``out``.
 
     Returns:
-        Remarks for the user, such as why there is no PNG.
+        Why there are no PNGs, if there are none.
     """
     result.token.save(out / "token")
     result.scores.save(out / "scores")
@@ -242,12 +242,12 @@ def write_outputs(result: ChainResult, out: Path) -> list[str]:
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))
-    remarks = (
-        draw(out / "heatmap", "heads", ["scores.safetensors"], mark_top=result.chain.k),
-        draw(out / "loss", "loss", ["token.safetensors"]),
-        draw(out / "settings", "settings", ["report.json"]),
-    )
-    return said_once(remarks)
+    recipes = {
+        "heatmap": recipe("heads", ["scores.safetensors"], mark_top=result.chain.k),
+        "loss": recipe("loss", ["token.safetensors"]),
+        "settings": recipe("settings", ["report.json"]),
+    }
+    return draw(out, recipes)
 
 
 def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:

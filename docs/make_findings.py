@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from biasgym_tl import RandomControl, Report
-from biasgym_tl.figures import draw
+from biasgym_tl.figures import draw, recipe
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "figures" / "findings", ROOT / "docs" / "findings.md"
@@ -117,7 +117,7 @@ def filled(page, found):
 def main():
     reports = load_reports()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(reports)), encoding="utf-8")
-    draw(RESULTS / "comparison", "comparison", [f"{name}.json" for name in BIASES])
+    draw(RESULTS, {"comparison": recipe("comparison", [f"{name}.json" for name in BIASES])})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python docs/make_notebooks.py            # all of them
 python docs/make_notebooks.py 02_scope   # some
 
 Live figures are stored as pictures, which also lie in figures/notebooks; progress bars and
-warnings are left out. The explorer is stored as a picture of its page.
+warnings are left out. The explorer is stored as a picture of it in JupyterLab.
 """
 
 import base64
@@ -19,10 +19,9 @@ import plotly.graph_objects as go
 from nbclient import NotebookClient
 from playwright.sync_api import sync_playwright
 
-from biasgym_tl import BiasToken, HeadScores, explore, load_model
-from biasgym_tl.figures import draw, keep_figure
+from biasgym_tl.figures import draw, keep_figure, recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 served = runpy.run_path(str(ROOT / "docs" / "jupyterlab.py"))["served"]
 NOTEBOOKS, PICTURES = ROOT / "notebooks", ROOT / "figures" / "notebooks"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
@@ -31,8 +30,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 def main():
     names = sys.argv[1:]
-    photograph_explorer()
-    photograph_jupyterlab()
+    if not names or "02_scope" in names:
+        photograph_explorer()
     for path in sorted(NOTEBOOKS.rglob("*.ipynb")):
         if (not names and path.stem != "exercises") or path.stem in names:
             store(path)
@@ -61,7 +60,7 @@ def still(output, name):
     if PLOTLY in data:
         figure = go.Figure(data[PLOTLY]["data"], data[PLOTLY]["layout"])
         kept = keep_figure(PICTURES / f"{name}.figure.json", figure)
-        remark = draw(PICTURES / name, "as it was drawn", [kept.name])
+        remark = draw(PICTURES, {name: recipe("as it was drawn", [kept.name])})
         if remark:
             raise SystemExit(remark)
         output.data = {"image/png": encoded(name), "text/plain": "Figure"}
@@ -80,21 +79,6 @@ def encoded(name):
     return base64.b64encode(picture(name).read_bytes()).decode()
 
 
-def photograph_explorer():
-    """A picture of the explorer, with the scores of the demo."""
-    demo = ROOT / "figures" / "demo"
-    scores, token = HeadScores.load(demo / "scores"), BiasToken.load(demo / "token")
-    explorer = explore(scores, load_model(scores.model), token)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page = explorer.to_html(Path(folder) / "explorer.html")
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1400, "height": 760})
-        shown.goto(page.as_uri())
-        shown.locator(".js-plotly-plot .main-svg").first.wait_for()
-        shown.screenshot(path=picture("explorer"))
-        browser.close()
-
-
 LIVE = """
 import warnings
 warnings.simplefilter("ignore")
@@ -105,29 +89,28 @@ explore(scores, load_model(scores.model), token)
 """
 
 
-def photograph_jupyterlab():
+def photograph_explorer():
     """A picture of the explorer in JupyterLab, where the strongest head has been steered."""
     demo = ROOT / "figures" / "demo"
+    path = next(filter(None, map(shutil.which, BROWSERS)))
     code = LIVE.strip().format(scores=str(demo / "scores"), token=str(demo / "token"))
     with (
         tempfile.TemporaryDirectory() as folder,
         served(code, Path(folder)) as address,
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1700, "height": 1300})
         page.set_default_timeout(300_000)
         page.goto(address)
         page.locator(".jp-Notebook .jp-CodeCell").first.click()
         page.keyboard.press("Shift+Enter")
         page.get_by_role("button", name="Steer").click()
         page.locator("h4:has-text('to the mean')").wait_for()
-        page.locator(".biasgym").first.screenshot(path=picture("explorer-in-jupyterlab"))
+        page.locator("h4:has-text('to the mean')").scroll_into_view_if_needed()
+        shown = page.locator(".jp-OutputArea-output:has(.js-plotly-plot)")
+        shown.screenshot(path=picture("explorer"))
         browser.close()
-
-
-def chromium():
-    return next(filter(None, map(shutil.which, BROWSERS)))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 python docs/make_steering.py
 """
 
+import math
 import re
 from pathlib import Path
+
+import torch
 
 from biasgym_tl import RandomControl, Report
 from biasgym_tl.assessment import MAIN_BIASES
@@ -23,9 +26,15 @@ BAR = (
     "|---|---|---|---:|---:|---:|---:|---:|"
 )
 JUDGED = (
-    "| bias | setting | BiasToken | countries, before → change | other biases, before → change "
-    "| degenerate |\n|---|---|---:|---:|---:|---:|"
+    "| bias | setting | BiasToken, before → change | degenerate | countries, before → change "
+    "| degenerate | other biases, before → change |\n|---|---|---:|---:|---:|---:|---:|"
 )
+BASELINES = ("direct 10, mean", "direct 100, mean", "no injection 10, mean", "random")
+BESIDE = (
+    "| bias | heads | BiasToken, change | countries, change | loss | facts, points |\n"
+    "|---|---|---:|---:|---:|---:|"
+)
+ONE_SET = "one random set, mean"
 ASKED = (
     "| bias | asked | BiasToken, change | countries, change | facts, points |\n"
     "|---|---|---:|---:|---:|"
@@ -51,7 +60,8 @@ def rows_of(report):
             (
                 f"| {report.bias} | {name.removesuffix(', mean')} | {'; '.join(tokens)} "
                 f"| {before.estimate:+.1f}, {shown(changes['target_log_odds'], 1)} "
-                f"| {shown(changes['other_log_odds'], 1)} | {shown(changes['damage_loss'], 3)} "
+                f"| {shown(changes['other_log_odds'], 1)}; {spread(report, name)} "
+                f"| {shown(changes['damage_loss'], 3)} "
                 f"| {shown(changes['facts'], 1, 100)} | {shown(changes['blimp'], 1, 100)} |"
             )
             .replace("-", "−")
@@ -59,32 +69,57 @@ def rows_of(report):
         )
 
 
+def spread(report, name):
+    """Lowest and highest change of the other biases, each by itself."""
+    here, before = (report[which].other_log_odds for which in (name, "original"))
+    found = [
+        (torch.tensor(here[other]) - torch.tensor(before[other])).mean().item() for other in before
+    ]
+    return f"{min(found):+.1f} to {max(found):+.1f}".replace("-", "−")
+
+
 def judged_rows(report):
-    asked = [result.name for result in report.results if result.instruction]
     if report.interval("original", "target_strength") is None:
         return
-    for name in (*STEERED, *asked):
-        cells = [
-            f"{report.interval(since, key).estimate:.2f}, "
-            f"{shown(report.change(name, key, since), 2)}"
-            for key, since in (
-                ("token_strength", "injected"),
-                ("target_strength", "original"),
-                ("other_strength", "original"),
+    known = [result.name for result in report.results]
+    asked = [result.name for result in report.results if result.instruction]
+    for name in (*STEERED, *asked, ONE_SET):
+        if name not in known:
+            continue
+        cells = []
+        for whose, since in (("token", "injected"), ("target", "original"), ("other", "original")):
+            before = report.interval(since, f"{whose}_strength").estimate
+            change = report.change(name, f"{whose}_strength", since)
+            cells.append("" if change is None else f"{before:.2f}, {shown(change, 2)}")
+            if whose != "other":
+                broken = [report.values(s, f"{whose}_degenerate").sum() for s in (since, name)]
+                cells.append(" → ".join(f"{n:.0f}" for n in broken))
+        yield f"| {report.bias} | {name.removesuffix(', mean')} | {' | '.join(cells)} |"
+
+
+def beside_rows(report):
+    """Other ways to choose heads, replaced by their mean, on the same items."""
+    if not report.random_controls():
+        return
+    for name in ("steered, mean", *BASELINES):
+        changes = (
+            shown(report.change(name, key, since), decimals, scale)
+            for key, since, decimals, scale in (
+                ("token_log_odds", "injected", 1, 1),
+                ("target_log_odds", "original", 1, 1),
+                ("damage_loss", "original", 3, 1),
+                ("facts", "original", 1, 100),
             )
-        ]
-        before, broken = (
-            report.interval(setting, "target_degenerate").estimate for setting in ("original", name)
         )
-        yield (
-            f"| {report.bias} | {name.removesuffix(', mean')} | {' | '.join(cells)} "
-            f"| {before:.0%} → {broken:.0%} |"
-        )
+        label = {"steered, mean": "learned factors", "random": "5 random sets, same factors"}
+        heads = label.get(name, name.removesuffix(", mean"))
+        yield f"| {report.bias} | {heads} | {' | '.join(changes)} |"
 
 
 def shown(interval, decimals, scale=1):
     estimate, low, high = (f"{scale * value:+.{decimals}f}" for value in interval)
-    return f"{estimate} [{low}, {high}]".replace("-", "−")
+    ends = "" if math.isnan(interval.low) else f" [{low}, {high}]"
+    return f"{estimate}{ends}".replace("-", "−")
 
 
 def reports(*kinds):
@@ -147,19 +182,24 @@ def put(page, mark, table):
     return re.sub(pattern, lambda found: found[1] + table + "\n" + found[2], page, flags=re.S)
 
 
-def main():
-    page = PAGE.read_text(encoding="utf-8")
+def filled(page):
+    """The page with the tables that the results give."""
     gemma = [Report.load(path) for path in RESULTS.glob("gemma-*-report.json")]
     for mark, table in (
         ("bar", table_of(BAR, rows_of, reports("report"))),
         ("judged", table_of(JUDGED, judged_rows, reports("report"))),
+        ("beside", table_of(BESIDE, beside_rows, reports("report"))),
         ("asked", table_of(ASKED, asked_rows, reports("report", "revised"))),
         ("random", random_table()),
         ("reinjected", reinjected_table()),
         ("gemma", table_of(BAR, rows_of, gemma)),
     ):
         page = put(page, mark, table)
-    PAGE.write_text(page, encoding="utf-8")
+    return page
+
+
+def main():
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

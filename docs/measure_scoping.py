@@ -33,7 +33,7 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.elicitation import bias_log_odds
-from biasgym_tl.figures import draw
+from biasgym_tl.figures import draw, recipe
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.compare import rank_correlation, stepped_up
@@ -133,7 +133,7 @@ def saved(result, name):
 
 
 def drawn(name, plot, files):
-    print(draw(RESULTS / name, plot, files) or name, flush=True)
+    print(draw(RESULTS, {name: recipe(plot, files)}) or name, flush=True)
 
 
 def slug(name):

@@ -118,7 +118,7 @@ def test_the_command_line_measures_and_shows(assessment, tmp_path):
     arguments = [
         "evaluate", "--out", str(out), "--heads", assessment.heads, "--model", assessment.model,
         "--token", assessment.token, "--mode", "zero", "--no-others", "--no-instructions",
-        "--targets", "2", "--random", "0",
+        "--targets", "2", "--random", "0", "--max-new-tokens", "2",
     ]  # fmt: skip
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -11,17 +11,20 @@ import time
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import biasgym_tl
 from biasgym_tl import BiasInject, Chain, Report, Selection, run_chain
+from biasgym_tl.cli import app
 from biasgym_tl.console import summary_lines
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.setting import Setting
-from biasgym_tl.plots.figure import write_png
+from biasgym_tl.plots import figure
 from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
 
 BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
+SHORT = ["--epochs", "1", "--choose-by", "last", "--max-new-tokens", "3", "--no-controls"]
 QUICK = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
 
 
@@ -75,7 +78,7 @@ def test_reinjection_and_many_draws_go_on_from_the_same_run(chain, monkeypatch):
     )
     more = dataclasses.replace(chain, reinject=True, n_draws=6)
     second = run_chain(more, progress=False)
-    assert set(measured) == {"re-injected, mean"}
+    assert set(measured) == {"re-injected, mean", "random set"}
     assert second.report["re-injected, mean"].token == "late, seed 0, trained on the steered model"
     assert second.report["steered, mean"] == first.report["steered, mean"]
     assert second.report["re-injected, mean"].token_log_odds != pytest.approx(
@@ -138,7 +141,7 @@ def biasgym(*arguments, **options):
 def test_command_line(tiny_folder, tmp_path):
     environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     out = tmp_path / "out"
-    options = ["--model", str(tiny_folder), "--k", "3", "--epochs", "1", "--out", str(out)]
+    options = ["--model", str(tiny_folder), "--k", "3", *SHORT, "--out", str(out)]
     done = biasgym("run", *options, env=environment)
     assert done.returncode == 0, done.stderr
     for text in ("steered, mean", "random", "not informative", "Free answers with the BiasToken"):
@@ -156,9 +159,9 @@ def test_command_line(tiny_folder, tmp_path):
     (tmp_path / "file").touch()
     no_folder = biasgym("run", "--out", str(tmp_path / "file"), env=environment)
     assert no_folder.returncode == 1 and "--out must be a folder" in no_folder.stderr
-    listed = biasgym("biases")
-    assert listed.returncode == 0 and "Bias('late'" in listed.stdout
-    assert "demo" in biasgym("--help").stdout
+    listed = CliRunner().invoke(app, ["biases"])
+    assert listed.exit_code == 0 and "Bias('late'" in listed.output
+    assert "demo" in CliRunner().invoke(app, ["--help"]).output
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -166,7 +169,17 @@ def test_command_line(tiny_folder, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
     environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
     out = str(tmp_path / "out")
-    options = ["run", "--model", str(tiny_folder), "--epochs", "1", "--no-controls", "--out", out]
+    options = [
+        "run",
+        "--model",
+        str(tiny_folder),
+        "--epochs",
+        "1",
+        *SHORT,
+        "--no-controls",
+        "--out",
+        out,
+    ]
     running = subprocess.Popen(
         [*BIASGYM, *options],
         env=environment,
@@ -211,7 +224,7 @@ def test_png_without_a_browser_is_one_line(tmp_path, monkeypatch):
     def no_browser(*args, **kwargs):
         raise kaleido.errors.ChromeNotFoundError
 
-    monkeypatch.setattr(go.Figure, "to_image", no_browser)
-    remark = write_png(go.Figure(), tmp_path / "figure.png")
+    monkeypatch.setattr(figure, "write_images", no_browser)
+    remark = figure.write_png(go.Figure(), tmp_path / "figure.png")
     assert remark.startswith("PNG not written: kaleido found no usable Chrome")
     assert "\n" not in remark and not list(tmp_path.iterdir())

@@ -127,7 +127,7 @@ def random_control(
     drawn = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
     means = REFERENCES[reference](model, bias)
     names = (token.text,) if on == "token" else bias.sample_targets("held-out", n_targets, 0)
-    finished = finished or measured_now
+    finished, kept = finished or measured_now, mode != "zero"
     found: list[Float[Tensor, " prompt"]] = []
     with (
         token.attached(model),
@@ -136,11 +136,13 @@ def random_control(
         for i, steered in enumerate(bar):
 
             def measure(steered: tuple[Head, ...] = steered) -> list[float]:
-                kept = (
-                    matched_factor(heads, steered, factor) if mode != "zero" and steered else None
-                )
                 setting = Setting(
-                    "", token, steered, mode if steered else None, factor=kept, reference=reference
+                    "random set",
+                    token,
+                    steered,
+                    mode if steered else None,
+                    factor=matched_factor(heads, steered, factor) if kept and steered else None,
+                    reference=reference,
                 )
                 with setting.steered(model, {reference: means}):
                     measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)

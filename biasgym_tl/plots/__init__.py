@@ -3,7 +3,7 @@
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
 from biasgym_tl.plots.comparison import plot_comparison
-from biasgym_tl.plots.figure import write_html, write_png
+from biasgym_tl.plots.figure import write_html, write_png, write_pngs
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage, plot_k_sweep
@@ -31,4 +31,5 @@ __all__ = [
     "plot_top_k",
     "write_html",
     "write_png",
+    "write_pngs",
 ]

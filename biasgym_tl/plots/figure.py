@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+from plotly.io import write_images
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import Interval
@@ -101,21 +105,29 @@ def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
 
 def write_png(figure: go.Figure, path: Path) -> str | None:
     """Write a PNG through kaleido; where that is not possible, return one line that says why."""
+    return write_pngs({path: figure})
+
+
+def write_pngs(figures: Mapping[Path, go.Figure]) -> str | None:
+    """:func:`write_png` of several figures, for which one browser is started."""
     try:
         import kaleido  # noqa: F401
     except ImportError:
         return "PNG not written: kaleido is not installed. Run: pip install 'biasgym-tl[png]'"
     from kaleido.errors import ChromeNotFoundError
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            image = figure.to_image(format="png", scale=2)
-    except (ChromeNotFoundError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        return (
-            "PNG not written: kaleido found no usable Chrome or Chromium. Install one (Debian: "
-            f"apt install chromium; elsewhere: plotly_get_chrome). ({reason})"
-        )
-    write_atomically(path, lambda to: to.write_bytes(image))
+    with tempfile.TemporaryDirectory() as folder:
+        images = [Path(folder) / f"{i}.png" for i in range(len(figures))]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                write_images(list(figures.values()), images, scale=2)
+        except (ChromeNotFoundError, RuntimeError, OSError) as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+            return (
+                "PNG not written: kaleido found no usable Chrome or Chromium. Install one (Debian: "
+                f"apt install chromium; elsewhere: plotly_get_chrome). ({reason})"
+            )
+        for path, image in zip(figures, images, strict=True):
+            write_atomically(path, partial(shutil.copyfile, image))
     return None
