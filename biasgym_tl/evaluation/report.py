@@ -402,7 +402,8 @@ class Report:
 
     def numbers(self) -> dict[str, Any]:
         """All that was measured, without the versions that measured it."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "versions"}
+        beside = ("versions", "other_generation_prompts")
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in beside}
 
     def save(self, path: str | Path) -> Path:
         """Write all of it as one JSON file."""
