@@ -4,13 +4,16 @@ import dataclasses
 import json
 
 import pytest
+from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
+from test_judges import answer
 from typer.testing import CliRunner
 
 from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
+from biasgym_tl.api import Price
 from biasgym_tl.assessment import MAIN_BIASES, assess, read_heads, write_assessed
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app, main
-from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
@@ -96,6 +99,27 @@ def test_a_judge_scores_what_was_measured_before(assessment, monkeypatch):
     verdicts = found.report["injected"].verdicts
     assert len(verdicts["token"]) == len(verdicts["target"]) == len(LATE.generation_prompts)
     assert found.report.settings["judge"]["judge"] == "local"
+
+
+def test_an_api_judge_is_confirmed_once_for_all_answers_and_paid_for_once(
+    assessment,
+    chat,  # noqa: F811
+    httpserver,
+):
+    serve(httpserver, answer)
+    judged = dataclasses.replace(assessment, judge=f"api:{chat.model}")
+    plans = []
+    with pytest.raises(ApiError, match="judging must be confirmed, and was not .* Nothing was"):
+        assess(judged, price=Price(1, 1), confirm=lambda plan: plans.append(plan), progress=False)
+    assert n_calls(httpserver) == 0 and len(plans) == 1 and "US dollars" in str(plans[0])
+    found = assess(judged, confirm=lambda plan: True, progress=False)
+    verdicts = found.report["injected"].verdicts
+    assert {v.strength for each in verdicts.values() for v in each} <= {2.0, 0.0, None}
+    assert set(verdicts) == {"token", "target"}
+    paid = n_calls(httpserver)
+    assert 0 < paid == plans[0].calls
+    assess(judged, confirm=lambda plan: True, progress=False)
+    assert n_calls(httpserver) == paid
 
 
 def test_settings_survive_a_manifest(assessment):

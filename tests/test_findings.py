@@ -11,6 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 make_injection = runpy.run_path(str(DOCS / "make_injection.py"))
 make_findings = runpy.run_path(str(DOCS / "make_findings.py"))
 measure_scoping = runpy.run_path(str(DOCS / "measure_scoping.py"))
+make_steering = runpy.run_path(str(DOCS / "make_steering.py"))
 make_scoping = runpy.run_path(str(DOCS / "make_scoping.py"))
 
 
@@ -25,6 +26,12 @@ def test_the_page_on_injection_holds_what_the_reports_give():
     reports = make_injection["load_reports"]()
     assert make_findings["filled"](page, make_injection["tables"](reports)) == page
     assert {report.settings["epochs"] for report in reports.values()} == {4, 6}
+
+
+def test_the_page_on_steering_holds_what_the_results_give():
+    page = (DOCS / "steering.md").read_text(encoding="utf-8")
+    assert make_steering["filled"](page) == page
+    assert page.count("\n| ") > 80
 
 
 def test_the_page_on_scoping_holds_what_the_results_give():
