@@ -107,7 +107,7 @@ def test_an_api_judge_is_confirmed_once_for_all_answers_and_paid_for_once(
     httpserver,
 ):
     serve(httpserver, answer)
-    judged = dataclasses.replace(assessment, judge=f"api:{chat.model}")
+    judged = dataclasses.replace(assessment, judge=f"api:{chat.model}", max_new_tokens=12)
     plans = []
     with pytest.raises(ApiError, match="judging must be confirmed, and was not .* Nothing was"):
         assess(judged, price=Price(1, 1), confirm=lambda plan: plans.append(plan), progress=False)
