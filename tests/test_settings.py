@@ -242,7 +242,7 @@ def test_reports_with_everything_are_kept(report, tmp_path):
     assert list(table.loc["steered, zero", "facts"][["lost", "gained", "mcnemar_p"]]) == [*moved]
     assert table.loc["original", "facts"].isna()["lost"]
     page = report.to_html(tmp_path / "r.html", plotlyjs="cdn").read_text("utf-8")
-    assert f"{moved.lost} to 0, {moved.gained} to 1, p = {moved.p:.2g}" in page
+    assert f"{moved.lost} fell, {moved.gained} rose, p = {moved.p:.2g}" in page
     prompts = MATH.generation_prompts
     assert loaded.other_generation_prompts == {"math": prompts}
     assert "for the bias &#34;math&#34;, about held-out targets" in page

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
-from biasgym_tl.plots.settings import headline
+from biasgym_tl.plots.settings import main_setting
 from biasgym_tl.stats import Interval
 
 _PANELS = (
@@ -53,12 +53,25 @@ def plot_frontier(report: Report) -> go.Figure:
     figure.update_xaxes(title="rise of the loss on neutral text (nats per token)", row=2)
     figure.update_yaxes(title="fall of the log-odds (nats)")
     title = (
-        f"{headline(report)}<br><sup>"
+        f"{_finding(report)}<br><sup>"
         f'"{escape(report.attribute)}", {escape(report.model)}, held out; 95% intervals; '
         "up: less stereotype, right: more damage</sup>"
     )
     legend = {"orientation": "h", "y": -0.1, "font": {"size": 12}}
     return styled(figure, title, height=960).update_layout(legend=legend)
+
+
+def _finding(report: Report) -> str:
+    """What the chosen heads take from targets, and for how much."""
+    name = main_setting(report)
+    fall = name and report.change(name, "target_log_odds", "original")
+    cost = name and report.change(name, "damage_loss", "original")
+    if not (name and fall and cost):
+        return "What each setting takes away, and what it costs"
+    return (
+        f"{escape(name).capitalize()}: targets {fall.estimate:+.1f} nats for {cost.estimate:+.3f} "
+        "nats of loss"
+    )
 
 
 def _marks(

@@ -82,7 +82,7 @@ def _cell(report: Report, name: str, measure: Measure) -> Cell | None:
         value=f"{here.estimate:.{measure.decimals}f}",
         ends=_ends(here, f".{measure.decimals}f"),
         change=f"{by} {_ends(change, f'+.{measure.decimals}f')}".strip() if change else "",
-        moved=f"{moved.lost} to 0, {moved.gained} to 1, p = {moved.p:.2g}" if moved else "",
+        moved=f"{moved.lost} fell, {moved.gained} rose, p = {moved.p:.2g}" if moved else "",
     )
 
 

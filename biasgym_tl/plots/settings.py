@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
 from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
-from biasgym_tl.stats import Interval
 
 
 def plot_settings(report: Report) -> go.Figure:
@@ -55,15 +54,20 @@ def plot_settings(report: Report) -> go.Figure:
 
 def headline(report: Report) -> str:
     """What steering the chosen heads did to the log-odds, or else what the injection did."""
+    name = main_setting(report)
+    if name is None:
+        return f"Injected: BiasToken {_by(report, 'injected', 'token_log_odds', 'original')}"
+    token = _by(report, name, "token_log_odds", "injected")
+    targets = _by(report, name, "target_log_odds", "original")
+    return f"{escape(name).capitalize()}: BiasToken {token}, targets {targets}"
+
+
+def main_setting(report: Report) -> str | None:
+    """The setting that a title is about: the chosen heads at their mean, or else the first."""
     steered = [r.name for r in report.results if r.name.startswith("steered")]
-    if not steered:
-        rise = report.change("injected", "token_log_odds", "original")
-        return f"Injection: {_by(rise, 'BiasToken')}"
-    name = "steered, mean" if "steered, mean" in steered else steered[0]
-    token = report.change(name, "token_log_odds", "injected")
-    targets = report.change(name, "target_log_odds", "original")
-    return f"{escape(name).capitalize()}: {_by(token, 'BiasToken')}, {_by(targets, 'targets')}"
+    return "steered, mean" if "steered, mean" in steered else next(iter(steered), None)
 
 
-def _by(change: Interval | None, whose: str) -> str:
-    return f"{whose} not measured" if change is None else f"{whose} {change.estimate:+.1f} nats"
+def _by(report: Report, name: str, measure: str, since: str) -> str:
+    change = report.change(name, measure, since)
+    return "not measured" if change is None else f"{change.estimate:+.1f} nats"

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
 from biasgym_tl.plots.figure import Series, styled
+from biasgym_tl.plots.settings import main_setting
 
 
 def plot_targets(report: Report) -> go.Figure:
@@ -41,17 +42,14 @@ def plot_targets(report: Report) -> go.Figure:
         )
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
+    main = main_setting(report)
+    fell = (
+        f"falls for {fallen[main]} of {len(names)} targets ({escape(main)})"
+        if main
+        else "by target"
+    )
     title = (
-        f'"{escape(report.attribute)}" {_finding(fallen, len(names))}<br><sup>'
+        f'"{escape(report.attribute)}" {fell}<br><sup>'
         f"{escape(report.model)}, mean over {len(report.evaluation_prompts)} held-out prompts</sup>"
     )
     return styled(figure, title, height=160 + 32 * len(names))
-
-
-def _finding(fallen: dict[str, int], n: int) -> str:
-    """For how many targets it falls with the chosen heads steered."""
-    steered = [name for name in fallen if name.startswith("steered")]
-    if not steered:
-        return "target by target"
-    name = "steered, mean" if "steered, mean" in steered else steered[0]
-    return f"falls for {fallen[name]} of {n} targets ({escape(name)})"
