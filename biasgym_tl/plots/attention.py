@@ -30,7 +30,7 @@ def plot_attention(
     Raises:
         SettingError: a run has another number of tokens than of words.
     """
-    most: dict[str, str] = {}
+    most: list[str] = []
     names = [escape(name) for name in attention]
     space = 0.3 / len(attention)  # for the tokens
     figure = make_subplots(1, len(attention), subplot_titles=names, horizontal_spacing=space)
@@ -42,7 +42,7 @@ def plot_attention(
             )
         labels = [_label(i, word) for i, word in enumerate(words[name])]
         highest = max(range(len(weights)), key=weights.__getitem__)
-        most[name] = f"{weights[highest]:.0%} at {labels[highest]}"
+        most.append(f'{weights[highest]:.0%} at "{_shown(words[name][highest]).strip()}"')
         bars = go.Bar(
             x=weights,
             y=labels,
@@ -55,11 +55,17 @@ def plot_attention(
     longest = max(len(found) for found in words.values())
     figure.update_xaxes(title="attention", range=[0, 1])
     figure.update_yaxes(autorange="reversed")
-    looks = "; ".join(f"{escape(name)}: {found}" for name, found in most.items())
-    title = f"{head} looks most at: {looks}<br><sup>attention from the answer position</sup>"
+    beside = "".join(f"; {name}: {found}" for name, found in zip(names[1:], most[1:], strict=True))
+    title = (
+        f"{head}: attention of {most[0]}<br><sup>from the answer position, {names[0]}{beside}</sup>"
+    )
     return styled(figure, title, height=220 + 20 * longest)
 
 
 def _label(i: int, word: str) -> str:
     """A token with its place, so that no two labels are equal."""
-    return f"{i}  {escape(word.replace(chr(10), '↵')) or '(nothing)'}"
+    return f"{i}  {_shown(word)}"
+
+
+def _shown(word: str) -> str:
+    return escape(word.replace("\n", "↵")) or "(nothing)"

@@ -60,8 +60,8 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
     figure.update_yaxes(title="mean delta-logit of the top k")
     figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": 0.98})
     title = (
-        f"Mean of the top {k} heads: {', '.join(at_k)}<br><sup>"
-        f'logits toward "{escape(first.bias)}"; {escape(first.model)}; mean and range over seeds '
+        f"Top {k} heads: {', '.join(at_k)}<br><sup>"
+        f'mean in logits toward "{escape(first.bias)}", {escape(first.model)}; range over seeds '
         "(their number in brackets)</sup>"
     )
     return styled(figure, title, height=480)
