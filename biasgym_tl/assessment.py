@@ -113,7 +113,8 @@ class Assessment:
                 f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-4o-mini', got "
                 f"{self.judge!r}."
             )
-        for name, least in (("n_targets", 1), ("n_random", 0), ("n_draws", 0)):
+        at_least = {"n_targets": 1, "n_random": 0, "n_draws": 0, "max_new_tokens": 1}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
         wrong = sorted(set(self.modes) - {*MODES, "scale"})
@@ -121,6 +122,10 @@ class Assessment:
             raise SettingError(f"modes must be among {[*MODES, 'scale']}, got {wrong}.")
         if "scale" in self.modes and self.factor is None:
             raise SettingError("factor must be given for the mode 'scale'. 0.5 halves the output.")
+        if self.factor is not None and set(self.modes) <= {"zero"}:
+            raise SettingError(
+                f"factor must be None for the mode 'zero', got {self.factor!r}. Use 'scale'."
+            )
         if self.reference not in REFERENCES:
             raise SettingError(
                 f"reference must be one of {list(REFERENCES)}, got {self.reference!r}."
@@ -196,6 +201,9 @@ def assess(
     for added in ("n_draws", "judge", "scores"):  # at the end, so they touch nothing before
         del settings[added]
     steps = Steps(cache_dir() / "assessments" / digest([settings, inputs]), fresh)
+    if scores is not None:
+        inputs["scores"] = digest(scores.values.tolist())
+        check_inputs(inputs, expected)
     report = evaluate(
         model,
         bias,
@@ -220,13 +228,15 @@ def assess(
         if isinstance(judge, ApiJudge) and confirm is not None:
             _confirm(report, judge, [bias, *others], confirm)
         report = judged(report, judge, bias, others)
+    mode = "mean" if "mean" in assessment.modes else assessment.modes[0]
     random = {
         on: random_control(
             model,
             bias,
             token=token,
             heads=heads,
-            factor=assessment.factor,
+            mode=mode,
+            factor=None if mode == "zero" else assessment.factor,
             reference=assessment.reference,
             on=on,
             n_targets=assessment.n_targets,

@@ -90,7 +90,8 @@ def summary_lines(report: Report) -> list[str]:
     for setting in report.results:
         if not setting.heads or setting.name.startswith(RANDOM):
             continue
-        token = report.change(setting.name, "token_log_odds", "injected")
+        since = report.baseline(setting.name, "token_log_odds")
+        token = report.change(setting.name, "token_log_odds", since)
         damage = report.change(setting.name, "damage_loss", "original")
         assert token is not None and damage is not None
         lines.append(

@@ -167,6 +167,11 @@ def test_the_command_line_measures_and_shows(assessment, tmp_path):
         (["--heads", "L0H1", "--scores", "no.safetensors"], "result file must exist"),
         (["--heads", "L0H1", "--mode", "mena"], "modes must be among ['zero', 'mean', 'scale'], "),
         (["--heads", "L0H1", "--mode", "scale"], "factor must be given for the mode 'scale'"),
+        (
+            ["--heads", "L0H1", "--mode", "zero", "--factor", "1"],
+            "factor must be None for the mode",
+        ),
+        (["--heads", "L0H1", "--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
         (["--heads", "L0H1", "--reference", "x"], "reference must be one of ['text', 'targets']"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import struct
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from biasgym_tl.cli import app
 from biasgym_tl.errors import StoreError
-from biasgym_tl.figures import PLOTS, draw, keep_figure, load_any, recipe, redraw
+from biasgym_tl.figures import PLOTS, Recipe, draw, keep_figure, load_any, recipe, redraw
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.store import kind_of, read_json, save_result, write_json
@@ -120,7 +121,10 @@ def test_every_shipped_recipe_names_a_plot_and_files_that_exist(pytestconfig):
             assert values["plot"] in PLOTS
             for file in values["of"].values():
                 assert (path.parent / file).is_file(), f"{path}: {file}"
-            assert path.with_suffix(".png").is_file() and path.with_suffix(".html").is_file()
+            assert path.with_suffix(".html").is_file()
+            shown = Recipe(*(values[key] for key in Recipe._fields)).figure(path.parent).layout
+            size = struct.unpack(">II", path.with_suffix(".png").read_bytes()[16:24])
+            assert size == (2 * shown.width, 2 * shown.height), path
     assert found >= 20
     pictures = [path for path in figures.rglob("*.png") if path.name != "explorer.png"]
     assert not [path for path in pictures if not path.with_suffix(".json").is_file()]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from biasgym_tl import load_bias, load_token
+from biasgym_tl import Report, load_bias, load_token
 
 DOCS = Path(__file__).parent.parent / "docs"
 make_injection = runpy.run_path(str(DOCS / "make_injection.py"))
@@ -64,3 +64,37 @@ def test_what_is_reported_was_held_out_and_measured_alike():
     for report in reports.values():
         assert set(make_findings["ROWS"]) - {"random"} <= {r.name for r in report.results}
         assert report.settings["selection"] is not None and report.n_draws == 5
+
+
+README_ROWS = {
+    "original (row before training)": "original",
+    "injected": "injected",
+    "10 heads to zero": "steered, zero",
+    "10 heads to their mean": "steered, mean",
+    "heads found without injection, mean": "no-injection heads, mean",
+    "heads of a row trained on shuffled text, mean": "shuffled-corpus heads, mean",
+    "heads of another bias's row, mean": "other-bias heads, mean",
+    "5 random sets of the same layers, mean": "random",
+}
+
+
+def test_the_table_of_the_readme_holds_what_the_demo_measured():
+    report = Report.load(DOCS.parent / "figures" / "demo" / "report.json")
+    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for label, name in README_ROWS.items():
+        token, low, high = report.interval(name, "token_log_odds")
+        targets, loss, facts = (
+            report.interval(name, key).estimate
+            for key in ("target_log_odds", "damage_loss", "facts")
+        )
+        hits = report.interval(name, "token_keywords")
+        share = f"{100 * hits.estimate:.0f}%" if hits else ""
+        row = (
+            (
+                f"| {label} | {token:.2f} [{low:.2f}, {high:.2f}] | {targets:.2f} | {loss:.3f} "
+                f"| {100 * facts:.0f}% | {share} |"
+            )
+            .replace("-", "\u2212")
+            .replace("  |", " |")
+        )
+        assert row in page, row

@@ -160,6 +160,8 @@ def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):
     of_token = {trace.name: trace for trace in figure.data if trace.xaxis == "x"}
     of_targets = {trace.name: trace for trace in figure.data if trace.xaxis == "x2"}
     assert {"steered, mean", "steered, seed 1", "paper, zero", "asked, persona"} <= set(of_token)
+    own = report.change("injected, seed 1", "token_log_odds", "steered, seed 1")
+    assert of_token["steered, seed 1"].y[0] == own.estimate  # from the unsteered row of that seed
     assert "steered, mean" in of_targets and "steered, seed 1" not in of_targets
     assert len(of_targets.pop("random heads").x) == 5
     for name, trace in of_targets.items():

@@ -9,6 +9,7 @@ import torch
 
 from biasgym_tl import (
     BiasInject,
+    BiasScope,
     Head,
     Report,
     Setting,
@@ -289,6 +290,14 @@ def test_a_part_of_the_output_and_another_reference(setup):
         progress=False,
     )  # fmt: skip
     assert control.chosen.tolist() == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
+    with pytest.raises(SteeringError, match="factor must have one number for each"):
+        evaluate(
+            model, LATE, token=token, heads=HEADS, factor={HEADS[0]: 0.5}, modes=("mean",),
+            n_random=1, progress=False,
+        )  # fmt: skip
+    other = dataclasses.replace(BiasScope().attribute(model, LATE, token), bias="math")
+    with pytest.raises(SettingError, match="scores must be of the model and the bias .*'late'"):
+        evaluate(model, LATE, token=token, heads=HEADS, scores=other, progress=False)
     with pytest.raises(SteeringError, match="reference of the setting .* got 'texts'"):
         random_control(model, LATE, token=token, heads=HEADS, reference="texts")
 
@@ -345,11 +354,11 @@ def test_every_warning_can_be_triggered(report):
     five = dataclasses.replace(strong, results=(*strong.results[:-2], *draws))
     weak = replaced(five, "steered, mean", token_log_odds=[v - 1 for v in base])
     good = replaced(five, "steered, mean", token_log_odds=[v - 4 for v in base])
-    no_better = "No better than random heads: the chosen heads lower the BiasToken's"
+    no_better = "No better than random heads: the chosen heads change the BiasToken's"
     assert [w for w in warnings_of(weak) if w.startswith(no_better)]
     assert not [w for w in warnings_of(good) if w.startswith(no_better)]
     lower = [[v - 1 for v in row] for row in strong["original"].target_log_odds]
-    no_better = "No better than random heads: the chosen heads lower targets'"
+    no_better = "No better than random heads: the chosen heads change targets'"
     for heads, by_chance in ((some.target_log_odds, lower), (lower, some.target_log_odds)):
         drawn = [dataclasses.replace(draw, target_log_odds=by_chance) for draw in draws]
         made = dataclasses.replace(strong, results=(*strong.results[:-2], *drawn))
@@ -415,6 +424,8 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     none = whole.interval("original", "target_degenerate")
     assert none.estimate == 0 and none.high > 0.1, "none of a few is not none of all"
     assert found.change("injected", "target_strength", "original").estimate == 0
+    strong = replaced(found, "original", verdicts={"target": [Verdict(3.0)] * n})
+    assert not strong.not_informative("target_strength")  # all alike, and far above the floor
     assert found.values("random 1", "target_strength") is None
     by_target = found.by_target("target_strength")
     assert (

@@ -20,8 +20,8 @@ class Measure(NamedTuple):
     baseline: str = "original"
     """The setting that changes are counted from: ``"original"`` or ``"injected"``."""
     kind: str = "mean"
-    """``"mean"`` of numbers, ``"share"`` of 0 and 1 (a tie is 0.5), or ``"texts"``: a number for
-    each free answer, some of which may not count."""
+    """``"mean"`` of numbers, ``"share"`` of 0 and 1 (0.5 is a tie that is neither), ``"texts"``:
+    a number for each free answer, some of which may not count."""
     floor: float | str | None = None
     """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
     decimals: int = 2

@@ -68,7 +68,7 @@ def evaluate(
             little of it.
         modes: What the chosen heads are replaced with: ``"zero"``, ``"mean"``, ``"scale"``.
         factor: What a head keeps of its own output in the modes ``"mean"`` and ``"scale"``, as in
-            :func:`biasgym_tl.steer`; default: that of the ``Selection``.
+            :func:`biasgym_tl.steer`; default for the mean: that of the ``Selection``.
         reference: What the mean is taken over: neutral ``"text"``, or scoping prompts with fitting
             ``"targets"``.
         instructions: Baselines that ask for answers without stereotypes, such as
@@ -81,7 +81,7 @@ def evaluate(
         token_benchmarks: The same, with the BiasToken attached, such as
             ``implicit_questions(bias, [token.text], targets, baseline="injected")``.
         n_targets: Held-out targets, regions as even as they can be; a fixed sample.
-        n_random: Random controls; they are mean-ablated.
+        n_random: Random controls; they go to their mean, by the same factors.
         answers: Whether free answers are written; without them an evaluation takes about half
             the time. ``controls`` decide by themselves.
         max_new_tokens: Length of the free answers.
@@ -92,8 +92,8 @@ def evaluate(
 
     Raises:
         SteeringError: a head is outside the model, or a selection has seen the evaluation's data.
-        SettingError: a number is outside its range, names are not distinct, or another bias is
-            about another kind of target.
+        SettingError: a number is outside its range, names are not distinct, another bias is about
+            another kind of target, or the scores are of another model or bias.
         TokenError: the token does not fit the model.
     """
     if max_new_tokens < 1:
@@ -122,11 +122,13 @@ def evaluate(
             for each in instructions
         ),
         *controls,
-        *_random_settings(model, token, heads, n_random, seed, factor, reference),
     ]
     for setting in settings:
         setting.check(model)
         _check_held_out(model, setting, (bias, *others), targets)
+    if scores is not None:
+        _check_scores(scores, model, bias)
+    settings += _random_settings(model, token, heads, n_random, seed, factor, reference)
     _check_names(controls, [setting.name for setting in settings])
     every_benchmark = (*benchmarks, *token_benchmarks)
     _check_benchmarks(every_benchmark)
@@ -247,6 +249,16 @@ def _check_held_out(
         texts=load_passages("damage"),
         facts=[fact.question for fact in load_facts()],
     )
+
+
+def _check_scores(scores: HeadScores, model: HookedTransformer, bias: Bias) -> None:
+    here = (model.cfg.model_name, bias.name)
+    if (scores.model, scores.bias) != here:
+        raise SettingError(
+            f"scores must be of the model and the bias {here}, got {(scores.model, scores.bias)}."
+        )
+    if not bool((scores.values > 0).any()):
+        raise SettingError("scores must hold a head that writes toward the stereotype, got none.")
 
 
 def _check_names(controls: Sequence[Setting], names: list[str]) -> None:

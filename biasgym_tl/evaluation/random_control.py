@@ -97,8 +97,8 @@ def random_control(
         heads: The chosen heads; a ``Selection`` is refused if it has seen this data.
         mode: What chosen and random heads are replaced with; default: as the ``Selection`` says,
             otherwise ``"mean"``.
-        factor: What they keep of their own output, in mode ``"mean"``; default: as the
-            ``Selection`` says. Factors by head go to random heads by layer.
+        factor: What they keep of their own output, in the modes ``"mean"`` and ``"scale"``; default
+            for the mean: as the ``Selection`` says. Factors by head go to random heads by layer.
         reference: What the mean is taken over: ``"text"`` or ``"targets"``, as in ``evaluate``.
         on: Whose log-odds: those of the BiasToken (``"token"``) or of held-out ``"targets"``.
         n_targets: Held-out targets, the first of those of :func:`evaluate`.
@@ -125,7 +125,7 @@ def random_control(
         selection.check_held_out(prompts=bias.evaluation_prompts, targets=targets)
     Setting("chosen heads", token, chosen, mode, factor=factor, reference=reference).check(model)
     drawn = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
-    means = REFERENCES[reference](model, bias)
+    means = REFERENCES[reference](model, bias) if mode == "mean" else None
     names = (token.text,) if on == "token" else bias.sample_targets("held-out", n_targets, 0)
     finished, kept = finished or measured_now, mode != "zero"
     found: list[Float[Tensor, " prompt"]] = []
@@ -144,7 +144,7 @@ def random_control(
                     factor=matched_factor(heads, steered, factor) if kept and steered else None,
                     reference=reference,
                 )
-                with setting.steered(model, {reference: means}):
+                with setting.steered(model, {} if means is None else {reference: means}):
                     measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
                 values: list[float] = measured.log_odds.mean(1).tolist()
                 return values
@@ -165,6 +165,7 @@ def random_control(
             "seed": seed,
             "token": token.label,
             "reference": reference if mode == "mean" else "",
+            "factor": factor if isinstance(factor, float) else None,
             "bias_fingerprint": bias.fingerprint(),
         },
         versions=versions(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,8 +196,8 @@ class Report:
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
 
-        For ``"random"`` over items and draws. The ends are NaN where no interval can be given:
-        fewer than 4 draws, or free answers that are all alike.
+        For ``"random"`` over prompts and draws, of shares over draws alone. The ends are NaN where
+        no interval can be given: fewer than 4 draws, or free answers that are all alike.
         """
         values = self.values(name, measure)
         if values is None:
@@ -206,20 +207,24 @@ class Report:
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
         if self.measures[measure].kind == "texts":
-            return _of_texts_interval(values[:, 0])
+            found = _one_by_one(values[:, 0])
+            return found._replace(low=max(found.low, 0.0))  # NaN stays NaN
         if self.measures[measure].kind == "share":
             return _of_share(share_interval, values[:, 0])
         return self._interval(values, measure)
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
-        """Mean difference to another setting, item by item, with its 95% interval."""
+        """Mean difference to another setting, item by item, with its 95% interval.
+
+        With ``"random"`` targets are averaged first: the interval is over prompts and draws.
+        """
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
         if self.measures[measure].kind == "texts":
-            return _of_texts_interval(here[:, 0], there[:, 0])
+            return _one_by_one(here[:, 0], there[:, 0])
         if RANDOM_MEAN in (name, since):  # items of a setting against a column for each draw
             here = here if name == RANDOM_MEAN else here.mean(1, keepdim=True)
             there = there if since == RANDOM_MEAN else there.mean(1, keepdim=True)
@@ -231,8 +236,10 @@ class Report:
     def _interval(
         self, values: Float[Tensor, "row column"], measure: str, *, over_draws: bool = False
     ) -> Interval:
-        if over_draws and (self.n_draws < 4 or self.measures[measure].kind == "texts"):
+        if over_draws and self.n_draws < 4:
             return Interval(values.mean().item(), float("nan"), float("nan"))
+        if over_draws and self.measures[measure].kind == "share":
+            return _one_by_one(values.mean(0))  # of most items, no draw changes anything
         return crossed_interval(values)
 
     def not_informative(self, measure: str) -> str:
@@ -253,7 +260,7 @@ class Report:
         elif m.floor is not None:
             here = self.interval(m.baseline, measure)
             over = here and Interval(*(end - m.floor for end in here))
-        if over is None or over.low > 0:
+        if over is None or (over.estimate if math.isnan(over.low) else over.low) > 0:
             return ""
         return (
             f"{m.label}: not informative, since in the setting {m.baseline!r} it is {over} over "
@@ -283,7 +290,8 @@ class Report:
                 here = self.interval(name, key)
                 if here is None:
                     continue
-                change = self.change(name, key, measure.baseline)
+                since = self.baseline(name, key)
+                change = self.change(name, key, since)
                 moved = self.moved(name, key)
                 rows.append(
                     {
@@ -291,19 +299,37 @@ class Report:
                         "measure": key,
                         "unit": measure.unit,
                         **_named(here, ""),
-                        "baseline": measure.baseline,
+                        "baseline": since,
                         **(_named(change, "change_") if change else {}),
                         **({"lost": moved.lost, "gained": moved.gained} if moved else {}),
                         **({"mcnemar_p": moved.p} if moved else {}),
                         "informative": informative,
                     }
                 )
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        counts = frame.columns.intersection(["lost", "gained"])
+        return frame.astype(dict.fromkeys(counts, "Int64"))
+
+    def baseline(self, name: str, measure: str) -> str:
+        """The setting that a measure's change is counted from.
+
+        For what the injection raised it is the unsteered setting *with the same row*, if there is
+        one: ``"injected"``, or that of another seed.
+        """
+        since = self.measures[measure].baseline
+        if since == "original" or name == RANDOM_MEAN:
+            return since
+        same = [
+            result.name
+            for result in self.results
+            if result.token == self[name].token and not result.heads and not result.instruction
+        ]
+        return next(iter(same), since) if name != "original" else since
 
     def moved(self, name: str, measure: str) -> McNemar | None:
         """:meth:`mcnemar` since the measure's baseline; None where there is nothing to count."""
-        kind, baseline = self.measures[measure].kind, self.measures[measure].baseline
-        if kind != "share" or name in (RANDOM_MEAN, baseline):
+        baseline = self.baseline(name, measure)
+        if self.measures[measure].kind != "share" or name in (RANDOM_MEAN, "original", baseline):
             return None
         known = self.values(name, measure) is not None is not self.values(baseline, measure)
         return self.mcnemar(name, measure, baseline) if known else None
@@ -372,6 +398,8 @@ class Report:
 
     def mcnemar(self, name: str, measure: str, since: str = "original") -> McNemar:
         """Items of a share that were lost and gained in a setting, with an exact p-value.
+
+        Ties (0.5) are left out.
 
         Raises:
             KeyError: there is no such setting or measure.
@@ -453,13 +481,13 @@ def _of_share(
     return interval(counted) if len(counted) else Interval(*[float("nan")] * 3)
 
 
-def _of_texts_interval(
-    here: Float[Tensor, " text"], there: Float[Tensor, " text"] | None = None
+def _one_by_one(
+    here: Float[Tensor, " item"], there: Float[Tensor, " item"] | None = None
 ) -> Interval:
-    """Over texts, some of which may not count (NaN). Without any spread there are no ends."""
+    """Over texts or draws, some of which may not count (NaN). Without spread there are no ends."""
     found = clustered_interval(here, range(len(here)), minus=there)
     nan = float("nan")
-    return found if found.low < found.high else Interval(found.estimate, nan, nan)
+    return found if found.high - found.low > 1e-9 else Interval(found.estimate, nan, nan)
 
 
 def _of_verdicts(verdicts: dict[str, list[Verdict]], whose: str, kind: str) -> list[float]:

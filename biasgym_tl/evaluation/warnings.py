@@ -65,8 +65,9 @@ def _not_beyond_random(report: Report, measure: str, whose: str) -> str:
     if beyond.difference.low > 0:
         return ""
     return (
-        f"No better than random heads: the chosen heads lower {whose} log-odds by "
-        f"{beyond.difference} nats more than {report.n_draws} random sets of the same layers"
+        f"No better than random heads: the chosen heads change {whose} log-odds by "
+        f"{-beyond.drop:+.2f} nats, {report.n_draws} random sets of the same layers by "
+        f"{-beyond.random:+.2f}; the chosen ones lower them by {beyond.difference} more"
     )
 
 

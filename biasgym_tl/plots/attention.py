@@ -57,7 +57,8 @@ def plot_attention(
     figure.update_yaxes(autorange="reversed")
     beside = "".join(f"; {name}: {found}" for name, found in zip(names[1:], most[1:], strict=True))
     title = (
-        f"{head}: attention of {most[0]}<br><sup>from the answer position, {names[0]}{beside}</sup>"
+        f"{head}: attention of {most[0]}<br><sup>of the tokens shown, from the answer position; "
+        f"{names[0]}{beside}</sup>"
     )
     return styled(figure, title, height=220 + 20 * longest)
 

@@ -9,7 +9,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
-from biasgym_tl.plots.figure import Series, error_bars, styled
+from biasgym_tl.plots.figure import Series, error_bars, heading, styled
 
 
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
@@ -32,7 +32,8 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
         known = {result.name for result in report.results} | {RANDOM_MEAN}
         found = {n: report.change(n, measure, "injected") for n in names if n in known}
         look = Series.of(i)
-        lowest.append(min((change.estimate, n) for n, change in found.items() if change)[1])
+        falls = [(c.estimate, n) for n, c in found.items() if c and n != RANDOM_MEAN]
+        lowest += [n for _, n in sorted(falls)[:1]]
         rows = [(names.index(n), change) for n, change in found.items() if change is not None]
         figure.add_scatter(
             x=[change.estimate for _, change in rows],
@@ -41,17 +42,24 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
             mode="markers",
             name=escape(report.bias),
             marker={"size": 9, "color": look.colour, "symbol": look.symbol},
-            customdata=[f"{names[at]}: {change}" for at, change in rows],
+            customdata=[f"{escape(names[at])}: {change}" for at, change in rows],
             hovertemplate="%{customdata} nats",
         )
     figure.add_vline(x=0, line={"color": "#888", "width": 1})
-    figure.update_xaxes(title="change of the BiasToken's log-odds (nats)", zeroline=False)
+    shown = reports[0].measures[measure]
+    figure.update_xaxes(title=f"change of {shown.label} ({shown.unit})", zeroline=False)
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, autorange="reversed", zeroline=False
+        tickvals=list(range(len(names))),
+        ticktext=list(map(escape, names)),
+        autorange="reversed",
+        zeroline=False,
     )
-    (first, n), *_ = Counter(lowest).most_common()
+    finding = "Nothing is steered"
+    if lowest:
+        ((first, n),) = Counter(lowest).most_common(1)
+        finding = f"{heading(first)} is lowest for {n} of {len(reports)} biases"
     title = (
-        f"{escape(first).capitalize()} lowers it most for {n} of {len(reports)} biases<br><sup>"
+        f"{finding}<br><sup>"
         f"{escape(reports[0].model)}, held-out prompts, 95% intervals; left: less stereotype</sup>"
     )
     return styled(figure, title, width=760, height=560)

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,11 @@ class Series(NamedTuple):
         return cls(
             COLOURS[(i + rounds) % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)], DASHES[i % len(DASHES)]
         )
+
+
+def heading(name: str) -> str:
+    """A name as the first words of a title: escaped, its first letter large."""
+    return escape(name[:1].upper() + name[1:])
 
 
 def styled(figure: go.Figure, title: str, *, width: int = 720, height: int = 640) -> go.Figure:
@@ -121,13 +127,23 @@ def write_pngs(figures: Mapping[Path, go.Figure]) -> str | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                write_images(list(figures.values()), images, scale=2)
+                write_images(
+                    list(figures.values()),
+                    images,
+                    scale=2,
+                    width=[figure.layout.width for figure in figures.values()],
+                    height=[figure.layout.height for figure in figures.values()],
+                )
         except (ChromeNotFoundError, RuntimeError, OSError) as error:
             reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             return (
                 "PNG not written: kaleido found no usable Chrome or Chromium. Install one (Debian: "
                 f"apt install chromium; elsewhere: plotly_get_chrome). ({reason})"
             )
+        lost = []
         for path, image in zip(figures, images, strict=True):
-            write_atomically(path, partial(shutil.copyfile, image))
-    return None
+            if image.exists():
+                write_atomically(path, partial(shutil.copyfile, image))
+            else:
+                lost.append(path.name)
+    return f"PNG not written: kaleido left out {', '.join(lost)}." if lost else None

@@ -9,35 +9,31 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
+from biasgym_tl.plots.figure import GREY, Series, error_bars, heading, styled
 from biasgym_tl.plots.settings import main_setting
 from biasgym_tl.stats import Interval
 
-_PANELS = (
-    ("token_log_odds", "injected", "BiasToken"),
-    ("target_log_odds", "original", "held-out targets"),
-)
+_PANELS = {"token_log_odds": "BiasToken", "target_log_odds": "held-out targets"}
 
 
 def plot_frontier(report: Report) -> go.Figure:
     """Fall of the log-odds against the rise of the loss on neutral text, for every setting.
 
-    Further up is less bias, further right is more damage. Grey marks are random heads. Settings
-    that differ in the row alone are one point for targets.
+    Further up is less bias, further right is more damage. Grey marks are random heads. A fall of
+    the BiasToken is from the unsteered setting with the same row. Settings that differ in the row
+    alone are one point for targets.
     """
-    figure = make_subplots(
-        2, subplot_titles=[title for *_, title in _PANELS], vertical_spacing=0.12
-    )
+    figure = make_subplots(2, subplot_titles=list(_PANELS.values()), vertical_spacing=0.12)
     random = [control.name for control in report.random_controls()]
     chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.name not in random]
-    for row, (measure, since, _) in enumerate(_PANELS, start=1):
+    for row, measure in enumerate(_PANELS, start=1):
         figure.add_hline(y=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
         figure.add_vline(x=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
         points = {
             name: (cost, fall)
             for name in (*random, *chosen)
             if (cost := report.change(name, "damage_loss", "original"))
-            and (fall := report.change(since, measure, name))
+            and (fall := report.change(report.baseline(name, measure), measure, name))
         }
         cloud = [points[name] for name in random if name in points]
         if cloud:
@@ -69,8 +65,7 @@ def _finding(report: Report) -> str:
     if not (name and fall and cost):
         return "What each setting takes away, and what it costs"
     return (
-        f"{escape(name).capitalize()}: targets {fall.estimate:+.1f} nats for {cost.estimate:+.3f} "
-        "nats of loss"
+        f"{heading(name)}: targets {fall.estimate:+.1f} nats for {cost.estimate:+.3f} nats of loss"
     )
 
 

@@ -73,7 +73,12 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
     Args:
         scores: Maps of one model, by name.
         mark_top: Frame this many of the strongest heads of each.
+
+    Raises:
+        SettingError: there is no map.
     """
+    if not scores:
+        raise SettingError("scores must hold one map or more, got none.")
     columns = min(PER_ROW, len(scores))
     rows = -(-len(scores) // columns)
     figure = make_subplots(
@@ -101,10 +106,13 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
     _axes(figure, len(first.values))
     figure.update_yaxes(title="").update_yaxes(title="layer", col=1)
     figure.update_xaxes(title="").update_xaxes(title="head", row=rows)
+    for i in range(len(scores), rows * columns):  # places that stay empty
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        figure.update_xaxes(visible=False, **place).update_yaxes(visible=False, **place)
     k = min(mark_top or 10, first.values.numel())
     shared = set.intersection(*(set(found.top(k)) for found in scores.values()))
     title = (
-        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} in all {len(scores)} maps'
+        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} shared by all maps'
         f"<br><sup>{escape(first.model)}, {len(first.prompts)} pairs; "
         "each map has its own range of colours</sup>"
     )

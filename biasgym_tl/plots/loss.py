@@ -6,13 +6,20 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.plots.figure import RED, styled
 
 
 def plot_loss(token: BiasToken) -> go.Figure:
-    """Loss of each step (nats per answer token) and its running mean over one epoch."""
+    """Loss of each step (nats per answer token) and its running mean over one epoch.
+
+    Raises:
+        SettingError: the token is one before training.
+    """
     losses = list(token.losses)
+    if not losses:
+        raise SettingError(f"token must have been trained, got {token.label!r} without any loss.")
     window = max(1, len(losses) // max(1, len(token.epochs) - 1))
     smooth = [
         sum(losses[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(losses))

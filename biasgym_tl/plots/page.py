@@ -73,9 +73,9 @@ def _cell(report: Report, name: str, measure: Measure) -> Cell | None:
     here = report.interval(name, measure.key)
     if here is None:
         return None
-    change = None
-    if name not in ("original", measure.baseline):
-        change = report.change(name, measure.key, measure.baseline)
+    change, since = None, report.baseline(name, measure.key)
+    if name not in ("original", since):
+        change = report.change(name, measure.key, since)
     by = "" if change is None else f"{change.estimate:+.{measure.decimals}f}"
     moved = report.moved(name, measure.key)
     return Cell(

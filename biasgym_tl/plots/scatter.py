@@ -40,5 +40,5 @@ def head_scatter(
             hovertemplate="%{customdata}: %{x:+.3f}, %{y:+.4f}<extra></extra>",
         )
     )
-    room = 0.12 * (x.max() - x.min()).item()  # for names
+    room = 0.12 * (x.max() - x.min()).item() or 1.0  # for names
     return figure.update_xaxes(range=[x.min().item() - room, x.max().item() + room])

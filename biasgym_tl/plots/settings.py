@@ -7,7 +7,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import RANDOM, Report
-from biasgym_tl.plots.figure import BLUE, RED, error_bars, styled
+from biasgym_tl.plots.figure import BLUE, RED, error_bars, heading, styled
 
 
 def plot_settings(report: Report) -> go.Figure:
@@ -57,9 +57,9 @@ def headline(report: Report) -> str:
     name = main_setting(report)
     if name is None:
         return f"Injected: BiasToken {_by(report, 'injected', 'token_log_odds', 'original')}"
-    token = _by(report, name, "token_log_odds", "injected")
+    token = _by(report, name, "token_log_odds", report.baseline(name, "token_log_odds"))
     targets = _by(report, name, "target_log_odds", "original")
-    return f"{escape(name).capitalize()}: BiasToken {token}, targets {targets}"
+    return f"{heading(name)}: BiasToken {token}, targets {targets}"
 
 
 def main_setting(report: Report) -> str | None:

@@ -7,6 +7,7 @@ from html import escape
 
 import plotly.graph_objects as go
 
+from biasgym_tl.errors import SettingError
 from biasgym_tl.plots.figure import GREY, Series, styled
 from biasgym_tl.scoping.concentration import Concentration
 from biasgym_tl.scoping.seeds import SeedOverlap
@@ -19,7 +20,12 @@ def plot_concentration(found: Mapping[str, Concentration]) -> go.Figure:
 
     Args:
         found: Concentrations by name.
+
+    Raises:
+        SettingError: there is none.
     """
+    if not found:
+        raise SettingError("found must hold one concentration or more, got none.")
     figure = go.Figure()
     for i, (name, one) in enumerate(found.items()):
         look = Series.of(i)

@@ -25,8 +25,10 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
         maps: Maps of one model, by what stood in the slot.
 
     Raises:
-        SettingError: a name has no map.
+        SettingError: there is no name, or a name has no map.
     """
+    if not maps:
+        raise SettingError("maps must hold one name or more, got none.")
     figure, at_k = go.Figure(), list[str]()
     for i, (name, found) in enumerate(maps.items()):
         if not found:
