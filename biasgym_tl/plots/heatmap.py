@@ -79,8 +79,8 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
     """
     if not scores:
         raise SettingError("scores must hold one map or more, got none.")
-    columns = min(PER_ROW, len(scores))
-    rows = -(-len(scores) // columns)
+    rows = -(-len(scores) // PER_ROW)
+    columns = -(-len(scores) // rows)
     figure = make_subplots(
         rows,
         columns,
@@ -116,7 +116,7 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
         f"<br><sup>{escape(first.model)}, {len(first.prompts)} pairs; "
         "each map has its own range of colours</sup>"
     )
-    height = rows * max(360, 18 * len(first.values)) + 160
+    height = rows * max(320, 14 * len(first.values)) + 160
     return styled(figure, title, width=140 + 240 * columns, height=height)
 
 

@@ -78,7 +78,7 @@ def plot_overlap(overlap: SeedOverlap) -> go.Figure:
     figure.update_xaxes(title=f"in the top {overlap.k_per_seed} of at least so many seeds", dtick=1)
     figure.update_yaxes(title="heads")
     every = overlap.agreements[-1]
-    beside = "".join(f", {n} with {escape(name)}" for name, n in every.controls.items())
+    beside = "".join(f", {escape(name)} {n}" for name, n in every.controls.items())
     title = (
         f"{every.n_heads} heads are in the top {overlap.k_per_seed} of all {every.at_least} seeds"
         f"<br><sup>{every.by_chance:.1f} would be by chance{beside}</sup>"
