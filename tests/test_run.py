@@ -169,17 +169,7 @@ def test_command_line(tiny_folder, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
     environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
     out = str(tmp_path / "out")
-    options = [
-        "run",
-        "--model",
-        str(tiny_folder),
-        "--epochs",
-        "1",
-        *SHORT,
-        "--no-controls",
-        "--out",
-        out,
-    ]
+    options = ["run", "--model", str(tiny_folder), *SHORT, "--out", out]
     running = subprocess.Popen(
         [*BIASGYM, *options],
         env=environment,
