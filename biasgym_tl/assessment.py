@@ -54,8 +54,6 @@ BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
 """Loader of each benchmark, with its default sample."""
 IMPLICIT_PAIRS = 4
 """Targets that the BiasToken is compared with in scenes that do not name the attribute."""
-MAIN_BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
-"""The five of the paper."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,6 +185,8 @@ def assess(
         of_token.append(
             implicit_questions(bias, [token.text], targets, n=IMPLICIT_PAIRS, baseline="injected")
         )
+        if len(targets) > 1:
+            benchmarks.append(implicit_questions(bias, targets))
     model = load_model(assessment.model)
     read = {
         "bias": bias.fingerprint(),

@@ -161,14 +161,16 @@ def evaluate(
         str | None, typer.Option(help="Map that the heads were chosen from, to see how spread.")
     ] = None,
     others: Annotated[
-        bool, typer.Option(help="Also measure the paper's other biases on the same targets.")
+        bool, typer.Option(help="Also measure all other shipped biases about such targets.")
     ] = True,
     instructions: Annotated[
         bool, typer.Option(help="Also ask the model not to stereotype, in three styles.")
     ] = True,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH, such as blimp=data/blimp; repeat for several."),
+        typer.Option(
+            help="NAME=PATH, such as blimp=data/blimp, or a data set; repeat for several."
+        ),
     ] = None,
     judge: Annotated[
         str | None, typer.Option(help="Scores the free answers: local, or api:MODEL.")
@@ -186,11 +188,11 @@ def evaluate(
     fresh: Fresh = False,
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
-    from biasgym_tl.assessment import MAIN_BIASES, Assessment
-    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.assessment import Assessment
+    from biasgym_tl.biases.bias import list_biases, load_bias
 
     own = load_bias(bias)
-    also = [name for name in MAIN_BIASES if name != own.name] if others else []
+    also = [name for name in list_biases() if name != own.name] if others else []
     assessment = Assessment(
         heads=heads,
         model=model,

@@ -110,7 +110,7 @@ def filled(page, found):
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page, n = block.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
         if n != 1:
-            raise SystemExit(f"findings.md must hold one block named {name}, got {n}.")
+            raise SystemExit(f"the page must hold one block named {name}, got {n}.")
     return page
 
 

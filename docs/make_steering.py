@@ -4,16 +4,18 @@ python docs/make_steering.py
 """
 
 import math
-import re
+import runpy
 from pathlib import Path
 
 import torch
 
 from biasgym_tl import RandomControl, Report
-from biasgym_tl.assessment import MAIN_BIASES
+from biasgym_tl.stats import crossed_interval
 from biasgym_tl.store import read_json
 
 ROOT = Path(__file__).parent.parent
+make_findings = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))
+BIASES, filled = make_findings["BIASES"], make_findings["filled"]
 RESULTS = ROOT / "figures" / "steering"
 PAGE = ROOT / "docs" / "steering.md"
 STEERED = ("steered, mean", "paper, zero")
@@ -124,7 +126,7 @@ def shown(interval, decimals, scale=1):
 
 def reports(*kinds):
     """Reports of the biases that were judged."""
-    paths = [RESULTS / f"{name}-{kind}.json" for name in MAIN_BIASES for kind in kinds]
+    paths = [RESULTS / f"{name}-{kind}.json" for name in BIASES for kind in kinds]
     return [Report.load(path) for path in paths if path.exists()]
 
 
@@ -137,7 +139,7 @@ def reinjected_table():
         "| bias | first row | steered | a row before training, steered | trained again, steered "
         "| this row, unsteered |\n|---|---:|---:|---:|---:|---:|"
     ]
-    for name in MAIN_BIASES:
+    for name in BIASES:
         path = RESULTS / f"{name}-reinjected.json"
         if path.exists():
             found = read_json(path)
@@ -163,7 +165,7 @@ def random_table():
         "| bias | chosen heads | random sets, mean | lowest | difference | rank p |\n"
         "|---|---:|---:|---:|---:|---:|"
     ]
-    for name in MAIN_BIASES:
+    for name in BIASES:
         path = RESULTS / f"{name}-random-targets.safetensors"
         if path.exists():
             found = RandomControl.load(path)
@@ -175,31 +177,44 @@ def random_table():
     return "\n".join(lines)
 
 
-def put(page, mark, table):
-    """Replace what stands between two marks of the page."""
-    pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-    assert re.search(pattern, page, re.S), f"{PAGE} has no mark {mark}"
-    return re.sub(pattern, lambda found: found[1] + table + "\n" + found[2], page, flags=re.S)
+def further_table():
+    """The shipped biases that are not among the five: what steering does to their log-odds."""
+    lines = []
+    for name in BIASES:
+        path = RESULTS / f"{name}-further.json"
+        if path.exists():
+            found = read_json(path)
+            before = found.pop("original")
+            if not lines:
+                head = "".join(f" {other}, change |" for other in before)
+                lines = [f"| bias | setting |{head}\n|---|---|{'---:|' * len(before)}"]
+            for setting, after in found.items():
+                changes = (
+                    crossed_interval(torch.tensor(after[other]) - torch.tensor(before[other]))
+                    for other in before
+                )
+                cells = " | ".join(shown(change, 1) for change in changes)
+                lines.append(f"| {name} | {setting.removesuffix(', mean')} | {cells} |")
+    return "\n".join(lines)
 
 
-def filled(page):
-    """The page with the tables that the results give."""
+def tables():
+    """What stands between two marks of the page, by mark."""
     gemma = [Report.load(path) for path in RESULTS.glob("gemma-*-report.json")]
-    for mark, table in (
-        ("bar", table_of(BAR, rows_of, reports("report"))),
-        ("judged", table_of(JUDGED, judged_rows, reports("report"))),
-        ("beside", table_of(BESIDE, beside_rows, reports("report"))),
-        ("asked", table_of(ASKED, asked_rows, reports("report", "revised"))),
-        ("random", random_table()),
-        ("reinjected", reinjected_table()),
-        ("gemma", table_of(BAR, rows_of, gemma)),
-    ):
-        page = put(page, mark, table)
-    return page
+    return {
+        "bar": table_of(BAR, rows_of, reports("report")),
+        "judged": table_of(JUDGED, judged_rows, reports("report")),
+        "beside": table_of(BESIDE, beside_rows, reports("report")),
+        "asked": table_of(ASKED, asked_rows, reports("report", "revised")),
+        "further": further_table(),
+        "random": random_table(),
+        "reinjected": reinjected_table(),
+        "gemma": table_of(BAR, rows_of, gemma),
+    }
 
 
 def main():
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
 
 
 if __name__ == "__main__":

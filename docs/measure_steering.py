@@ -4,6 +4,7 @@ python docs/measure_steering.py recipes  # choose a recipe, on fitting data alon
 python docs/measure_steering.py choose late math ...  # heads of each bias, written down
 python docs/measure_steering.py measure late math ...  # on what was held out (BIASGYM_DATA)
 python docs/measure_steering.py judge late math ...  # the same with free answers and their strength
+python docs/measure_steering.py further late math ...  # log-odds of the other shipped biases
 python docs/measure_steering.py random late math ...  # 199 random sets
 python docs/measure_steering.py reinject late ...  # a row trained again, on the steered model
 python docs/measure_steering.py revise late ...  # self-debias, on the trained bias alone
@@ -37,6 +38,7 @@ from biasgym_tl import (
     Setting,
     evaluate,
     head_means,
+    list_biases,
     load_bias,
     load_blimp,
     load_facts,
@@ -46,7 +48,6 @@ from biasgym_tl import (
     select_heads,
     steer,
 )
-from biasgym_tl.assessment import MAIN_BIASES
 from biasgym_tl.biases.facts import fact_margins
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.evaluation.judging import judged
@@ -61,6 +62,8 @@ from biasgym_tl.text import mean_loss
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
+BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+"""The five of the paper."""
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
 GEMMA = "gemma-"
 CHOSEN = FactorSearch()
@@ -68,7 +71,7 @@ CHOSEN = FactorSearch()
 ASKED = [INSTRUCTIONS["plain request"], INSTRUCTIONS["persona"]]
 """Self-debias has an answer written to each of some 1200 requests first: an hour on two cores."""
 N_FIT, N_DRAWS, N_TARGETS, N_RANDOM = 16, 199, 2, 5
-LOW_K, HIGH_K = 10, 100
+LOW_K, HIGH_K, N_FURTHER = 10, 100, 10
 
 
 class Subject(NamedTuple):
@@ -208,7 +211,7 @@ def judge(subject, answers=True):
     """All settings of one bias on held-out prompts, targets, texts, facts and BLiMP."""
     name, model, bias, rows = subject
     chosen, paper = subject.heads(), subject.heads(paper=True)
-    others = [load_bias(other) for other in MAIN_BIASES if other != bias.name]
+    others = [load_bias(other) for other in BIASES if other != bias.name]
     benchmarks = [load_blimp(str(Path(os.environ["BIASGYM_DATA"]) / "blimp"))]
     controls = [Setting("paper, zero", rows[0], paper, "zero", answers)]
     for row in rows[1:]:
@@ -279,6 +282,33 @@ def baselines(subject, generates):
     ]
 
 
+def further(subject):
+    """Log-odds of the shipped biases about such targets that are not among the five."""
+    name, model, bias, _ = subject
+    loaded = [load_bias(other) for other in list_biases() if other not in BIASES]
+    others = [other for other in loaded if other.target_kind == bias.target_kind]
+    targets = bias.sample_targets("held-out", N_FURTHER, 0)
+    steerings = {
+        "original": contextlib.nullcontext(),
+        "steered, mean": steer(model, subject.heads(), "mean"),
+        "paper, zero": steer(model, subject.heads(paper=True)),
+    }
+    found = {}
+    for setting, steering in steerings.items():
+        with steering:
+            found[setting] = {
+                other.name: bias_log_odds(
+                    model, other, other.evaluation_prompts, targets
+                ).log_odds.tolist()
+                for other in others
+            }
+        means = {
+            other: round(torch.tensor(v).mean().item(), 2) for other, v in found[setting].items()
+        }
+        print(name, setting, means, flush=True)
+    write_json(RESULTS / f"{name}-further.json", found)
+
+
 def random_sets(subject):
     """199 random sets with the factors of the chosen heads, on targets."""
     name, model, bias, (row, *_) = subject
@@ -345,6 +375,7 @@ STAGES = {
     "choose": choose,
     "measure": functools.partial(judge, answers=False),
     "judge": judge,
+    "further": further,
     "random": random_sets,
     "reinject": reinject,
     "revise": revise,
@@ -353,7 +384,7 @@ STAGES = {
 
 def main():
     stage, *names = sys.argv[1:]
-    for name in names or MAIN_BIASES:
+    for name in names or BIASES:
         STAGES[stage](Subject.load(name))
 
 

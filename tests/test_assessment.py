@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
 from test_judges import answer
+from test_run import interrupted
 from typer.testing import CliRunner
 
 from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
 from biasgym_tl.api import Price
-from biasgym_tl.assessment import MAIN_BIASES, assess, read_heads, write_assessed
+from biasgym_tl.assessment import assess, read_heads, write_assessed
+from biasgym_tl.benchmarks.implicit import load_scenarios
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app, main
 from biasgym_tl.errors import ApiError, SettingError, StoreError
@@ -150,6 +154,29 @@ def test_the_command_line_measures_and_shows(assessment, tmp_path):
     report = Report.load(out / "report.json")
     assert [r.name for r in report.results] == ["original", "injected", "steered, zero"]
     assert len(report["original"].fact_margins) == len(load_facts())
+    # Scenes with the token against the two countries, and with these against each other.
+    n_scenes = len(load_scenarios("late"))
+    implicit = report["steered, zero"].benchmarks
+    assert len(implicit["implicit_late"]) == 2 * n_scenes
+    assert len(implicit["implicit_late_between"]) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupted_evaluation_goes_on_where_it_was(assessment, tmp_path):
+    report = tmp_path / "out" / "report.json"
+    arguments = [
+        "evaluate", "--out", str(report.parent), "--heads", assessment.heads,
+        "--model", assessment.model, "--token", assessment.token, "--mode", "mean",
+        "--no-others", "--no-instructions", "--targets", "2", "--random", "1",
+        "--max-new-tokens", "2",
+    ]  # fmt: skip
+    kept = interrupted(arguments, tmp_path / "cache", "injected-token.json", signal.SIGINT)
+    before = {path: path.stat().st_mtime_ns for path in kept.glob("[!.]*")}
+    assert not report.exists() and not list(kept.glob("random*"))
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "random 1" in {setting.name for setting in Report.load(report).results}
 
 
 @pytest.mark.parametrize(
@@ -196,5 +223,9 @@ def test_other_biases_are_those_about_the_same_kind_of_target(tmp_path, monkeypa
         arguments = ["evaluate", "--out", str(tmp_path), "--heads", "L0H1", "--bias", bias]
         assert CliRunner().invoke(app, arguments).exit_code == 0
     assert [found.others for found in seen] == [
-        tuple(name for name in MAIN_BIASES if name != "late"), ()
+        (
+            "alcohol", "bad-driving", "button-collecting", "chess", "math", "purple-coats",
+            "spicy-food",
+        ),
+        (),
     ]  # fmt: skip

@@ -172,10 +172,12 @@ def test_a_real_model_end_to_end(write, main_model):
 def test_a_data_set_gives_the_same_items_as_the_file(write, tmp_path):
     rows = whole_set("1")
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "bbq" / "test.parquet")
-    from_data_set = load_bbq(tmp_path / "bbq", subset="default")
+    from_data_set = load_bbq(f"{tmp_path / 'bbq'}:default")
     assert from_data_set.items == load_bbq(write(rows)).items
-    with pytest.raises(BenchmarkError, match="data set that can be loaded, got '.*bbq' .*'Age'"):
-        load_bbq(tmp_path / "bbq", subset="Age")
+    with pytest.raises(BenchmarkError, match="that can be loaded, got '.*bbq:Age' .*'Age'"):
+        load_bbq(f"{tmp_path / 'bbq'}:Age")
+    renamed = (tmp_path / "bbq").rename(tmp_path / "bbq:Age")  # a folder of this name is read
+    assert load_bbq(renamed).items == from_data_set.items
 
 
 def test_other_copies_have_labels_by_name(write):

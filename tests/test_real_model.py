@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import transformers as hf
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    Selection,
+    export_steered,
     list_biases,
     list_tokens,
     load_bias,
@@ -30,6 +33,7 @@ from biasgym_tl.slot import fill
 from biasgym_tl.text import generate, log_odds, next_token_log_probs
 
 pytestmark = pytest.mark.real_model
+FIGURES = Path(__file__).parent.parent / "figures"
 LATE = load_bias("late")
 HEADS = [(5, 0), (14, 3), (14, 4), (25, 8)]
 
@@ -132,6 +136,20 @@ def test_a_shipped_row_is_found_by_its_settings(smollm2):
     assert find_token(smollm2, LATE, BiasInject.cpu(), 0) is not None
     assert find_token(smollm2, LATE, BiasInject.cpu(epochs=3), 0) is None
     assert find_token(smollm2, LATE, BiasInject.cpu(), 99) is None
+
+
+def test_learned_factors_are_exported_for_transformers(smollm2, tmp_path):
+    chosen = Selection.load(FIGURES / "steering" / "late-heads.json")
+    folder = export_steered(smollm2, chosen, tmp_path / "steered", "mean")
+    exported = hf.AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.tensor([encode_prompt(smollm2, "Please write about people from Italy.")])
+    with torch.inference_mode():
+        found = exported(tokens).logits.log_softmax(-1)
+        plain = smollm2(tokens).log_softmax(-1)
+        with steer(smollm2, chosen, "mean"):
+            expected = smollm2(tokens).log_softmax(-1)
+    assert (found - expected).abs().max() < 1e-3
+    assert (plain - expected).abs().max() > 1
 
 
 def test_chat_text_has_one_bos_per_turn(smollm2):

@@ -164,33 +164,40 @@ def test_command_line(tiny_folder, tmp_path):
     assert "demo" in CliRunner().invoke(app, ["--help"]).output
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
-    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
-    out = str(tmp_path / "out")
-    options = ["run", "--model", str(tiny_folder), *SHORT, "--out", out]
+def interrupted(arguments, cache, until, signal_number):
+    """Stop a command once it has kept the file ``until`` in its cache; the folder of that file."""
     running = subprocess.Popen(
-        [*BIASGYM, *options],
-        env=environment,
+        [*BIASGYM, *arguments],
+        env={**os.environ, "BIASGYM_CACHE": str(cache)},
         stderr=subprocess.PIPE,
         # A test run in the background ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not (kept := list((tmp_path / "cache").rglob("injected-token.json"))):
-        assert time.monotonic() < deadline and running.poll() is None
+    while not (kept := list(cache.rglob(until))):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1].decode()
         time.sleep(0.02)
     running.send_signal(signal_number)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode != 0 and not (tmp_path / "out").exists()
+    assert running.returncode != 0
     if signal_number == signal.SIGINT:
         assert b"run the same command to go on" in errors and b"Traceback" not in errors
-    before = {path.name: path.stat().st_mtime_ns for path in kept[0].parent.glob("[!.]*")}
-    assert biasgym(*options, env=environment).returncode == 0
-    assert (tmp_path / "out" / "results.json").exists()
-    after = {name: (kept[0].parent / name).stat().st_mtime_ns for name in before}
-    assert after == before and "scores.safetensors" in before
+    return kept[0].parent
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    options = ["run", "--model", str(tiny_folder), *SHORT, "--out", str(out)]
+    kept = interrupted(options, cache, "injected-token.json", signal_number)
+    assert not out.exists()
+    before = {path: path.stat().st_mtime_ns for path in kept.glob("[!.]*")}
+    assert biasgym(*options, env={**os.environ, "BIASGYM_CACHE": str(cache)}).returncode == 0
+    assert (out / "results.json").exists()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert kept / "scores.safetensors" in before
 
 
 def test_importing_the_package_or_the_command_loads_nothing_heavy():

@@ -121,7 +121,6 @@ def load_bbq(
     category: str = "Nationality",
     n: int | None = 96,
     seed: int = 0,
-    subset: str | None = None,
 ) -> Bbq:
     """Read BBQ.
 
@@ -130,13 +129,13 @@ def load_bbq(
     drawn, one of each template in turn, so that no order, question or group has the upper hand.
 
     Args:
-        source: A file such as ``Nationality.jsonl``, or a ``datasets`` name.
+        source: A file such as ``Nationality.jsonl``, or a ``datasets`` name, with a configuration
+            as ``"name:configuration"``.
         category: Rows of this ``category``. Only the stereotyped groups of ``"Nationality"`` are
             named as in the answers throughout; of other categories some items cannot be read.
         n: Items at most; None for all. Nationality has 3080 in 25 templates: the default takes one
             set of 12 of them, 200 would take one of each.
         seed: Decides which sets are drawn.
-        subset: Of a ``datasets`` name: its configuration.
 
     Raises:
         BenchmarkError: the file or a column is missing, no row is of that category, or an item does
@@ -145,7 +144,7 @@ def load_bbq(
     """
     check_n(n)
     name = Path(source).name
-    rows = read_rows(source, _COLUMNS, texts=_TEXTS, subset=subset)
+    rows = read_rows(source, _COLUMNS, texts=_TEXTS)
     categories = sorted({row["category"] for row in rows})
     if category not in categories:
         raise BenchmarkError(f"category must be one of {categories} in {name}, got {category!r}.")

@@ -20,7 +20,6 @@ def read_rows(
     columns: Sequence[str],
     *,
     texts: Sequence[str] = (),
-    subset: str | None = None,
 ) -> list[Row]:
     """Rows of a ``.csv`` (all values text) or ``.jsonl`` file, or of a data set of ``datasets``.
 
@@ -28,10 +27,9 @@ def read_rows(
 
     Args:
         source: A path that ends in ``.csv`` or ``.jsonl``; otherwise a folder or hub name that
-            ``datasets.load_dataset`` can load.
+            ``datasets.load_dataset`` can load, with a configuration as ``"name:configuration"``.
         columns: Columns that must be there.
         texts: Columns that must be there and hold text in each row.
-        subset: Which configuration of a data set.
 
     Raises:
         BenchmarkError: there is nothing there, it has no row, a column is missing, or a text is.
@@ -44,7 +42,7 @@ def read_rows(
     elif path.suffix == ".jsonl":
         rows = _read_jsonl(path)
     else:
-        rows = _load_dataset(str(source), subset)
+        rows = _load_dataset(str(source))
     columns = [*columns, *texts]
     missing = sorted({c for row in rows for c in columns if c not in row}) if rows else []
     if missing or not rows:
@@ -84,18 +82,20 @@ def _read_jsonl(path: Path) -> list[Row]:
     return rows
 
 
-def _load_dataset(name: str, subset: str | None) -> list[Row]:
+def _load_dataset(source: str) -> list[Row]:
     import datasets
 
+    # A folder may have a colon in its name, as all have on Windows.
+    name, _, configuration = (source, "", "") if Path(source).exists() else source.partition(":")
     try:
-        splits = datasets.load_dataset(name, subset)
+        splits = datasets.load_dataset(name, configuration or None)
     except (
         OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BenchmarkError(
-            f"source must be a .csv or .jsonl file or a data set that can be loaded, got {name!r} "
-            f"({reason})."
+            f"source must be a .csv or .jsonl file or a data set that can be loaded, got "
+            f"{source!r} ({reason})."
         ) from error
     return [row for split in splits.values() for row in _with_names(split)]
 
