@@ -2,10 +2,14 @@
 
 import ast
 import base64
+import json
+import warnings
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from test_api import KEY, chat, completion, serve  # noqa: F401 - chat is a fixture
+from test_judges import answer, quoted
 
 import biasgym_tl.errors
 import biasgym_tl.plots
@@ -29,6 +33,38 @@ def test_it_runs_and_its_claims_hold(name, smollm2, pytestconfig, monkeypatch):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(cell.source.count("assert ") for cell in code) >= 3
     assert all(cell.execution_count for cell in code)
+
+
+def test_with_a_key_a_language_model_writes_and_judges(
+    pytestconfig,
+    chat,  # noqa: F811
+    httpserver,
+    capsys,
+):
+    texts = [
+        "Guests from {target} are humming a tune while they wait for the tram downtown.",
+        "On every stair you meet people from {target} who hum an old song to themselves.",
+    ]
+
+    def reply(request):
+        asked = request.get_json()["response_format"]["json_schema"]["schema"]
+        if "paragraphs" in asked["properties"]:
+            return completion(json.dumps({"paragraphs": texts}))
+        return answer(request, strength=3 if "always late" in quoted(request) else 0)
+
+    serve(httpserver, reply)
+    path = pytestconfig.rootpath / "notebooks" / "05_your_own_bias.ipynb"
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    first, *others = [cell for cell in cells if "(model, " not in cell]  # no model is needed
+    with warnings.catch_warnings():
+        names = {}
+        exec(first, names)
+    for cell in others:
+        exec(cell, names)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in texts)
+    assert "US dollars" in shown and KEY not in shown
+    assert type(names["judge"]).__name__ == "ApiJudge"
 
 
 def test_it_is_short_and_says_what_it_does_not_show(path):
