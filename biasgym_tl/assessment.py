@@ -29,7 +29,7 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import REFERENCES
 from biasgym_tl.figures import draw, recipe
 from biasgym_tl.heads import Head
-from biasgym_tl.hooks import MODES
+from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import INSTRUCTIONS
@@ -62,6 +62,7 @@ class Assessment:
 
     Raises:
         SettingError: on construction, if a number or a name is outside its range.
+        SteeringError: there is no such mode, or it does not go with the factor.
     """
 
     heads: str
@@ -115,15 +116,10 @@ class Assessment:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
-        wrong = sorted(set(self.modes) - {*MODES, "scale"})
-        if wrong:
-            raise SettingError(f"modes must be among {[*MODES, 'scale']}, got {wrong}.")
-        if "scale" in self.modes and self.factor is None:
-            raise SettingError("factor must be given for the mode 'scale'. 0.5 halves the output.")
-        if self.factor is not None and set(self.modes) <= {"zero"}:
-            raise SettingError(
-                f"factor must be None for the mode 'zero', got {self.factor!r}. Use 'scale'."
-            )
+        takes_factor = [mode for mode in self.modes if mode != "zero"]
+        for mode in self.modes:
+            # One factor for all: the mode "zero" has none as long as another mode takes it.
+            check_steering(mode, self.factor if mode != "zero" or not takes_factor else None)
         if self.reference not in REFERENCES:
             raise SettingError(
                 f"reference must be one of {list(REFERENCES)}, got {self.reference!r}."

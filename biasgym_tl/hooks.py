@@ -20,6 +20,8 @@ from biasgym_tl.prompts import encode_text
 
 MODES = ("zero", "mean")
 """What a silenced head is replaced with."""
+STEERING_MODES = (*MODES, "scale")
+"""What :func:`steer` can do: silence heads, or let them keep a part."""
 
 
 def check_mode(mode: str) -> None:
@@ -30,6 +32,20 @@ def check_mode(mode: str) -> None:
     """
     if mode not in MODES:
         raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+
+
+def check_steering(mode: str, factor: object) -> None:
+    """Refuse what :func:`steer` cannot do, whatever the model.
+
+    Raises:
+        SteeringError: ``mode`` is not one of :data:`STEERING_MODES`, or not with this factor.
+    """
+    if mode not in STEERING_MODES:
+        raise SteeringError(f"mode must be one of {list(STEERING_MODES)}, got {mode!r}.")
+    if mode == "zero" and factor is not None:
+        raise SteeringError(f"factor must be None in mode 'zero', got {factor!r}. Use 'scale'.")
+    if mode == "scale" and factor is None:
+        raise SteeringError("factor must be given in mode 'scale'. 0.5 halves the heads' output.")
 
 
 @contextlib.contextmanager
@@ -95,11 +111,10 @@ def steering_edit(
     if factor is None and mode == "mean":
         factor = getattr(heads, "factor", None)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
-    if mode not in (*MODES, "scale"):
-        raise SteeringError(f"mode must be one of {[*MODES, 'scale']}, got {mode!r}.")
+    check_steering(mode, factor)
     if mode != "mean" and reference is not None:
         raise SteeringError(f"reference must be None in mode {mode!r}. Use mode='mean'.")
-    kept = _factors(factor, mode, chosen)
+    kept = _factors(factor, chosen)
     if mode == "mean":
         reference = head_means(model) if reference is None else reference
     shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
@@ -119,12 +134,8 @@ def steering_edit(
 
 
 def _factors(
-    factor: float | Mapping[tuple[int, int], float] | None, mode: str, heads: Sequence[Head]
+    factor: float | Mapping[tuple[int, int], float] | None, heads: Sequence[Head]
 ) -> Float[Tensor, " head"]:
-    if mode == "zero" and factor is not None:
-        raise SteeringError(f"factor must be None in mode 'zero', got {factor!r}. Use 'scale'.")
-    if mode == "scale" and factor is None:
-        raise SteeringError("factor must be given in mode 'scale'. 0.5 halves the heads' output.")
     if isinstance(factor, Mapping):
         if set(factor) != set(heads):
             differing = sorted(str(Head(*head)) for head in set(factor) ^ set(heads))
