@@ -1,12 +1,10 @@
 """The commands beside run and demo: what they write, what they say, how they refuse."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
+from command import biasgym
 from test_api import chat, completion, n_calls, serve  # noqa: F401 - chat is a fixture
 
 from biasgym_tl import (
@@ -23,14 +21,6 @@ from biasgym_tl import (
     save_corpus,
     select_heads,
 )
-
-BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
-
-
-def biasgym(*arguments, **options):
-    return subprocess.run(
-        [*BIASGYM, *map(str, arguments)], capture_output=True, text=True, timeout=300, **options
-    )
 
 
 def paragraphs(n):
@@ -62,7 +52,7 @@ def test_a_corpus_is_described(tmp_path):
 
 
 def test_rows_are_trained_and_reported(tiny_folder, tmp_path):
-    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache")}
+    environment = {"BIASGYM_CACHE": str(tmp_path / "cache")}
     options = ["--model", tiny_folder, "--epochs", 1, "--seeds", 2, "--out", tmp_path / "out"]
     done = biasgym("inject", *options, env=environment)
     assert done.returncode == 0, done.stderr

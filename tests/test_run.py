@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from command import biasgym
 from typer.testing import CliRunner
 
 import biasgym_tl
@@ -134,12 +135,8 @@ def test_the_key_of_a_run_holds_all_that_its_numbers_depend_on(tiny):
     assert all(a != b for a, b in itertools.combinations(keys, 2))
 
 
-def biasgym(*arguments, **options):
-    return subprocess.run([*BIASGYM, *arguments], capture_output=True, text=True, **options)
-
-
 def test_command_line(tiny_folder, tmp_path):
-    environment = {**os.environ, "BIASGYM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment = {"BIASGYM_CACHE": str(tmp_path / "cache")}
     out = tmp_path / "out"
     options = ["--model", str(tiny_folder), "--k", "3", *SHORT, "--out", str(out)]
     done = biasgym("run", *options, env=environment)
@@ -194,7 +191,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_n
     kept = interrupted(options, cache, "injected-token.json", signal_number)
     assert not out.exists()
     before = {path: path.stat().st_mtime_ns for path in kept.glob("[!.]*")}
-    assert biasgym(*options, env={**os.environ, "BIASGYM_CACHE": str(cache)}).returncode == 0
+    assert biasgym(*options, env={"BIASGYM_CACHE": str(cache)}).returncode == 0
     assert (out / "results.json").exists()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert kept / "scores.safetensors" in before
