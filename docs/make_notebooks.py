@@ -4,7 +4,8 @@ python docs/make_notebooks.py            # all of them
 python docs/make_notebooks.py 02_scope   # some
 
 Live figures are stored as pictures, which also lie in figures/notebooks; progress bars and
-warnings are left out. The explorer is stored as a picture of it in JupyterLab.
+warnings are left out. The explorer is stored as a photograph of it in JupyterLab, which is
+docs/explorer.png.
 """
 
 import base64
@@ -24,6 +25,7 @@ from biasgym_tl.figures import draw, keep_figure, recipe
 ROOT = Path(__file__).resolve().parent.parent
 served = runpy.run_path(str(ROOT / "docs" / "jupyterlab.py"))["served"]
 NOTEBOOKS, PICTURES = ROOT / "notebooks", ROOT / "figures" / "notebooks"
+EXPLORER = ROOT / "docs" / "explorer.png"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -63,20 +65,16 @@ def still(output, name):
         remark = draw(PICTURES, {name: recipe("as it was drawn", [kept.name])})
         if remark:
             raise SystemExit(remark)
-        output.data = {"image/png": encoded(name), "text/plain": "Figure"}
+        output.data = {"image/png": encoded(PICTURES / f"{name}.png"), "text/plain": "Figure"}
     elif WIDGET in data:
         if not data["text/plain"].startswith("HeadScores("):
             return None  # a progress bar
-        output.data = {"image/png": encoded("explorer"), "text/plain": data["text/plain"]}
+        output.data = {"image/png": encoded(EXPLORER), "text/plain": data["text/plain"]}
     return output
 
 
-def picture(name):
-    return PICTURES / f"{name}.png"
-
-
-def encoded(name):
-    return base64.b64encode(picture(name).read_bytes()).decode()
+def encoded(path):
+    return base64.b64encode(path.read_bytes()).decode()
 
 
 LIVE = """
@@ -109,7 +107,7 @@ def photograph_explorer():
         page.locator("h4:has-text('to the mean')").wait_for()
         page.locator("h4:has-text('to the mean')").scroll_into_view_if_needed()
         shown = page.locator(".jp-OutputArea-output:has(.js-plotly-plot)")
-        shown.screenshot(path=picture("explorer"))
+        shown.screenshot(path=EXPLORER)
         browser.close()
 
 
