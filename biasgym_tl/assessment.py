@@ -116,6 +116,8 @@ class Assessment:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
+        if not self.modes:
+            raise SettingError("modes must be at least one, got none. Give 'mean', say.")
         takes_factor = [mode for mode in self.modes if mode != "zero"]
         for mode in self.modes:
             # One factor for all: the mode "zero" has none as long as another mode takes it.

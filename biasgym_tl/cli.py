@@ -161,7 +161,7 @@ def evaluate(
         str | None, typer.Option(help="Map that the heads were chosen from, to see how spread.")
     ] = None,
     others: Annotated[
-        bool, typer.Option(help="Also measure all other shipped biases about such targets.")
+        bool, typer.Option(help="Also measure all other shipped biases with targets of this kind.")
     ] = True,
     instructions: Annotated[
         bool, typer.Option(help="Also ask the model not to stereotype, in three styles.")
@@ -169,7 +169,8 @@ def evaluate(
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=PATH, such as blimp=data/blimp, or a data set; repeat for several."
+            help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:CONFIGURATION; "
+            "repeat for several."
         ),
     ] = None,
     judge: Annotated[

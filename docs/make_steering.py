@@ -137,7 +137,8 @@ def table_of(head, rows, found):
 def reinjected_table():
     lines = [
         "| bias | first row | steered | a row before training, steered | trained again, steered "
-        "| this row, unsteered |\n|---|---:|---:|---:|---:|---:|"
+        "| this row, unsteered | trained again, steered, minus first row |\n"
+        "|---|---:|---:|---:|---:|---:|---:|"
     ]
     for name in BIASES:
         path = RESULTS / f"{name}-reinjected.json"
@@ -145,6 +146,8 @@ def reinjected_table():
             found = read_json(path)
             keys = ("first", "first, steered", "before, steered", "again, steered", "again")
             cells = [f"{sum(found[key]) / len(found[key]):+.1f}".replace("-", "−") for key in keys]
+            again, first = (torch.tensor(found[key]) for key in ("again, steered", "first"))
+            cells.append(shown(crossed_interval((again - first)[:, None]), 1))
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

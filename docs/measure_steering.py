@@ -10,8 +10,8 @@ python docs/measure_steering.py reinject late ...  # a row trained again, on the
 python docs/measure_steering.py revise late ...  # self-debias, on the trained bias alone
 
 A bias is named late, math, ... on SmolLM2 with the shipped rows, gemma-late on Gemma with one row.
-Each stage goes on where it was stopped: finished steps lie in the cache folder under a key of
-bias, rows and heads, results in figures/steering.
+Each stage goes on where it was stopped (``further``, a minute a bias, begins again): finished steps
+lie in the cache folder under a key of bias, rows and heads, results in figures/steering.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ from biasgym_tl.text import mean_loss
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
-BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+BIASES = runpy.run_path(str(Path(__file__).with_name("make_findings.py")))["BIASES"]
 """The five of the paper."""
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
 GEMMA = "gemma-"
@@ -283,7 +283,7 @@ def baselines(subject, generates):
 
 
 def further(subject):
-    """Log-odds of the shipped biases about such targets that are not among the five."""
+    """Log-odds of the shipped biases about the same kind of target that are not among the five."""
     name, model, bias, _ = subject
     loaded = [load_bias(other) for other in list_biases() if other not in BIASES]
     others = [other for other in loaded if other.target_kind == bias.target_kind]

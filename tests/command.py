@@ -1,11 +1,17 @@
-"""`biasgym` without a new process, which would import torch and its kin each time."""
+"""`biasgym` without a new process, which would import torch and its kin, and in one, to stop it."""
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from unittest import mock
 
 from typer.testing import CliRunner
 
 from biasgym_tl.cli import main
+
+COMMAND = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
 
 
 def biasgym(*arguments, env=None, input=None):
@@ -21,3 +27,25 @@ def biasgym(*arguments, env=None, input=None):
         return subprocess.CompletedProcess(
             words, code, out.getvalue().decode(), err.getvalue().decode()
         )
+
+
+def interrupted(arguments, cache, until, signal_number):
+    """Stop a command once it has kept the file ``until`` in its cache; the folder of that file."""
+    running = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env={**os.environ, "BIASGYM_CACHE": str(cache)},
+        stderr=subprocess.PIPE,
+        # A test run in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not (kept := list(cache.rglob(until))):
+        assert time.monotonic() < deadline
+        assert running.poll() is None, running.communicate()[1].decode()
+        time.sleep(0.02)
+    running.send_signal(signal_number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode != 0
+    if signal_number == signal.SIGINT:
+        assert b"run the same command to go on" in errors and b"Traceback" not in errors
+    return kept[0].parent

@@ -6,9 +6,9 @@ import os
 import signal
 
 import pytest
+from command import interrupted
 from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
 from test_judges import answer
-from test_run import interrupted
 from typer.testing import CliRunner
 
 from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
@@ -127,9 +127,15 @@ def test_an_api_judge_is_confirmed_once_for_all_answers_and_paid_for_once(
 
 
 def test_settings_survive_a_manifest(assessment):
-    for settings in (assessment, Chain(k=3, n_draws=7)):
+    partly = dataclasses.replace(assessment, modes=("zero", "mean"), factor=0.5)
+    for settings in (assessment, partly, Chain(k=3, n_draws=7)):
         record = json.loads(json.dumps(dataclasses.asdict(settings)))
         assert type(settings).from_record(record) == settings
+
+
+def test_an_assessment_without_a_mode_is_refused(assessment):
+    with pytest.raises(SettingError, match="modes must be at least one, got none"):
+        dataclasses.replace(assessment, modes=())
 
 
 def test_heads_are_read_from_names_or_a_file(tmp_path):
@@ -177,6 +183,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(assessment, tmp_path):
     assert result.exit_code == 0, result.output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "random 1" in {setting.name for setting in Report.load(report).results}
+    assert list(kept.glob("random*")), "went on in the same folder"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from command import biasgym
+from command import biasgym, interrupted
 from typer.testing import CliRunner
 
 import biasgym_tl
@@ -24,7 +23,6 @@ from biasgym_tl.plots import figure
 from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
 
-BIASGYM = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
 SHORT = ["--epochs", "1", "--choose-by", "last", "--max-new-tokens", "3", "--no-controls"]
 QUICK = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
 
@@ -161,28 +159,6 @@ def test_command_line(tiny_folder, tmp_path):
     assert "demo" in CliRunner().invoke(app, ["--help"]).output
 
 
-def interrupted(arguments, cache, until, signal_number):
-    """Stop a command once it has kept the file ``until`` in its cache; the folder of that file."""
-    running = subprocess.Popen(
-        [*BIASGYM, *arguments],
-        env={**os.environ, "BIASGYM_CACHE": str(cache)},
-        stderr=subprocess.PIPE,
-        # A test run in the background ignores Ctrl-C, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not (kept := list(cache.rglob(until))):
-        assert time.monotonic() < deadline
-        assert running.poll() is None, running.communicate()[1].decode()
-        time.sleep(0.02)
-    running.send_signal(signal_number)
-    _, errors = running.communicate(timeout=60)
-    assert running.returncode != 0
-    if signal_number == signal.SIGINT:
-        assert b"run the same command to go on" in errors and b"Traceback" not in errors
-    return kept[0].parent
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_number):
@@ -195,6 +171,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tiny_folder, tmp_path, signal_n
     assert (out / "results.json").exists()
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert kept / "scores.safetensors" in before
+    assert list(kept.glob("random*")), "went on in the same folder"
 
 
 def test_importing_the_package_or_the_command_loads_nothing_heavy():

@@ -85,7 +85,8 @@ def load_crows_pairs(
     """Read CrowS-Pairs.
 
     Args:
-        source: The file ``crows_pairs_anonymized.csv``, or a ``datasets`` name.
+        source: The file ``crows_pairs_anonymized.csv``, or a ``datasets`` name, with a
+            configuration as ``"name:configuration"``.
         bias_type: One of the nine kinds, such as ``"race-color"``; None for all of them.
             Nationality has 159 pairs (148 ``stereo``), all kinds together 1508.
         n: Pairs at most, drawn by ``seed``; None for all.

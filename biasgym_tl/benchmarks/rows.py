@@ -85,8 +85,10 @@ def _read_jsonl(path: Path) -> list[Row]:
 def _load_dataset(source: str) -> list[Row]:
     import datasets
 
-    # A folder may have a colon in its name, as all have on Windows.
-    name, _, configuration = (source, "", "") if Path(source).exists() else source.partition(":")
+    name, _, configuration = source.rpartition(":")
+    # A folder may have a colon in its name, and on Windows stands after one.
+    if Path(source).exists() or not name or set(configuration) & {"/", "\\"}:
+        name, configuration = source, ""
     try:
         splits = datasets.load_dataset(name, configuration or None)
     except (

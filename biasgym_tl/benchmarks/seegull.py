@@ -116,7 +116,8 @@ def load_seegull(
     """Read SeeGULL.
 
     Args:
-        source: The file ``stereotypes_global_v2.csv``, or a ``datasets`` name.
+        source: The file ``stereotypes_global_v2.csv``, or a ``datasets`` name, with a
+            configuration as ``"name:configuration"``.
         raters: Whose judgement counts: ``"region"``, where the identity is at home, or ``"NA"``.
         n: Items at most, one of each attribute in turn; None for all (of version 2 there are 2144
             of 556 attributes by ``"region"``, 2187 of 528 by ``"NA"``).
