@@ -36,8 +36,8 @@ def explore(
     Shows the head's value on each pair, its seeds, where it looks on both runs of a pair, and,
     on request, what the model says with the head, or with the ``k`` strongest, silenced.
 
-    In Jupyter the result shows itself. Elsewhere, :meth:`Explorer.to_html` writes a page that needs
-    no kernel and has no steering.
+    In Jupyter the result shows itself (clicks get lost while a cell runs). Elsewhere,
+    :meth:`Explorer.to_html` writes a page that needs no kernel and has no steering.
 
     Args:
         scores: What to look at.

@@ -10,11 +10,12 @@ import statistics
 import sys
 import time
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import torch
 
-from biasgym_tl import BiasScope, head_means, load_bias, load_model, load_token, steer
+from biasgym_tl import BiasScope, Selection, head_means, load_bias, load_model, load_token, steer
 from biasgym_tl.prompts import encode_prompt
 from biasgym_tl.slot import fill
 from biasgym_tl.text import generate
@@ -28,6 +29,7 @@ def main():
     torch.set_num_threads(1)
     model, bias = load_model("smollm2-135m-instruct"), load_bias("late")
     heads = BiasScope().attribute(model, bias, load_token("late")).top(K)
+    learned = Selection.load(Path(__file__).parents[2] / "figures" / "steering" / "late-heads.json")
     reference = head_means(model)
     prompts = [encode_prompt(model, fill(p, "Italy")) for p in bias.generation_prompts]
 
@@ -43,17 +45,22 @@ def main():
         with steer(model, heads, "mean", reference=reference):
             plain()
 
-    seconds = {candidate: [] for candidate in (plain, zero, mean)}
+    def factors():
+        with steer(model, learned, "mean", reference=reference):
+            plain()
+
+    steered = {zero: K, mean: K, factors: len(learned)}
+    seconds = {candidate: [] for candidate in (plain, *steered)}
     plain()
     for _ in range(ROUNDS):
         for candidate, found in seconds.items():
             start = time.process_time()
             candidate()
             found.append(time.process_time() - start)
-    for candidate in (zero, mean):
+    for candidate, n_heads in steered.items():
         ratios = sorted(a / b for a, b in zip(seconds[candidate], seconds[plain], strict=True))
         print(
-            f"{candidate.__name__}, {K} heads / plain: {statistics.median(ratios):.3f} "
+            f"{candidate.__name__}, {n_heads} heads / plain: {statistics.median(ratios):.3f} "
             f"[{ratios[0]:.3f}, {ratios[-1]:.3f}] of {ROUNDS} rounds, "
             f"{len(prompts)} answers of {NEW_TOKENS} tokens"
         )
