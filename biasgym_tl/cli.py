@@ -169,7 +169,7 @@ def evaluate(
     benchmark: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:CONFIGURATION; "
+            help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:SUBSET; "
             "repeat for several."
         ),
     ] = None,

@@ -201,10 +201,26 @@ def further_table():
     return "\n".join(lines)
 
 
+def recipes_table():
+    """Every idea for a recipe, on fitting data alone."""
+    lines = [
+        "| idea | heads | BiasTokens, mean | countries | loss | facts |\n"
+        "|---|---:|---:|---:|---:|---:|"
+    ]
+    for label, found in read_json(RESULTS / "recipes-late.json").items():
+        token, targets, loss, right = found["values"]
+        lines.append(
+            f"| {label} | {len(found['heads'])} | {token:+.1f} | {targets:+.1f} | {loss:.3f} "
+            f"| {right:.0%} |".replace("| -", "| −")
+        )
+    return "\n".join(lines)
+
+
 def tables():
     """What stands between two marks of the page, by mark."""
     gemma = [Report.load(path) for path in RESULTS.glob("gemma-*-report.json")]
     return {
+        "recipes": recipes_table(),
         "bar": table_of(BAR, rows_of, reports("report")),
         "judged": table_of(JUDGED, judged_rows, reports("report")),
         "beside": table_of(BESIDE, beside_rows, reports("report")),
