@@ -18,6 +18,7 @@ make_findings = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))
 BIASES, filled = make_findings["BIASES"], make_findings["filled"]
 RESULTS = ROOT / "figures" / "steering"
 PAGE = ROOT / "docs" / "steering.md"
+GEMMA = "gemma-late"
 STEERED = ("steered, mean", "paper, zero")
 SEEDS = {"injected": "steered, mean"} | {
     f"injected, seed {i}": f"steered, seed {i}" for i in (1, 2)
@@ -103,7 +104,8 @@ def beside_rows(report):
     """Other ways to choose heads, replaced by their mean, on the same items."""
     if not report.random_controls():
         return
-    for name in ("steered, mean", *BASELINES):
+    known = {"random", *(result.name for result in report.results)}
+    for name in ("steered, mean", *filter(known.__contains__, BASELINES)):
         changes = (
             shown(report.change(name, key, since), decimals, scale)
             for key, since, decimals, scale in (
@@ -140,7 +142,7 @@ def reinjected_table():
         "| this row, unsteered | trained again, steered, minus first row |\n"
         "|---|---:|---:|---:|---:|---:|---:|"
     ]
-    for name in BIASES:
+    for name in (*BIASES, GEMMA):
         path = RESULTS / f"{name}-reinjected.json"
         if path.exists():
             found = read_json(path)
@@ -168,7 +170,7 @@ def random_table():
         "| bias | chosen heads | random sets, mean | lowest | difference | rank p |\n"
         "|---|---:|---:|---:|---:|---:|"
     ]
-    for name in BIASES:
+    for name in (*BIASES, GEMMA):
         path = RESULTS / f"{name}-random-targets.safetensors"
         if path.exists():
             found = RandomControl.load(path)
@@ -183,7 +185,7 @@ def random_table():
 def further_table():
     """The shipped biases that are not among the five: what steering does to their log-odds."""
     lines = []
-    for name in BIASES:
+    for name in (*BIASES, GEMMA):
         path = RESULTS / f"{name}-further.json"
         if path.exists():
             found = read_json(path)
@@ -218,7 +220,7 @@ def recipes_table():
 
 def tables():
     """What stands between two marks of the page, by mark."""
-    gemma = [Report.load(path) for path in RESULTS.glob("gemma-*-report.json")]
+    gemma = [Report.load(RESULTS / f"{GEMMA}-report.json")]
     return {
         "recipes": recipes_table(),
         "bar": table_of(BAR, rows_of, reports("report")),
@@ -229,6 +231,8 @@ def tables():
         "random": random_table(),
         "reinjected": reinjected_table(),
         "gemma": table_of(BAR, rows_of, gemma),
+        "gemma-judged": table_of(JUDGED, judged_rows, gemma),
+        "gemma-beside": table_of(BESIDE, beside_rows, gemma),
     }
 
 

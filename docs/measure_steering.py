@@ -264,6 +264,7 @@ def baselines(subject, generates):
     heads = {
         f"{name} {k}, mean": select_heads(maps[name], k, mode="mean")
         for name, k in (("direct", LOW_K), ("direct", HIGH_K), ("no injection", LOW_K))
+        if k < maps[name].values.numel()
     }
     return [
         *(
