@@ -231,7 +231,6 @@ def tables():
         "random": random_table(),
         "reinjected": reinjected_table(),
         "gemma": table_of(BAR, rows_of, gemma),
-        "gemma-judged": table_of(JUDGED, judged_rows, gemma),
         "gemma-beside": table_of(BESIDE, beside_rows, gemma),
     }
 
