@@ -192,16 +192,15 @@ def assess(
         "row": [token.row.tolist(), token.untrained().row.tolist(), token.text],
         "heads": _choice(heads),
         **{f"benchmark {each.name}": each.fingerprint for each in (*benchmarks, *of_token)},
+        **({} if scores is None else {"scores": scores.values.tolist()}),
     }
     inputs = named_inputs(model, **read)
     check_inputs(inputs, expected)
-    settings = dataclasses.asdict(assessment)
+    settings, measured = dataclasses.asdict(assessment), dict(inputs)
     for added in ("n_draws", "judge", "scores"):  # at the end, so they touch nothing before
         del settings[added]
-    steps = Steps(cache_dir() / "assessments" / digest([settings, inputs]), fresh)
-    if scores is not None:
-        inputs["scores"] = digest(scores.values.tolist())
-        check_inputs(inputs, expected)
+    measured.pop("scores", None)  # only a warning rests on them
+    steps = Steps(cache_dir() / "assessments" / digest([settings, measured]), fresh)
     report = evaluate(
         model,
         bias,

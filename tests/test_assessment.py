@@ -11,7 +11,16 @@ from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
 from test_judges import answer
 from typer.testing import CliRunner
 
-from biasgym_tl import Assessment, BiasInject, Report, Selection, load_bias, load_model
+from biasgym_tl import (
+    Assessment,
+    BiasInject,
+    BiasScope,
+    BiasToken,
+    Report,
+    Selection,
+    load_bias,
+    load_model,
+)
 from biasgym_tl.api import Price
 from biasgym_tl.assessment import assess, read_heads, write_assessed
 from biasgym_tl.benchmarks.implicit import load_scenarios
@@ -184,6 +193,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(assessment, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "random 1" in {setting.name for setting in Report.load(report).results}
     assert list(kept.glob("random*")), "went on in the same folder"
+
+
+def test_a_repetition_may_have_scores(assessment, tmp_path, monkeypatch):
+    model, token = load_model(assessment.model), BiasToken.load(assessment.token)
+    scores = BiasScope().attribute(model, LATE, token)
+    spread = dataclasses.replace(assessment, scores=str(scores.save(tmp_path / "map")), n_draws=0)
+    found = assess(spread, progress=False)
+    with monkeypatch.context() as patch:  # the map is read for a warning, and measures nothing
+        patch.setattr("biasgym_tl.evaluation.parts.bias_log_odds", None)
+        assess(spread, expected=found.inputs, progress=False)
+        assess(dataclasses.replace(spread, scores=None), progress=False)
+        with pytest.raises(SettingError, match=r"other data for \['scores'\]"):
+            assess(spread, expected={**found.inputs, "scores": "0"}, progress=False)
 
 
 @pytest.mark.parametrize(
