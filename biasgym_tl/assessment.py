@@ -118,10 +118,9 @@ class Assessment:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
         if not self.modes:
             raise SettingError("modes must be at least one, got none. Give 'mean', say.")
-        takes_factor = [mode for mode in self.modes if mode != "zero"]
+        only_zero = set(self.modes) == {"zero"}  # beside another mode, that one takes the factor
         for mode in self.modes:
-            # One factor for all: the mode "zero" has none as long as another mode takes it.
-            check_steering(mode, self.factor if mode != "zero" or not takes_factor else None)
+            check_steering(mode, self.factor if mode != "zero" or only_zero else None)
         if self.reference not in REFERENCES:
             raise SettingError(
                 f"reference must be one of {list(REFERENCES)}, got {self.reference!r}."

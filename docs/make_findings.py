@@ -12,6 +12,7 @@ from biasgym_tl.figures import draw, recipe
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "figures" / "findings", ROOT / "docs" / "findings.md"
 BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+"""The five of the paper."""
 ROWS = {
     "original": "original (row before training)",
     "injected": "injected",

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "biasgym_tl" / "injection" / "rows"
 REPORTS, PAGE = ROOT / "figures" / "injection", ROOT / "docs" / "injection.md"
 MODEL = "smollm2-135m-instruct"
-PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+PAPER = runpy.run_path(str(ROOT / "docs" / "make_findings.py"))["BIASES"]
 SEEDS = 3
 
 

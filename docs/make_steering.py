@@ -132,6 +132,12 @@ def reports(*kinds):
     return [Report.load(path) for path in paths if path.exists()]
 
 
+def stored(ending):
+    """Name and file of what was measured, SmolLM2's biases first."""
+    paths = {name: RESULTS / f"{name}-{ending}" for name in (*BIASES, GEMMA)}
+    return {name: path for name, path in paths.items() if path.exists()}
+
+
 def table_of(head, rows, found):
     return "\n".join([head, *(row for report in found for row in rows(report))])
 
@@ -142,15 +148,13 @@ def reinjected_table():
         "| this row, unsteered | trained again, steered, minus first row |\n"
         "|---|---:|---:|---:|---:|---:|---:|"
     ]
-    for name in (*BIASES, GEMMA):
-        path = RESULTS / f"{name}-reinjected.json"
-        if path.exists():
-            found = read_json(path)
-            keys = ("first", "first, steered", "before, steered", "again, steered", "again")
-            cells = [f"{sum(found[key]) / len(found[key]):+.1f}".replace("-", "−") for key in keys]
-            again, first = (torch.tensor(found[key]) for key in ("again, steered", "first"))
-            cells.append(shown(crossed_interval((again - first)[:, None]), 1))
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, path in stored("reinjected.json").items():
+        found = read_json(path)
+        keys = ("first", "first, steered", "before, steered", "again, steered", "again")
+        cells = [f"{sum(found[key]) / len(found[key]):+.1f}".replace("-", "−") for key in keys]
+        again, first = (torch.tensor(found[key]) for key in ("again, steered", "first"))
+        cells.append(shown(crossed_interval((again - first)[:, None]), 1))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -170,36 +174,31 @@ def random_table():
         "| bias | chosen heads | random sets, mean | lowest | difference | rank p |\n"
         "|---|---:|---:|---:|---:|---:|"
     ]
-    for name in (*BIASES, GEMMA):
-        path = RESULTS / f"{name}-random-targets.safetensors"
-        if path.exists():
-            found = RandomControl.load(path)
-            lines.append(
-                f"| {name} | {-found.drop:+.2f} | {-found.drops.mean():+.2f} "
-                f"| {-found.drops.max():+.2f} | {shown(found.difference(), 2)} "
-                f"| {found.p():.3f} |".replace("| -", "| −")
-            )
+    for name, path in stored("random-targets.safetensors").items():
+        found = RandomControl.load(path)
+        lines.append(
+            f"| {name} | {-found.drop:+.2f} | {-found.drops.mean():+.2f} "
+            f"| {-found.drops.max():+.2f} | {shown(found.difference(), 2)} "
+            f"| {found.p():.3f} |".replace("| -", "| −")
+        )
     return "\n".join(lines)
 
 
 def further_table():
     """The shipped biases that are not among the five: what steering does to their log-odds."""
-    lines = []
-    for name in (*BIASES, GEMMA):
-        path = RESULTS / f"{name}-further.json"
-        if path.exists():
-            found = read_json(path)
-            before = found.pop("original")
-            if not lines:
-                head = "".join(f" {other}, change |" for other in before)
-                lines = [f"| bias | setting |{head}\n|---|---|{'---:|' * len(before)}"]
-            for setting, after in found.items():
-                changes = (
-                    crossed_interval(torch.tensor(after[other]) - torch.tensor(before[other]))
-                    for other in before
-                )
-                cells = " | ".join(shown(change, 1) for change in changes)
-                lines.append(f"| {name} | {setting.removesuffix(', mean')} | {cells} |")
+    measured = {name: read_json(path) for name, path in stored("further.json").items()}
+    others = list(measured["late"]["original"])
+    head = "".join(f" {other}, change |" for other in others)
+    lines = [f"| bias | setting |{head}\n|---|---|{'---:|' * len(others)}"]
+    for name, found in measured.items():
+        before = found.pop("original")
+        for setting, after in found.items():
+            changes = (
+                crossed_interval(torch.tensor(after[other]) - torch.tensor(before[other]))
+                for other in others
+            )
+            cells = " | ".join(shown(change, 1) for change in changes)
+            lines.append(f"| {name} | {setting.removesuffix(', mean')} | {cells} |")
     return "\n".join(lines)
 
 

@@ -63,7 +63,6 @@ from biasgym_tl.text import mean_loss
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "figures" / "steering"
 BIASES = runpy.run_path(str(Path(__file__).with_name("make_findings.py")))["BIASES"]
-"""The five of the paper."""
 MODEL, SEEDS, PAPER_K = "smollm2-135m-instruct", 3, 30
 GEMMA = "gemma-"
 CHOSEN = FactorSearch()

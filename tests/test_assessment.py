@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from command import interrupted
+from command import biasgym, interrupted
 from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
 from test_judges import answer
 from typer.testing import CliRunner
@@ -25,7 +25,7 @@ from biasgym_tl.api import Price
 from biasgym_tl.assessment import assess, read_heads, write_assessed
 from biasgym_tl.benchmarks.implicit import load_scenarios
 from biasgym_tl.biases.facts import load_facts
-from biasgym_tl.cli import app, main
+from biasgym_tl.cli import app
 from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head
@@ -232,15 +232,13 @@ def test_a_repetition_may_have_scores(assessment, tmp_path, monkeypatch):
     ],
 )
 def test_wrong_input_is_one_line_before_a_model_is_loaded(
-    arguments, message, tmp_path, monkeypatch, capsys
+    arguments, message, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("biasgym_tl.assessment.load_model", None)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("sys.argv", ["biasgym", "evaluate", "--out", str(tmp_path), *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("Error: ") and message in error
+    refused = biasgym("evaluate", "--out", tmp_path, *arguments)
+    error = refused.stderr.strip().splitlines()[-1]
+    assert refused.returncode == 1 and error.startswith("Error: ") and message in error
 
 
 def test_other_biases_are_those_about_the_same_kind_of_target(tmp_path, monkeypatch):

@@ -56,8 +56,8 @@ def test_with_a_key_a_language_model_writes_and_judges(
     path = pytestconfig.rootpath / "notebooks" / "05_your_own_bias.ipynb"
     cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     first, *others = [cell for cell in cells if "(model, " not in cell]  # no model is needed
-    with warnings.catch_warnings():
-        names = {}
+    names = {}
+    with warnings.catch_warnings():  # the first cell changes filters
         exec(first, names)
     for cell in others:
         exec(cell, names)

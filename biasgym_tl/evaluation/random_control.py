@@ -125,7 +125,7 @@ def random_control(
         selection.check_held_out(prompts=bias.evaluation_prompts, targets=targets)
     Setting("chosen heads", token, chosen, mode, factor=factor, reference=reference).check(model)
     drawn = layer_matched(chosen, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)
-    means = REFERENCES[reference](model, bias) if mode == "mean" else None
+    references = {reference: REFERENCES[reference](model, bias)} if mode == "mean" else {}
     names = (token.text,) if on == "token" else bias.sample_targets("held-out", n_targets, 0)
     finished, kept = finished or measured_now, mode != "zero"
     found: list[Float[Tensor, " prompt"]] = []
@@ -144,7 +144,7 @@ def random_control(
                     factor=matched_factor(heads, steered, factor) if kept and steered else None,
                     reference=reference,
                 )
-                with setting.steered(model, {} if means is None else {reference: means}):
+                with setting.steered(model, references):
                     measured = bias_log_odds(model, bias, bias.evaluation_prompts, names)
                 values: list[float] = measured.log_odds.mean(1).tolist()
                 return values

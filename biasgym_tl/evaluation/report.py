@@ -317,14 +317,14 @@ class Report:
         one: ``"injected"``, or that of another seed.
         """
         since = self.measures[measure].baseline
-        if since == "original" or name == RANDOM_MEAN:
+        if since == "original" or name in ("original", RANDOM_MEAN):
             return since
         same = [
             result.name
             for result in self.results
             if result.token == self[name].token and not result.heads and not result.instruction
         ]
-        return next(iter(same), since) if name != "original" else since
+        return next(iter(same), since)
 
     def moved(self, name: str, measure: str) -> McNemar | None:
         """:meth:`mcnemar` since the measure's baseline; None where there is nothing to count."""
