@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
+# Torch's waiting threads would spin, which is slow where anything else runs.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo lab test clean
 demo: $(VENV)/.demo
 	$(BIN)/biasgym demo

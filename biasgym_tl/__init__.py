@@ -5,8 +5,12 @@ The public names are loaded when they are first used, so importing the package i
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# Torch's waiting threads spin, and take the cores from whatever else runs. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from biasgym_tl.api import ChatModel, Price

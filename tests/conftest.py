@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the package; read when torch loads
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when huggingface_hub loads
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker for each core; read when torch loads
