@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
@@ -10,6 +11,7 @@ from conftest import FAMILIES, tiny_hf_model
 from biasgym_tl import Head, head_means, load_bias, load_model, steer, target_means
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.families.convert import FAMILIES as CONVERTED
+from biasgym_tl.heads import as_heads, by_head, check_heads
 from biasgym_tl.prompts import encode_sentence
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
@@ -191,7 +193,29 @@ def test_means_of_no_text_are_refused(model):
         head_means(model, [])
 
 
-def test_head_names():
-    assert str(Head(9, 8)) == "L9H8" and Head.parse("L9H8") == Head(9, 8)
-    with pytest.raises(SteeringError, match="written like 'L9H8', got '9.8'"):
-        Head.parse("9.8")
+def test_heads_are_taken_as_they_are_printed():
+    written = (Head(9, 8), "L9H8", " l9h8 ", (9, 8), [9, 8], torch.tensor([9, 8]), np.array([9, 8]))
+    assert {Head.parse(head) for head in written} == {Head(9, 8)} and str(Head(9, 8)) == "L9H8"
+    several = (["L9H8", (3, 1)], "L9H8, L3H1", [[9, 8], [3, 1], "L9H8"], iter([(9, 8), "L3H1"]),
+               {"L9H8": 0.5, "L3H1": 1.0}, torch.tensor([[9, 8], [3, 1]]))  # fmt: skip
+    assert {as_heads(heads) for heads in several} == {(Head(9, 8), Head(3, 1))}
+    assert as_heads((9, 8)) == as_heads("L9H8") == as_heads(Head(9, 8)) == (Head(9, 8),)
+    assert as_heads([]) == () and check_heads("L1H0, L0H1", 2, 2) == (Head(0, 1), Head(1, 0))
+    assert by_head({"L9H8": 0.5, (3, 1): 1.0}) == {Head(9, 8): 0.5, Head(3, 1): 1.0}
+
+
+@pytest.mark.parametrize(
+    "head", ["9.8", "", "L9H8 L3H1", "L-1H0", (9,), (9, 8, 7), (9.0, 8.0), 9, None]
+)
+def test_what_is_no_head_is_refused(head):
+    with pytest.raises(SteeringError, match=r"head must be a pair such as \(9, 8\) or written"):
+        Head.parse(head)
+
+
+def test_what_holds_no_heads_is_refused():
+    with pytest.raises(SteeringError, match=r"heads must be such as \['L9H8', \(3, 1\)\].*got 9"):
+        as_heads(9)
+    with pytest.raises(SteeringError, match=r"head must be a pair .*, got 1\."):
+        as_heads([1, 2, 3])
+    with pytest.raises(SteeringError, match=r"got two for \['L9H8'\]"):
+        by_head({"L9H8": 0.5, (9, 8): 0.6})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from tqdm.auto import tqdm
 
@@ -15,7 +15,7 @@ from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.setting import REFERENCES, Setting
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import Instruction
 from biasgym_tl.lens import HookedTransformer
@@ -31,10 +31,10 @@ def evaluate(
     bias: Bias,
     *,
     token: BiasToken,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     scores: HeadScores | None = None,
     modes: tuple[str, ...] = ("zero", "mean"),
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
     reference: str = "text",
     instructions: Sequence[Instruction] = (),
     controls: Sequence[Setting] = (),
@@ -100,7 +100,7 @@ def evaluate(
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
     _check_others(model, bias, others)
     targets = bias.sample_targets("held-out", n_targets, seed=0)
-    heads = heads if isinstance(heads, Selection) else tuple(heads)
+    heads = heads if isinstance(heads, Selection) else as_heads(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     settings = [
         Setting("original", token.untrained(), generates=answers),
@@ -193,10 +193,10 @@ def _blind_facts(model: HookedTransformer) -> list[float]:
 def _random_settings(
     model: HookedTransformer,
     token: BiasToken,
-    heads: Selection | tuple[tuple[int, int], ...],
+    heads: Selection | tuple[Head, ...],
     n_draws: int,
     seed: int,
-    factor: float | Mapping[tuple[int, int], float] | None,
+    factor: Factor,
     reference: str,
 ) -> list[Setting]:
     draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)

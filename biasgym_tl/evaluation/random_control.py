@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import Finished, measured_now
 from biasgym_tl.evaluation.setting import REFERENCES, Setting
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
@@ -74,9 +73,9 @@ def random_control(
     bias: Bias,
     *,
     token: BiasToken,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     mode: str | None = None,
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
     reference: str = "text",
     on: str = "token",
     n_targets: int = 10,
