@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from biasgym_tl.errors import BiasGymError, SettingError, SteeringError
+from biasgym_tl.errors import BiasGymError, SettingError, SteeringError, StoreError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
@@ -127,7 +127,7 @@ def _repeat(path: Path, out: Path, fresh: bool) -> None:
             chain = Chain.from_record(found.settings)
         else:
             assessment = Assessment.from_record(found.settings)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, StoreError) as error:
         raise SettingError(
             f"{str(path)!r} must hold the settings of this version, but: {error}."
         ) from error

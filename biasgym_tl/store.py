@@ -167,20 +167,26 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     """
     check_new_folder(folder)
     inside = folder.is_dir()
-    parent = folder if inside else folder.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(parent)
-    temporary.mkdir()
-    try:
+    with temporary_folder(folder if inside else folder.parent) as temporary:
         write(temporary)
         if inside:
             for path in sorted(temporary.iterdir()):
                 os.replace(path, folder / path.name)
         else:
             temporary.rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in ``parent``, which is made if need be; what is left of it at the end goes."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(parent)
+    temporary.mkdir()
+    try:
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def check_new_folder(folder: Path) -> None:
@@ -243,8 +249,13 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_text(path: Path, error: type[BiasGymError] = StoreError) -> str:
+def read_text(path: Path, what: str, error: type[BiasGymError]) -> str:
     """Read a text file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+        what: What it is called in errors.
+        error: Type of the errors.
 
     Raises:
         BiasGymError: of the type ``error``; the file is missing, cannot be read, or is in another
@@ -253,9 +264,10 @@ def read_text(path: Path, error: type[BiasGymError] = StoreError) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError as fault:
-        raise error(f"file must exist, got {str(path)!r}. Check the path.") from fault
+        raise error(f"{what} must exist, got {str(path)!r}. Check the path.") from fault
     except (OSError, ValueError) as fault:
-        raise error(f"{str(path)!r} must be a readable file, but: {fault}.") from fault
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{what} must be readable, got {str(path)!r} ({reason}).") from fault
     return decoded(raw, path.name, error)
 
 
@@ -284,7 +296,7 @@ def read_json(path: Path) -> Any:
     Raises:
         StoreError: the file is missing or is not JSON.
     """
-    text = read_text(path)
+    text = read_text(path, "result file", StoreError)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -382,7 +394,7 @@ def _checksum(kind: str, tensors: Mapping[str, Tensor], record: Any) -> str:
     sha = hashlib.sha256(digest([kind, record]).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
