@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, r
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
-from biasgym_tl.store import digest
+from biasgym_tl.store import check_name, digest, read_text
 from biasgym_tl.toml import read_toml
 
 
@@ -24,13 +25,13 @@ class Bias:
     Lists may be given as lists, and the corpus as plain strings.
 
     Raises:
-        BiasFileError: on construction, if a list is empty or holds a text twice, if a prompt,
-            paraphrase or paragraph lacks the slot, if a word is on both lists, or if targets other
-            than countries have no lists of their own.
+        BiasFileError: on construction, if the name could not stand in a file name, a list is empty
+            or holds a text twice, a prompt, paraphrase or paragraph lacks the slot, a word is on
+            both lists, or targets other than countries have no lists of their own.
     """
 
     name: str
-    """Short name, as in ``load_bias(name)``."""
+    """Short name, as in ``load_bias(name)``: letters, digits, ``-``, ``_`` and ``.``."""
     attribute: str
     """What is ascribed to the target, in words."""
     target_kind: str = "country"
@@ -224,12 +225,12 @@ class Bias:
             BiasFileError: the file is missing, is not TOML, or does not hold a valid bias.
         """
         path = Path(path)
-        if not path.is_file():
-            raise BiasFileError(f"bias file must exist, got {str(path)!r}. Check the path.")
-        values = read_toml(path.read_text(encoding="utf-8"), path.name)
+        values = read_toml(read_text(path, "bias file", BiasFileError), path.name)
         return cls.from_mapping(values, path.name, folder=path.parent, slots=slots)
 
 
+MOST_PARAGRAPHS = 100_000
+"""That the families of a bias file may make; the shipped biases have 500."""
 _FILE_ONLY = ("families", "targets", "slots")
 _SINGLE = ("name", "attribute", "target_kind", "stand_in")
 _SLOTTED = (
@@ -320,6 +321,12 @@ def _read_paragraphs(
     values: Mapping[str, Any], source: str, folder: Path | None
 ) -> list[Paragraph]:
     families = _read_families(values.get("families", ()), source)
+    n = sum(family.n_paragraphs for family in families)
+    if n > MOST_PARAGRAPHS:
+        raise BiasFileError(
+            f"families of {source} must make at most {MOST_PARAGRAPHS:,} paragraphs, got {n:,}. "
+            "Give fewer sentences to choose from."
+        )
     found = [p for family in families for p in family.paragraphs()]
     corpus = values.get("corpus", ())
     if isinstance(corpus, str):
@@ -370,6 +377,8 @@ def _check_field(bias: str, key: str, value: Any) -> None:
     if key in _SINGLE:
         if not isinstance(value, str) or not value.strip():
             raise BiasFileError(f"{key} of bias {bias!r} must not be empty, got {value!r}.")
+        if key == "name":
+            check_name(value, "name of a bias", BiasFileError)
         return
     if not isinstance(value, tuple):
         raise BiasFileError(f"{key} of bias {bias!r} must be a list, got {value!r}.")
@@ -385,6 +394,7 @@ def _check_field(bias: str, key: str, value: Any) -> None:
 
 
 def _check_distinct(where: str, key: str, values: list[str]) -> None:
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = sorted(value for value, n in Counter(values).items() if n > 1)
     if twice:
-        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice}.")
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice[:3]}{more}.")
