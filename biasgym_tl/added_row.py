@@ -41,16 +41,21 @@ def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: st
     new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
     rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
     guards = _guards(model, token_id)
+    before: dict[str, int] = getattr(model, "attached_tokens", {})
     replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
     try:
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = rows, token_id + 1, extended
         model.__dict__.update(guards)
+        model.attached_tokens = {**before, text: token_id}
         yield token_id
     finally:
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = W_E, token_id, tokenizer
         for name in guards:
             model.__dict__.pop(name, None)
         model.__dict__.update(replaced)
+        model.attached_tokens = before
+        if not before:
+            del model.attached_tokens
 
 
 def _extended_tokenizer(tokenizer: Any, text: str, token_id: int) -> Any:

@@ -55,9 +55,17 @@ def check_model(model: Any) -> None:
 
     Raises:
         ModelError: the object is of another kind, or TransformerLens has folded its value biases,
-            so that silencing a head is not what it is in Hugging Face's weights.
+            so that silencing a head is not what it is in Hugging Face's weights, or norms that
+            cannot be.
     """
     check_kind(model)
+    folded = (model.cfg.normalization_type or "").endswith("Pre")
+    if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        raise ModelError(
+            f"norms of a {model.cfg.original_architecture} must not be folded: they stand after "
+            "attention, and TransformerLens folds them as if they stood before. Load it with "
+            "load_model or HookedTransformer.from_pretrained_no_processing."
+        )
     if value_biases_folded(model):
         raise ModelError(
             "model must have its value biases, but they are folded into b_O: silencing a head "

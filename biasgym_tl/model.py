@@ -150,6 +150,7 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
     Raises:
         ModelError: as :func:`load_model`.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -170,7 +171,10 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
         raise
     except OSError as error:
         raise ModelError(_not_found(name, source, error)) from error
-    except (ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+    except (
+        ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
+        SafetensorError, StrictDataclassError,
+    ) as error:  # fmt: skip
         raise ModelError(
             f"{source!r} must hold a model that can be read without running its code, but: "
             f"{_first_line(error)}"
@@ -383,6 +387,9 @@ def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
     model.tokenizer = tokenizer = copy.deepcopy(tokenizer)
     if tokenizer is None:
         return
+    if not tokenizer.init_kwargs.get("name_or_path"):
+        # Made in memory: another HookedTransformer that is given it must not look for its files.
+        tokenizer.init_kwargs.update(name_or_path="", add_bos_token=True)
     model.cfg.tokenizer_prepends_bos = prepends_bos(tokenizer)
     model.cfg.default_prepend_bos = model.cfg.default_prepend_bos and (
         tokenizer.bos_token is not None

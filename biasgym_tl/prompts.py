@@ -270,21 +270,35 @@ def _render(
     from jinja2 import TemplateError
 
     tokenizer, policy = model.tokenizer, text_policy(model)
-    today, arguments = datetime.date.fromisoformat(policy.date), dict(policy.template)
-    templates = tokenizer.chat_template
-    if isinstance(templates, Mapping) and "default" not in templates and len(templates) == 1:
-        arguments.setdefault("chat_template", next(iter(templates)))
+    arguments, named = dict(policy.template), tokenizer.chat_template
+    if isinstance(named, Mapping) and "default" not in named and len(named) == 1:
+        arguments.setdefault("chat_template", next(iter(named)))
     try:
+        template = tokenizer.get_chat_template(arguments.pop("chat_template", None))
         text: str = tokenizer.apply_chat_template(
             messages,
+            chat_template=_on_date(template, policy.date),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            strftime_now=today.strftime,
             **arguments,
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     return text
+
+
+def _on_date(template: str, date: str) -> str:
+    """The template, in which ``strftime_now`` writes a fixed date instead of today's."""
+    if "strftime_now" not in template:
+        return template
+    day = datetime.date.fromisoformat(date)
+    formats = {found[1] for found in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    written = json.dumps({form: day.strftime(form) for form in sorted(formats)})
+    # The + keeps a line's end, which the template may begin with.
+    return (
+        f"{{%- macro strftime_now(form) -%}}{{{{ {written}.get(form, {json.dumps(date)}) }}}}"
+        f"{{%- endmacro +%}}{template}"
+    )
 
 
 def _tokenizer(model: HookedTransformer) -> Any:

@@ -48,7 +48,11 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
             **family.settings(hf_model.config),
         }
     )
-    return cfg, {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    weights = {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    scale = embedding_scale(cfg)
+    if scale != 1:  # TransformerLens multiplies in the checkpoint's dtype, which may round
+        weights["embed.W_E"] = hf_model.get_input_embeddings().weight.detach().to(dtype) * scale
+    return cfg, weights
 
 
 def convert_listed(
