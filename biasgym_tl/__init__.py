@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from biasgym_tl.judges.statements import Statements
     from biasgym_tl.judges.verdict import Verdict, summarise
     from biasgym_tl.model import load_model
-    from biasgym_tl.prompts import encode_sentence
+    from biasgym_tl.prompts import TextPolicy, encode_sentence
     from biasgym_tl.run import Chain, run_chain
     from biasgym_tl.scoping.attention import answer_attention
     from biasgym_tl.scoping.compare import Comparison, compare
@@ -108,6 +108,7 @@ _HOME = {
     "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
     "Statements": "judges.statements",
+    "TextPolicy": "prompts",
     "Verdict": "judges.verdict",
     "agreement": "judges.agreement",
     "answer_attention": "scoping.attention",
@@ -205,6 +206,7 @@ __all__ = [
     "Setting",
     "Significance",
     "Statements",
+    "TextPolicy",
     "Verdict",
     "agreement",
     "answer_attention",

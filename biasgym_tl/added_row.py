@@ -82,6 +82,7 @@ class _Row(Change):
         super().__init__(f"read with {text}")
         self.model, self.text, self.over = model, text, False
         self.before = model.embed.W_E, model.cfg.d_vocab, model.tokenizer
+        self.attached: dict[str, int] = getattr(model, "attached_tokens", {})
         self.guards: dict[str, Callable[..., Any]] = {}
 
     def make(self, row: Float[Tensor, " d_model"], extended: Any) -> None:
@@ -92,7 +93,7 @@ class _Row(Change):
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = self.rows, token_id + 1, extended
         guards = _guards(model, token_id)
         self.replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
-        model.__dict__.update(guards)
+        model.__dict__.update(guards, attached_tokens={**self.attached, self.text: token_id})
         self.guards = guards
 
     def take_back(self) -> None:
@@ -105,6 +106,9 @@ class _Row(Change):
             for name in self.guards:
                 model.__dict__.pop(name, None)
             model.__dict__.update(self.replaced)
+            model.__dict__.pop("attached_tokens")
+            if self.attached:
+                model.attached_tokens = self.attached
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = W_E, token_id, tokenizer
 
 

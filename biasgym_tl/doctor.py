@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, value_biases_folded
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
@@ -55,10 +55,10 @@ def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list
 
     Raises:
         AttributionError: direct attribution does not hold on this model at all.
-        ModelError: the model has no tokenizer, or no word of the bias is one token on it.
+        ModelError: the model has no tokenizer, or no word of the bias can count on it.
     """
     check_exact(model)
-    ids = word_ids(model, bias)
+    attribute, neutral = word_tokens(model, bias).single()
     names = bias.sample_targets("fitting", n_prompts, seed=0)
     filled = (fill(p, name) for p, name in zip(bias.scoping_prompts, names, strict=False))
     sequences = [encode_sentence(model, prompt) for prompt in filled]
@@ -66,7 +66,7 @@ def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list
     batched = _whole_runs(model, sequences)
     cached = next_token_log_probs(model, sequences)
 
-    labels = torch.tensor([ids.attribute[0], ids.neutral[0]], device=cached.device)
+    labels = torch.tensor([attribute[0], neutral[0]], device=cached.device)
     biased, neutral = labels[:, None].expand(2, len(sequences))
     parts = unchecked_attribution(model, sequences, biased, neutral)
     head = Head(model.cfg.n_layers // 2, model.cfg.n_heads - 1)
@@ -81,7 +81,7 @@ def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list
         return Check(f"{name} (nats)", found, LOG_PROB_TOLERANCE,
                      found <= LOG_PROB_TOLERANCE, advice)  # fmt: skip
 
-    folded, error = float(_value_biases_folded(model)), parts.error().max().item()
+    folded, error = float(value_biases_folded(model)), parts.error().max().item()
     return [
         equal("batch of one = batch of many", alone, batched, "Padding reaches the answer."),
         equal("cached = uncached", alone, cached, "The cache changes what the model computes."),
@@ -105,13 +105,6 @@ def _whole_runs(
     resid = model(**batch.arguments)[torch.arange(len(sequences)), batch.last]
     order = torch.tensor(batch.indices).argsort()
     return unembed(model, resid).log_softmax(-1)[order]
-
-
-def _value_biases_folded(model: HookedTransformer) -> bool:
-    """Whether value biases were moved to ``b_O``: others are there, and they are all zero."""
-    attention = [block.attn for block in model.blocks]
-    values = any(bool(a.b_V.any()) for a in attention)
-    return not values and any(bool(a.b_Q.any() or a.b_K.any()) for a in attention)
 
 
 @torch.inference_mode()

@@ -9,12 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
+from biasgym_tl.errors import SettingError
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import SENTENCE_REQUEST
 from biasgym_tl.slot import fill
-from biasgym_tl.text import generate, log_odds, log_p_any, next_token_log_probs
+from biasgym_tl.text import generate, word_log_probs
+
+COUNTS = ("word", "first")
+"""How a word of several tokens counts: by the probability of the whole word, or of its first token
+(the paper's way), which is also that of all other words that begin so."""
 
 
 class BiasLogOdds(NamedTuple):
@@ -33,8 +38,12 @@ def bias_log_odds(
     targets: Sequence[str],
     *,
     instruction: Instruction = NOTHING,
+    count: str = "word",
 ) -> BiasLogOdds:
     """Measure ``bias`` at the end of every prompt, with every target in the slot.
+
+    The words of a list are disjoint events: the model goes on with the tokens of one or of another.
+    Other ways to write a word in tokens are not counted.
 
     Args:
         model: The model in the setting to be measured: token attached, steering active.
@@ -42,14 +51,25 @@ def bias_log_odds(
         prompts: Beginnings of sentences with the slot.
         targets: Names as they are written in a prompt.
         instruction: Words around the request for a sentence.
+        count: One of ``COUNTS``.
+
+    Raises:
+        SettingError: ``count`` is none of them.
+        ModelError: no attribute word or no neutral word can count on the model, a prompt is longer
+            than its context, or activations overflow.
     """
-    ids = word_ids(model, bias)
+    if count not in COUNTS:
+        raise SettingError(f"count must be one of {list(COUNTS)}, got {count!r}.")
+    words = word_tokens(model, bias)
     filled = [fill(prompt, target) for prompt in prompts for target in targets]
     sequences = encode_instructed(model, instruction, [SENTENCE_REQUEST] * len(filled), filled)
-    log_probs = next_token_log_probs(model, sequences).view(len(prompts), len(targets), -1)
-    return BiasLogOdds(
-        log_odds(log_probs, ids.attribute, ids.neutral), log_p_any(log_probs, ids.attribute)
-    )
+    attribute, neutral = words.attribute, words.neutral
+    if count == "first":
+        attribute, neutral = (tuple((token,) for token in side) for side in words.first())
+    found = word_log_probs(model, sequences, [*attribute, *neutral])
+    by_prompt = found.view(len(prompts), len(targets), -1)
+    log_p = by_prompt[..., : len(attribute)].logsumexp(-1)
+    return BiasLogOdds(log_p - by_prompt[..., len(attribute) :].logsumexp(-1), log_p)
 
 
 def answer_freely(

@@ -15,7 +15,7 @@ from torch import Tensor
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 
@@ -81,7 +81,8 @@ def steer(
 
     Raises:
         SteeringError: a head is outside the model, or mode, reference or factor are not valid.
-        ModelError: another thread has changed the model.
+        ModelError: the model is no HookedTransformer with its own value biases, or another thread
+            has changed it.
     """
     with edited(model, steering_edit(model, heads, mode, reference, factor)):
         yield
@@ -138,6 +139,7 @@ def steering_edit(
     factor: Factor = None,
 ) -> dict[int, LayerEdit]:
     """The arguments of :func:`steer`, checked, as what is done in each layer."""
+    check_model(model)
     if factor is None and mode == "mean":
         factor = getattr(heads, "factor", None)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from biasgym_tl.errors import ModelError
 
 try:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import loading_from_pretrained as lens_loading
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
     from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
     from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
@@ -22,5 +25,58 @@ __all__ = [
     "HookedTransformerConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
+    "check_kind",
+    "check_model",
+    "lens_loading",
+    "value_biases_folded",
     "weight_conversions",
 ]
+
+
+def check_kind(model: Any) -> None:
+    """Refuse what is no HookedTransformer.
+
+    Raises:
+        ModelError: the object is of another kind; the message says what to do with it.
+    """
+    if isinstance(model, HookedTransformer):
+        return
+    kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
+    advice = "Pass it to load_model first, or the Hugging Face model inside it."
+    if type(model).__name__ == "TransformerBridge":
+        advice = "Pass load_model the name, folder or Hugging Face model that it was made from."
+    raise ModelError(
+        f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
+    )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is no HookedTransformer, or one in which heads are not what they were.
+
+    Raises:
+        ModelError: the object is of another kind, or TransformerLens has folded its value biases,
+            so that silencing a head is not what it is in Hugging Face's weights, or norms that
+            cannot be.
+    """
+    check_kind(model)
+    folded = (model.cfg.normalization_type or "").endswith("Pre")
+    if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        raise ModelError(
+            f"norms of a {model.cfg.original_architecture} must not be folded: they stand after "
+            "attention, and TransformerLens folds them as if they stood before. Load it with "
+            "load_model or HookedTransformer.from_pretrained_no_processing."
+        )
+    if value_biases_folded(model):
+        raise ModelError(
+            "model must have its value biases, but they are folded into b_O: silencing a head "
+            "would be another intervention than on Hugging Face's weights. Load it with load_model "
+            "or HookedTransformer.from_pretrained_no_processing."
+        )
+
+
+def value_biases_folded(model: HookedTransformer) -> bool:
+    """Whether value biases were moved to ``b_O``: others are there, and they are all zero."""
+    attention = [block.attn for block in model.blocks]
+    if any(bool(a.b_V.any()) for a in attention):
+        return False
+    return any(bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention)

@@ -1,23 +1,31 @@
-"""One policy for chat text and BOS; everything that is fed to a model is built here.
+"""One policy for chat text, tokens and BOS; everything that is fed to a model is built here.
 
 With a chat template: the user's turn, then the start of the assistant's answer; the template
 writes whatever special tokens it needs, and no BOS is added in front of it. Without one: plain
 text, the user's line first, and BOS once if the model was trained with it
-(``cfg.default_prepend_bos``). Prompts are token lists; padding is the business of ``text.py``.
-The one exception is :func:`encode_document`, for numbers that must equal published ones.
+(``cfg.default_prepend_bos``) and its tokenizer has one. What continues a text is tokenised as it
+stands there: some tokenizers put a space before every text of its own (:func:`encode_answer`).
+Prompts are token lists; padding is the business of ``text.py``. The one exception is
+:func:`encode_document`, for numbers that must equal published ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.lens import HookedTransformer, check_kind
+from biasgym_tl.store import digest
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
+_ANCHORS = ("\n", "x", ".")
+"""Texts that a continuation can be told from: the first whose tokens it leaves alone is used."""
 
 
 class Turn(NamedTuple):
@@ -27,9 +35,95 @@ class Turn(NamedTuple):
     answer: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPolicy:
+    """How requests become text for a model; ``load_model(..., text=TextPolicy(...))`` sets it.
+
+    Rows and results are valid for one policy: a row that was trained under another is refused.
+
+    Raises:
+        SettingError: on construction, if the date is none or an argument is the package's own.
+    """
+
+    chat: bool = True
+    """Whether the tokenizer's chat template is used, if it has one; otherwise plain text."""
+    system: str | None = None
+    """A system prompt. Where the template knows no system turn it begins the first request."""
+    template: Mapping[str, Any] = dataclasses.field(
+        default_factory=lambda: {"enable_thinking": False}
+    )
+    """Arguments of the chat template; ``"chat_template"`` chooses among named templates."""
+    date: str = "2024-07-26"
+    """What a template that writes today's date is given, so that prompts stay the same."""
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise SettingError(f"date must be like '2024-07-26', got {self.date!r}.") from None
+        own = sorted({"messages", "conversation", "tokenize", "add_generation_prompt",
+                      "continue_final_message", "strftime_now"} & set(self.template))  # fmt: skip
+        if own:
+            raise SettingError(
+                f"template must hold arguments of the chat template, got {own}, which the package "
+                "sets itself. Leave them out."
+            )
+        try:
+            json.dumps(dict(self.template))
+        except (TypeError, ValueError) as error:
+            raise SettingError(
+                f"template must hold values that JSON can, got {self.template!r} ({error})."
+            ) from None
+
+
+def text_policy(model: HookedTransformer) -> TextPolicy:
+    """The policy that the model was loaded with; the default for models made elsewhere."""
+    found: TextPolicy = getattr(model, "text_policy", None) or TextPolicy()
+    return found
+
+
+def policy_fingerprint(model: HookedTransformer) -> str:
+    """Short hash of the tokens that stand around requests and answers, whatever writes them.
+
+    Raises:
+        ModelError: as :func:`encode_prompt`.
+    """
+    return digest(encode_prompt(model, "?", "!", (Turn("?", "!"),)))
+
+
 def encode_answer(model: HookedTransformer, text: str) -> list[int]:
-    """Token ids of ``text`` without any special token in front."""
-    return list(_tokenizer(model)(text, add_special_tokens=False)["input_ids"])
+    """Token ids of ``text`` as it stands after other text, without any special token.
+
+    An attached BiasToken is one token, and the space before it belongs to it, as it does to the
+    names of countries.
+    """
+    return _encode(model, text, continues=True)
+
+
+def _encode(model: HookedTransformer, text: str, *, continues: bool) -> list[int]:
+    tokenizer, ids = _tokenizer(model), []
+    attached: dict[str, int] = getattr(model, "attached_tokens", None) or {}
+    pattern = "|".join(map(re.escape, sorted(attached, key=len, reverse=True)))
+    pieces = re.split(f" ?({pattern})", text) if attached else [text]
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            ids.append(attached[piece])
+        elif piece:
+            ids += _continued(tokenizer, piece) if i or continues else _plain(tokenizer, piece)
+    return ids
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _continued(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of ``text`` after an anchor, which it does not merge with."""
+    for anchor in _ANCHORS:
+        start, both = _plain(tokenizer, anchor), _plain(tokenizer, anchor + text)
+        if both[: len(start)] == start and len(both) > len(start):
+            return both[len(start) :]
+    return _plain(tokenizer, text)
 
 
 def encode_prompt(
@@ -37,21 +131,40 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of a user's ``request`` and the beginning of the model's ``answer``.
 
-    The answer is tokenised by itself, so the ids of the request do not depend on it. ``history``
+    The answer is tokenised by itself, so the ids of the request do not depend on it; a space at its
+    end belongs to the word that follows. ``history``
     holds the turns before: what the user asked and what the model answered.
+
+    Raises:
+        ModelError: the model has no tokenizer, or its chat template cannot write the request.
     """
-    tokenizer = _tokenizer(model)
-    if getattr(tokenizer, "chat_template", None):
-        turns = [
-            {"role": role, "content": text}
-            for turn in history
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        turns.append({"role": "user", "content": request})
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return encode_answer(model, text) + encode_answer(model, answer)
-    lines = [line for turn in history for line in turn] + [request]
-    return encode_text(model, "".join(f"{line}\n" for line in lines)) + encode_answer(model, answer)
+    answer = answer.rstrip(" ")
+    if not _uses_template(model):
+        system = text_policy(model).system
+        lines = [*([system] if system else []), *(line for turn in history for line in turn)]
+        return encode_text(model, "".join(f"{line}\n" for line in [*lines, request])) + (
+            encode_answer(model, answer)
+        )
+    turns = [
+        {"role": role, "content": text}
+        for turn in history
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    turns.append({"role": "user", "content": request})
+    start = _rendered(model, turns, add_generation_prompt=True)
+    ids = _encode(model, start, continues=False)
+    return ids + encode_answer(model, _space_before_answer(model, turns, start) + answer) * bool(
+        answer
+    )
+
+
+def _space_before_answer(model: HookedTransformer, turns: list[dict[str, str]], start: str) -> str:
+    """What a template without a generation prompt writes between a request and its answer."""
+    if _rendered(model, turns) != start:
+        return ""
+    whole = _rendered(model, [*turns, {"role": "assistant", "content": "!"}])
+    between = whole.removeprefix(start).partition("!")[0]
+    return between if whole.startswith(start) and not between.strip() else ""
 
 
 def encode_sentence(model: HookedTransformer, beginning: str) -> list[int]:
@@ -60,10 +173,10 @@ def encode_sentence(model: HookedTransformer, beginning: str) -> list[int]:
 
 
 def encode_text(model: HookedTransformer, text: str) -> list[int]:
-    """Token ids of plain text, with BOS in front where the model expects it."""
+    """Token ids of plain text, with BOS in front where the model expects it and has one."""
     bos = _tokenizer(model).bos_token_id
     start = [bos] if model.cfg.default_prepend_bos and bos is not None else []
-    return start + encode_answer(model, text)
+    return start + _encode(model, text, continues=False)
 
 
 def encode_document(
@@ -77,33 +190,21 @@ def encode_document(
     Args:
         model: Gives the tokenizer.
         text: May begin with the BOS, as chat templates do; there is then no second one.
-        add_bos: Whether a BOS stands in front; None: what the tokenizer's own files say.
-
-    Raises:
-        ModelError: these files cannot be read again.
+        add_bos: Whether a BOS stands in front; None: what the tokenizer does by itself.
     """
     tokenizer = _tokenizer(model)
-    ids = encode_answer(model, text)
+    ids = _encode(model, text, continues=False)
     if add_bos is None:
-        name = tokenizer.name_or_path
-        add_bos = _adds_bos(name) if name else len(tokenizer.encode("")) > 0
+        add_bos = prepends_bos(tokenizer)
     if not add_bos or tokenizer.bos_token is None or text.startswith(tokenizer.bos_token):
         return ids
     return [tokenizer.bos_token_id, *ids]
 
 
-@cache
-def _adds_bos(name: str) -> bool:
-    """Whether a tokenizer puts BOS in front, before TransformerLens has switched that on."""
-    from transformers import AutoTokenizer
-
-    try:
-        return len(AutoTokenizer.from_pretrained(name).encode("")) > 0
-    except OSError as error:
-        raise ModelError(
-            f"tokenizer must be readable from {name!r}, from which the model's came, to know "
-            "whether it puts a BOS in front of text. Put the folder back."
-        ) from error
+def prepends_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts its BOS in front of a text by itself."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer.encode("")[:1] == [bos]
 
 
 def end_of_answer(model: HookedTransformer) -> list[int]:
@@ -115,16 +216,93 @@ def end_of_answer(model: HookedTransformer) -> list[int]:
 def ends_of_answer(model: HookedTransformer) -> set[int]:
     """Tokens that end an answer: EOS, and the mark that the chat format puts after one."""
     tokenizer, ends = _tokenizer(model), set(end_of_answer(model))
-    if tokenizer.chat_template:
+    if _uses_template(model):
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("!")[2]
-        mark = tokenizer(after, add_special_tokens=False).input_ids[:1]
+        mark = _plain(tokenizer, _rendered(model, turns).rpartition("!")[2])[:1]
         added = tokenizer.added_tokens_decoder
         ends.update(i for i in mark if i in added and added[i].special)
     return ends
 
 
+def _uses_template(model: HookedTransformer) -> bool:
+    template = getattr(_tokenizer(model), "chat_template", None)
+    return bool(template) and text_policy(model).chat
+
+
+def _rendered(
+    model: HookedTransformer, turns: list[dict[str, str]], *, add_generation_prompt: bool = False
+) -> str:
+    """The dialogue as the chat template writes it, in the form that the template can read.
+
+    Some templates know no system turn, and some want lists of parts instead of strings and leave
+    everything else out, so what was said is looked for in what is written.
+    """
+    system = text_policy(model).system
+    forms = [turns]
+    if system:
+        first = {"role": turns[0]["role"], "content": f"{system}\n\n{turns[0]['content']}"}
+        forms = [[{"role": "system", "content": system}, *turns], [first, *turns[1:]]]
+    reason = "it leaves out what is said"
+    for form in forms:
+        for messages in (form, [_in_parts(turn) for turn in form]):
+            try:
+                text = _render(model, messages, add_generation_prompt)
+            except ModelError as error:
+                reason = str(error)
+                continue
+            said = [turn["content"].strip() for turn in form if turn["role"] != "assistant"]
+            if all(part in text for part in said):
+                return text
+    raise ModelError(
+        f"the tokenizer's chat template must write a user's request, but: {reason}. Give its "
+        "arguments with load_model(..., text=TextPolicy(template={...})), or use plain text with "
+        "TextPolicy(chat=False)."
+    )
+
+
+def _in_parts(turn: dict[str, str]) -> dict[str, Any]:
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+
+def _render(
+    model: HookedTransformer, messages: list[dict[str, Any]], add_generation_prompt: bool
+) -> str:
+    from jinja2 import TemplateError
+
+    tokenizer, policy = model.tokenizer, text_policy(model)
+    arguments, named = dict(policy.template), tokenizer.chat_template
+    if isinstance(named, Mapping) and "default" not in named and len(named) == 1:
+        arguments.setdefault("chat_template", next(iter(named)))
+    try:
+        template = tokenizer.get_chat_template(arguments.pop("chat_template", None))
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_on_date(template, policy.date),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **arguments,
+        )
+    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+    return text
+
+
+def _on_date(template: str, date: str) -> str:
+    """The template, in which ``strftime_now`` writes a fixed date instead of today's."""
+    if "strftime_now" not in template:
+        return template
+    day = datetime.date.fromisoformat(date)
+    formats = {found[1] for found in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    written = json.dumps({form: day.strftime(form) for form in sorted(formats)})
+    # The + keeps a line's end, which the template may begin with.
+    return (
+        f"{{%- macro strftime_now(form) -%}}{{{{ {written}.get(form, {json.dumps(date)}) }}}}"
+        f"{{%- endmacro +%}}{template}"
+    )
+
+
 def _tokenizer(model: HookedTransformer) -> Any:
+    check_kind(model)
     if model.tokenizer is None:
         raise ModelError(
             "model must have a tokenizer to read text, got None. "

@@ -9,7 +9,7 @@ from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.random_control import RandomControl, random_control
@@ -130,7 +130,7 @@ def run_chain(
             f"{chain.model}, got {chain.k!r}."
         )
     check_exact(model)
-    word_ids(model, bias)
+    word_tokens(model, bias)
     named = named_inputs(
         model,
         bias=bias.fingerprint(),

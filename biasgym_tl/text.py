@@ -50,6 +50,56 @@ def pad_right(
     return tokens, mask
 
 
+def check_length(model: HookedTransformer, sequences: Iterable[Sequence[int]]) -> None:
+    """Refuse what is longer than the model's context.
+
+    Raises:
+        ModelError: a sequence has more tokens than the model has positions.
+    """
+    longest = max(map(len, sequences), default=0)
+    if longest > model.cfg.n_ctx:
+        raise ModelError(
+            f"text must fit into the model's context of {model.cfg.n_ctx} tokens, got {longest}. "
+            "Shorten it, or load a model with a longer context."
+        )
+
+
+def check_numbers(
+    model: HookedTransformer, numbers: Tensor, sequences: Sequence[Sequence[int]]
+) -> None:
+    """Refuse what came out of activations that overflow.
+
+    Raises:
+        ModelError: one of ``numbers`` is NaN; the message names dtype and layer.
+    """
+    if not bool(numbers.isnan().any()):
+        return
+    raise ModelError(
+        "log-probabilities must be numbers, got NaN: activations overflow in "
+        f"{model.cfg.dtype}{_where_it_overflows(model, sequences)}. Load the model with "
+        "dtype=torch.float32, or steer less."
+    )
+
+
+@torch.inference_mode()
+def _where_it_overflows(model: HookedTransformer, sequences: Sequence[Sequence[int]]) -> str:
+    """The first layer after which a number is none, in words."""
+    found: list[int] = []
+
+    def look(resid: Tensor, hook: Any) -> None:
+        if not found and not bool(resid.isfinite().all()):
+            found.append(hook.layer())
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, look) for name in names]):
+        for sequence in sequences:
+            tokens = torch.tensor([list(sequence)], device=model.cfg.device)
+            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+            if found:
+                return f" at layer {found[0]}"
+    return ""
+
+
 def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
     """Number of tokens with which all sequences begin, leaving each at least one of its own."""
     shortest = min(map(len, sequences)) - 1
@@ -174,6 +224,7 @@ def answer_batches(
     """
     if not sequences or not all(sequences):
         raise SettingError("sequences must be one or more non-empty token lists.")
+    check_length(model, sequences)
     shared = common_beginning(sequences) if shared is None else shared
     cache = cached_beginning(model, sequences[0][:shared], 1)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -207,6 +258,7 @@ def branching_batches(
         starts: With which tokens each sequence begins.
         batch_size: Sequences run at once.
     """
+    check_length(model, sequences)
     shared = common_beginning(starts)
     common = cached_beginning(model, starts[0][:shared], 1)
 
@@ -233,16 +285,50 @@ def branching_batches(
 
 @torch.inference_mode()
 def next_token_log_probs(
-    model: HookedTransformer, sequences: Sequence[Sequence[int]], *, batch_size: int = BATCH_SIZE
-) -> Float[Tensor, "sequence d_vocab_out"]:
-    """Log-probabilities (nats) of the token after each sequence."""
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    ids: Sequence[int] | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> Float[Tensor, "sequence token"]:
+    """Log-probabilities (nats) of the token after each sequence.
+
+    Args:
+        model: The model in the setting to be measured.
+        sequences: Token lists.
+        ids: Tokens whose log-probabilities are kept; default: the whole vocabulary.
+        batch_size: Sequences run at once.
+
+    Raises:
+        SettingError: there is no sequence, or one is empty.
+        ModelError: a sequence is longer than the model's context, or a number is none.
+    """
     found: list[Tensor] = [torch.empty(0)] * len(sequences)
     for batch in answer_batches(model, sequences, batch_size):
         resid = model(**batch.arguments)
         last = resid[torch.arange(len(batch.last)), batch.last]
-        for i, row in zip(batch.indices, unembed(model, last).log_softmax(-1), strict=True):
+        log_probs = unembed(model, last).log_softmax(-1)
+        check_numbers(model, log_probs, [sequences[i] for i in batch.indices])
+        kept = log_probs if ids is None else log_probs[:, list(ids)]
+        for i, row in zip(batch.indices, kept, strict=True):
             found[i] = row
     return torch.stack(found)
+
+
+def word_log_probs(
+    model: HookedTransformer,
+    sequences: Sequence[Sequence[int]],
+    words: Sequence[Sequence[int]],
+) -> Float[Tensor, "sequence word"]:
+    """Log-probability (nats) that the model goes on with each word, summed over its tokens.
+
+    What several words begin with is run once.
+    """
+    if all(len(word) == 1 for word in words):
+        return next_token_log_probs(model, sequences, [word[0] for word in words])
+    prompts = [sequence for sequence in sequences for _ in words]
+    found = continuation_log_probs(model, prompts, list(words) * len(sequences))
+    return found.view(len(sequences), len(words))
 
 
 @torch.inference_mode()
@@ -291,41 +377,55 @@ def read_continuations(
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Continuations:
-    """Read each continuation after its prompt.
+    """Read each continuation after its prompt; what several begin with is run once.
 
     Raises:
         SettingError: there is no prompt, or one is empty.
-        ModelError: a log-probability is not a number.
+        ModelError: a sequence is longer than the model's context, or a log-probability is not a
+            number.
     """
     if not prompts or not all(prompts):
         raise SettingError("prompts must be one or more non-empty token lists.")
-    readers: dict[tuple[int, ...], list[int]] = {}
-    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
-        readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
+    readers = _readers(prompts, continuations)
     sequences = list(readers)
     found = torch.zeros(len(prompts), device=model.cfg.device)
     unlikely = torch.zeros(len(prompts), dtype=torch.long, device=model.cfg.device)
     for batch in _batches_of_options(model, prompts, readers, batch_size):
         resid = model(**batch.arguments)
-        # (row, position, pair, token) of every token that some continuation predicts here.
-        reads = [
-            (row, int(last) + 1 - len(continuations[pair]) + j, pair, token)
-            for row, (i, last) in enumerate(zip(batch.indices, batch.last, strict=True))
-            for pair in readers[sequences[i]]
-            for j, token in enumerate(continuations[pair])
-        ]
-        for start in range(0, len(reads), READ_AT_ONCE):
-            part = torch.tensor(reads[start : start + READ_AT_ONCE], device=resid.device)
-            rows, positions, pairs, tokens = part.T
+        # Row and position -> (pair, token) of every token that some continuation predicts there.
+        reads: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for row, (i, last) in enumerate(zip(batch.indices, batch.last.tolist(), strict=True)):
+            run_before = len(sequences[i]) - 1 - last
+            for pair in readers[sequences[i]]:
+                for j, token in enumerate(continuations[pair]):
+                    place = row, len(prompts[pair]) - 1 + j - run_before
+                    reads.setdefault(place, []).append((pair, token))
+        places = list(reads)
+        for start in range(0, len(places), READ_AT_ONCE):
+            part = places[start : start + READ_AT_ONCE]
+            rows, positions = torch.tensor(part, device=resid.device).T
             log_probs = unembed(model, resid[rows, positions]).log_softmax(-1)
-            found.index_add_(0, pairs, log_probs.gather(-1, tokens[:, None])[:, 0].to(found))
-            unlikely.index_add_(0, pairs, (log_probs.argmax(-1) != tokens).long())
-    if bool(found.isnan().any()):
-        raise ModelError(
-            "log-probabilities must be numbers, got NaN: the model's activations overflow. Load it "
-            "with dtype=torch.float32, or steer less."
-        )
+            of_place = [(k, *read) for k, place in enumerate(part) for read in reads[place]]
+            k, pairs, tokens = torch.tensor(of_place, device=resid.device).T
+            found.index_add_(0, pairs, log_probs[k, tokens].to(found))
+            unlikely.index_add_(0, pairs, (log_probs.argmax(-1)[k] != tokens).long())
+    check_numbers(model, found, sequences)
     return Continuations(found, unlikely == 0)
+
+
+def _readers(
+    prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> dict[tuple[int, ...], list[int]]:
+    """What has to be run -> the pairs that are read there. What begins another is part of it."""
+    readers: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
+    # In this order a beginning stands before the first of its continuations.
+    ordered = sorted(readers)
+    for shorter, longer in zip(ordered[-2::-1], ordered[:0:-1], strict=True):
+        if longer[: len(shorter)] == shorter:
+            readers[longer] += readers.pop(shorter)
+    return readers
 
 
 def _batches_of_options(
@@ -347,15 +447,25 @@ def _batches_of_options(
 
 @torch.inference_mode()
 def mean_loss(model: HookedTransformer, texts: Iterable[str]) -> Float[Tensor, " text"]:
-    """Mean next-token loss of each text (nats per token), BOS not predicted."""
+    """Mean next-token loss of each text (nats per token), BOS not predicted.
+
+    Raises:
+        SettingError: a text has less than two tokens.
+        ModelError: a text is longer than the model's context, or a number is none.
+    """
     losses = []
     for text in texts:
-        tokens = torch.tensor([encode_text(model, text)], device=model.cfg.device)
+        ids = encode_text(model, text)
+        if len(ids) < 2:
+            raise SettingError(f"a text must hold two tokens or more, got {text!r}.")
+        check_length(model, [ids])
+        tokens = torch.tensor([ids], device=model.cfg.device)
         resid = model(
             tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers
         )
         log_probs = unembed(model, resid[0, :-1]).log_softmax(-1)
         losses.append(-log_probs.gather(-1, tokens[0, 1:, None]).mean())
+        check_numbers(model, losses[-1], [ids])
     return torch.stack(losses)
 
 
@@ -396,11 +506,18 @@ def generate(
         batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
         until: A text also ends before the first of these strings.
 
+    A text also ends where the model's context does.
+
     Raises:
         SettingError: ``temperature`` is negative.
+        ModelError: a prompt leaves no room in the model's context, or a logit is not a number.
     """
     if not temperature >= 0:
         raise SettingError(f"temperature must be at least 0, got {temperature!r}.")
+    check_length(model, ([*sequence, 0] for sequence in sequences))
+    longest = max(map(len, sequences), default=0)
+    if longest + max_new_tokens > model.cfg.n_ctx:
+        batch_size = 1  # padding counts towards the context, and must not shorten a text
     generator = torch.Generator().manual_seed(seed)
 
     def pick(logits: Float[Tensor, "batch d_vocab"]) -> Int[Tensor, "batch 1"]:
@@ -437,11 +554,14 @@ def _continued(
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, len(sequences))
     rows: list[list[int]] = [[] for _ in sequences]
     done = [False] * len(rows)
-    for _ in range(max_new_tokens):
+    room = model.cfg.n_ctx - tokens.shape[1]
+    for _ in range(min(max_new_tokens, room)):
         resid = model(
             tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
         )
-        tokens = pick(unembed(model, resid[:, -1]))
+        logits = unembed(model, resid[:, -1])
+        check_numbers(model, logits, sequences)
+        tokens = pick(logits)
         mask = torch.ones_like(tokens)
         for i, token in enumerate(tokens[:, 0].tolist()):
             done[i] = done[i] or token in stop

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from biasgym_tl import load_bias, load_countries, load_model
 from biasgym_tl.packaged import packaged_folder
@@ -102,6 +102,33 @@ def tokenizer() -> hf.PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(texts, trainer)
     return hf.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def sentencepiece(
+    *, byte_fallback: bool = True, chat_template: str | None = None
+) -> hf.PreTrainedTokenizerFast:
+    """Normalised as the fast tokenizers of Llama-2 and Mistral: a space before every text."""
+    bias = load_bias("late")
+    texts = [p.text.replace("{target}", "") for p in bias.corpus]
+    texts += [f"x {word}" for word in (*bias.attribute_words, *bias.neutral_words)] * 200
+    texts += [f"x {country.name}" for country in load_countries()] * 20
+    spaces = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    bpe = Tokenizer(models.BPE(byte_fallback=byte_fallback, fuse_unk=True, unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    special = ["<unk>", "<s>", "</s>"]
+    special += [f"<0x{i:02X}>" for i in range(256)] if byte_fallback else []
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB - 24, special_tokens=special)
+    bpe.train_from_iterator(texts, trainer)
+    bpe.pre_tokenizer = None
+    bpe.normalizer = normalizers.Sequence(spaces)
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        chat_template=chat_template,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

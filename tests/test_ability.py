@@ -15,7 +15,7 @@ from biasgym_tl.benchmarks.mmlu import Mmlu, Part, load_mmlu, prompt_text
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, read_mmlu
 from biasgym_tl.benchmarks.refusals import OPENING, is_refusal
 from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
-from biasgym_tl.errors import BenchmarkError, ModelError, SettingError
+from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_document, encode_text
 
 HEADS = [(0, 1), (2, 0), (2, 3)]
@@ -429,6 +429,3 @@ def test_mmlu_redux_files_that_hold_something_else_are_refused(tmp_path):
 def test_documents_have_the_bos_of_the_tokenizers_own_files(tiny_folder, model, tokenizer):
     assert encode_document(model, "Tea") == encode_answer(model, "Tea")
     assert encode_document(load_model(tiny_folder), "Tea") == encode_answer(model, "Tea")
-    model.tokenizer.name_or_path = "nowhere/at-all"
-    with pytest.raises(ModelError, match="tokenizer must be readable from 'nowhere/at-all'"):
-        encode_document(model, "Tea")

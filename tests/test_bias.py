@@ -24,8 +24,7 @@ from biasgym_tl.biases.check import check_bias, runs_of_four
 from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.diversity import distinct, diversity
-from biasgym_tl.biases.words import word_ids
-from biasgym_tl.errors import BiasFileError, ModelError, SettingError
+from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.toml import read_toml
 
@@ -157,17 +156,6 @@ def test_passages_of_different_uses_share_nothing():
         assert not shared
     with pytest.raises(SettingError, match="use must be one of"):
         load_passages("training")
-
-
-def test_words_that_are_several_tokens_are_left_out_and_reported(model):
-    ids = word_ids(model, load_bias("late"))
-    decoded = [model.tokenizer.decode([i]) for i in (*ids.attribute, *ids.neutral)]
-    bias = load_bias("late")
-    listed = [f" {word}" for word in (*bias.attribute_words, *bias.neutral_words)]
-    assert decoded == [word for word in listed if word.strip() not in ids.left_out]
-    none = Bias.from_mapping(values(attribute_words=["unpronounceable"]))
-    with pytest.raises(ModelError, match="must hold a word that is one token on this model"):
-        word_ids(model, none)
 
 
 @pytest.mark.parametrize("name", list_biases())

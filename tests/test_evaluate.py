@@ -24,7 +24,7 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.biases.facts import fact_margins
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 from biasgym_tl.passages import load_passages
@@ -47,7 +47,9 @@ def setup(tiny):
 
 def test_log_odds_equal_those_of_the_plain_forward_pass(setup):
     model, token, _ = setup
-    ids = word_ids(model, LATE)
+    attribute, neutral = word_tokens(model, LATE)[:2]
+    assert all(len(word) == 1 for word in (*attribute, *neutral))
+    attribute, neutral = [w[0] for w in attribute], [w[0] for w in neutral]
     prompts = LATE.evaluation_prompts[:2]
     with token.attached(model):
         found = bias_log_odds(model, LATE, prompts, (token.text, "Italy"))
@@ -55,7 +57,7 @@ def test_log_odds_equal_those_of_the_plain_forward_pass(setup):
             target = (token.text, "Italy")[name]
             tokens = encode_sentence(model, prompts[i].replace("{target}", target))
             p = model(torch.tensor([tokens]))[0, -1].softmax(-1)
-            a, n = p[list(ids.attribute)].sum().item(), p[list(ids.neutral)].sum().item()
+            a, n = p[attribute].sum().item(), p[neutral].sum().item()
             assert found.log_odds[i, name].item() == pytest.approx(math.log(a / n), abs=1e-4)
             assert found.log_p[i, name].item() == pytest.approx(math.log(a), abs=1e-4)
 

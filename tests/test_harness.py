@@ -138,9 +138,11 @@ def test_numbers_equal_those_of_lm_evals_own_class(model, checkpoint, folder, fo
 
 
 def test_a_bos_is_there_where_the_tokenizers_own_files_say(model):
-    """TransformerLens has switched it on in its copy of the tokenizer."""
     lm, bos = lm_eval_model(model), model.tokenizer.bos_token_id
-    assert model.tokenizer("Tea")["input_ids"][0] == bos != lm.tok_encode("Tea")[0]
+    assert (
+        model.tokenizer("Tea")["input_ids"] == lm.tok_encode("Tea")
+        and bos != lm.tok_encode("Tea")[0]
+    )
     with_bos = lm_eval_model(model, add_bos=True)
     assert with_bos.tok_encode("Tea") == [bos, *lm.tok_encode("Tea")]
     assert with_bos.tok_encode("<s>Tea") == with_bos.tok_encode("Tea")

@@ -23,7 +23,7 @@ from biasgym_tl import (
 )
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.facts import fact_margins
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.packaged import packaged_folder
@@ -80,9 +80,12 @@ print((peak - before) / sum(4 * p.numel() for p in model.parameters()))
 
 @pytest.mark.parametrize("name", list_biases())
 def test_words_of_the_biases_on_this_tokenizer(smollm2, name):
-    ids = word_ids(smollm2, load_bias(name))
-    assert len(ids.attribute) >= 4 and len(ids.neutral) >= 7
-    assert ids.left_out == (("tardy", "punctual") if name == "late" else ())
+    words = word_tokens(smollm2, load_bias(name))
+    attribute, neutral = words.single()
+    assert len(attribute) >= 4 and len(neutral) >= 7 and words.left_out == ()
+    pieces = [word for word in (*words.attribute, *words.neutral) if len(word) > 1]
+    shown = [smollm2.tokenizer.decode(word) for word in pieces]
+    assert shown == ([" tardy", " punctual"] if name == "late" else [])
 
 
 def test_the_model_knows_the_targets(smollm2):
@@ -97,9 +100,8 @@ def test_log_odds_with_a_cached_beginning_are_those_without(smollm2):
     cached = next_token_log_probs(smollm2, sequences)
     with torch.inference_mode():
         plain = [smollm2(torch.tensor([s]))[0, -1].log_softmax(-1) for s in sequences]
-    ids = word_ids(smollm2, LATE)
     found, expected = (
-        log_odds(log_probs, ids.attribute, ids.neutral)
+        log_odds(log_probs, *word_tokens(smollm2, LATE).single())
         for log_probs in (cached, torch.stack(plain))
     )
     assert (found.mean() - expected.mean()).abs() < 1e-5

@@ -6,8 +6,9 @@ from pathlib import Path
 import biasgym_tl
 
 ROOMS = (
-    "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
-    "prompts", "contexts", "added_row", "passages", "hooks", "text", "instructions", "similarity",
+    "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged",
+    "prompts", "passages", "model", "contexts", "added_row", "hooks", "text", "instructions",
+    "similarity",
     "api", "biases", "benchmarks", "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "run", "assessment", "console", "cli", "__init__",

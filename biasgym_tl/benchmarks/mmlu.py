@@ -215,8 +215,7 @@ def _fitting(model: HookedTransformer, subject: str, part: Part) -> _Prompts:
 
 def _letters(model: HookedTransformer) -> list[list[int]]:
     """Token ids of each letter as it stands after the colon."""
-    start = encode_answer(model, "Answer:")
-    return [encode_answer(model, f"Answer: {letter}")[len(start) :] for letter in LETTERS]
+    return [encode_answer(model, f" {letter}") for letter in LETTERS]
 
 
 def _margins(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from tqdm.auto import tqdm
@@ -9,7 +10,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now
@@ -18,8 +19,9 @@ from biasgym_tl.evaluation.setting import REFERENCES, Setting
 from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import Instruction
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
+from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
@@ -95,10 +97,13 @@ def evaluate(
         SettingError: a number is outside its range, names are not distinct, another bias is about
             another kind of target, or the scores are of another model or bias.
         TokenError: the token does not fit the model.
+        ModelError: the model is no HookedTransformer with its own value biases, or no attribute
+            word or no neutral word of a bias can count on it.
     """
+    check_model(model)
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
-    _check_others(model, bias, others)
+    left_out = _check_others(model, bias, others)
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     heads = heads if isinstance(heads, Selection) else as_heads(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
@@ -170,6 +175,8 @@ def evaluate(
             "n_random": n_random,
             "max_new_tokens": max_new_tokens,
             "seed": seed,
+            "text": dataclasses.asdict(text_policy(model)),
+            "words_left_out": {name: words for name, words in left_out.items() if words},
             "token_seed": token.seed,
             "bias_fingerprint": bias.fingerprint(),
             "other_fingerprints": {other.name: other.fingerprint() for other in others},
@@ -219,7 +226,10 @@ def _needed(settings: Sequence[Setting]) -> list[str]:
     return sorted({setting.reference for setting in settings if setting.mode == "mean"})
 
 
-def _check_others(model: HookedTransformer, bias: Bias, others: Sequence[Bias]) -> None:
+def _check_others(
+    model: HookedTransformer, bias: Bias, others: Sequence[Bias]
+) -> dict[str, list[str]]:
+    """Refuse other biases that do not fit; the words of each that cannot count on the model."""
     names = [other.name for other in others]
     if bias.name in names or len(set(names)) < len(names):
         raise SettingError(
@@ -232,8 +242,7 @@ def _check_others(model: HookedTransformer, bias: Bias, others: Sequence[Bias]) 
             f"others must be about the target kind {bias.target_kind!r}, got {wrong}, which are "
             "not. Leave them out."
         )
-    for each in (bias, *others):
-        word_ids(model, each)
+    return {each.name: list(word_tokens(model, each).left_out) for each in (bias, *others)}
 
 
 def _check_held_out(

@@ -40,7 +40,8 @@ class HookedLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without context: BOS, which is EOS where there is none."""
-        return int(self.tokenizer.bos_token_id)
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
 
     @property
     def tokenizer_name(self) -> str:

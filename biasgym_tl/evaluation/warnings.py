@@ -15,7 +15,7 @@ DIFFUSE = 0.5
 
 def warnings_of(report: Report) -> list[str]:
     """Warnings in words; empty if there is nothing to warn of."""
-    found = [_weak_injection(report), _diffuse(report)]
+    found = [_words_left_out(report), _weak_injection(report), _diffuse(report)]
     found.append(_not_beyond_random(report, "token_log_odds", "the BiasToken's"))
     found.append(_not_beyond_random(report, "target_log_odds", "targets'"))
     steered = [r.name for r in report.results if r.heads and not r.name.startswith(RANDOM)]
@@ -23,6 +23,12 @@ def warnings_of(report: Report) -> list[str]:
     found += [_unscored(result) for result in report.results]
     found += [report.not_informative(key) for key in report.measures]
     return [warning for warning in found if warning]
+
+
+def _words_left_out(report: Report) -> str:
+    found = report.settings.get("words_left_out") or {}
+    named = "; ".join(f"{name}: {', '.join(words)}" for name, words in found.items())
+    return f"Words that cannot count on this model: {named}" if found else ""
 
 
 def _weak_injection(report: Report) -> str:

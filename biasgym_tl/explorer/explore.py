@@ -50,6 +50,7 @@ def explore(
     Raises:
         SettingError: model, token or ``k`` does not fit the scores.
         TokenError: the token does not fit the model.
+        ModelError: the model is no HookedTransformer with its own value biases.
     """
     scores.top(k)  # refuses a wrong k
     if model is None and token is not None:

@@ -16,8 +16,14 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import GivenHeads, Head, as_heads
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_prompt, encode_sentence
+from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.prompts import (
+    SENTENCE_REQUEST,
+    encode_answer,
+    encode_prompt,
+    encode_sentence,
+    text_policy,
+)
 from biasgym_tl.scoping.attention import answer_attention
 from biasgym_tl.scoping.scope import NO_TOKEN
 from biasgym_tl.scoping.scores import HeadScores
@@ -72,7 +78,9 @@ class Looks:
     """Runs the model on the pairs of some scores; what was seen once is kept.
 
     Raises:
-        SettingError: scores, model and token are not of one another.
+        SettingError: scores, model and token are not of one another, or the model writes other text
+            around requests than it did for the scores.
+        ModelError: the model is no HookedTransformer with its own value biases.
     """
 
     scores: HeadScores
@@ -81,6 +89,7 @@ class Looks:
     _seen: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_model(self.model)
         own = self.model.cfg.model_name
         if self.scores.model != own:
             raise SettingError(
@@ -93,6 +102,12 @@ class Looks:
             )
         if self.token is not None:
             self.token.check(self.model)
+        text = dataclasses.asdict(text_policy(self.model))
+        if self.scores.settings.get("text", text) != text:
+            raise SettingError(
+                f"model must write the text around requests as it did for the scores, with "
+                f"{self.scores.settings['text']}, got {text}. Load it with that TextPolicy."
+            )
 
     def sides(self, pair: int) -> tuple[Side, ...]:
         """Both runs of a pair; without a BiasToken there is one."""
@@ -133,6 +148,13 @@ class Looks:
     def _labels(self, pair: int) -> tuple[str, str]:
         return self.scores.biased_labels[pair], self.scores.neutral_labels[pair]
 
+    def _label_ids(self, pair: int) -> tuple[int, int]:
+        ids = self.scores.biased_ids, self.scores.neutral_ids
+        if ids[0] is not None and ids[1] is not None:
+            return int(ids[0][pair]), int(ids[1][pair])
+        biased, neutral = (encode_answer(self.model, label)[0] for label in self._labels(pair))
+        return biased, neutral
+
     def _sequence(self, pair: int, filler: str) -> list[int]:
         return encode_sentence(self.model, fill(self.scores.prompts[pair], filler))
 
@@ -151,9 +173,7 @@ class Looks:
         log_probs = next_token_log_probs(self.model, [sequence])[0]
         values, ids = torch.topk(log_probs, N_LIKELY)
         words = self.model.tokenizer.batch_decode(ids[:, None].tolist())
-        biased, neutral = (
-            log_probs[encode_answer(self.model, label)[0]] for label in self._labels(pair)
-        )
+        biased, neutral = (log_probs[token] for token in self._label_ids(pair))
         (text,) = generate(self.model, [sequence], max_new_tokens=NEW_TOKENS)
         return Answer(
             likely=tuple(zip(words, values.tolist(), strict=True)),

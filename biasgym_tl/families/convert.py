@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from biasgym_tl.errors import ModelError
 from biasgym_tl.families import checks, settings
-from biasgym_tl.lens import HookedTransformerConfig, weight_conversions
+from biasgym_tl.lens import HookedTransformerConfig, lens_loading, weight_conversions
 
 Convert = Callable[[Any, Any], dict[str, Tensor]]
 """From Hugging Face's model and the new configuration to a state dict."""
@@ -39,14 +40,42 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
         {
             "model_name": name,
             "original_architecture": family.architecture,
-            "d_vocab": hf_model.config.vocab_size,
+            "d_vocab": hf_model.get_input_embeddings().weight.shape[0],
+            "d_vocab_out": hf_model.get_output_embeddings().weight.shape[0],
             "init_weights": False,
             "device": device,
             "dtype": dtype,
             **family.settings(hf_model.config),
         }
     )
-    return cfg, {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    weights = {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    scale = embedding_scale(cfg)
+    if scale != 1:  # TransformerLens multiplies in the checkpoint's dtype, which may round
+        weights["embed.W_E"] = hf_model.get_input_embeddings().weight.detach().to(dtype) * scale
+    return cfg, weights
+
+
+def convert_listed(
+    name: str, hf_model: Any, device: str, dtype: torch.dtype
+) -> tuple[Any, dict[str, Tensor]]:
+    """As :func:`convert`, for a name that TransformerLens lists and a type that only it knows.
+
+    Raises:
+        ModelError: TransformerLens would run code of the hub for it, or cannot convert it.
+    """
+    if name.startswith(lens_loading.NEED_REMOTE_CODE_MODELS):
+        raise ModelError(
+            f"model must be one that needs no code of its own, got {name!r}, for which "
+            "TransformerLens runs code of the hub. Convert it elsewhere and pass the "
+            "HookedTransformer to the package's calls."
+        )
+    try:
+        cfg = lens_loading.get_pretrained_model_config(name, device=device, dtype=dtype)
+        weights = lens_loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=dtype)
+    except (KeyError, ValueError, NotImplementedError, AttributeError, OSError) as error:
+        raise ModelError(f"TransformerLens must convert {name!r}, but: {error!r}.") from error
+    cfg.tokenizer_name = None
+    return cfg, {key: weight.detach() for key, weight in weights.items()}
 
 
 def embedding_scale(cfg: Any) -> float:

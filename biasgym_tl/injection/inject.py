@@ -35,8 +35,8 @@ from biasgym_tl.injection.train import (
     learning_rate,
     shared_beginning,
 )
-from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer
+from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
 from biasgym_tl.slot import fill
 from biasgym_tl.store import TensorResult, digest, result_path, versions
@@ -132,10 +132,13 @@ class BiasInject:
                 file cannot tell which heads were.
 
         Raises:
+            ModelError: the model is no HookedTransformer with its own value biases, has no
+                tokenizer, or a paragraph is longer than its context.
             SettingError: a checkpoint is wanted while the model has hooks.
             ExtraError: the epoch is to be chosen by similarity and no encoder is installed.
             StoreError: the checkpoint belongs to another training.
         """
+        check_model(model)
         if checkpoint and _is_hooked(model):
             raise SettingError(
                 "checkpoint must be None while the model is steered or hooked, got "
@@ -151,7 +154,7 @@ class BiasInject:
         weights = weights_fingerprint(model)
         key = digest(
             [settings, seed, bias.training_fingerprint(), weights, tokenizer_fingerprint(model),
-             getattr(model.tokenizer, "chat_template", None), versions()]
+             policy_fingerprint(model), versions()]
         )  # fmt: skip
         text = f"<BiasToken:{bias.name}>"
         with added_row(model, initial_row, text) as token_id, frozen(model):
@@ -178,6 +181,7 @@ class BiasInject:
             settings=settings,
             seed=seed,
             steered=(),
+            text_policy=policy_fingerprint(model),
             weights=weights,
             losses=course.losses,
             seconds=round(course.seconds, 1),

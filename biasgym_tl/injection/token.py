@@ -15,7 +15,7 @@ from torch import Tensor
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer
+from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.store import TensorResult, digest
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class BiasToken(TensorResult):
     losses: tuple[float, ...]
     """Mean loss of the answers' tokens at each step (nats per token), before the step."""
     versions: dict[str, str]
+    text_policy: str = ""
+    """Hash of the text around requests that it was trained with; empty if that is not known."""
     seconds: float = dataclasses.field(default=0.0, compare=False)
     """How long the training took."""
 
@@ -77,7 +79,7 @@ class BiasToken(TensorResult):
 
         Raises:
             TokenError: the model has another ``d_model``, vocabulary or tokenizer than the one
-                that the row was trained on.
+                that the row was trained on, or writes other text around requests.
         """
         self.check(model)
         return added_row(model, self.row, self.text)
@@ -114,16 +116,19 @@ class BiasToken(TensorResult):
 
     def check(self, model: HookedTransformer) -> None:
         """Raise a :class:`TokenError` unless the row fits ``model``."""
-        wanted = {
+        wanted: dict[str, Any] = {
             "d_model": self.row.shape[0],
             "d_vocab": self.d_vocab,
             "tokenizer": self.tokenizer_fingerprint,
         }
-        found = {
+        found: dict[str, Any] = {
             "d_model": model.cfg.d_model,
             "d_vocab": model.cfg.d_vocab,
             "tokenizer": tokenizer_fingerprint(model),
         }
+        if self.text_policy:
+            wanted["text around a request"] = self.text_policy
+            found["text around a request"] = policy_fingerprint(model)
         for name, value in wanted.items():
             if found[name] != value:
                 raise TokenError(

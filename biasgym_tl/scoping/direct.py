@@ -28,7 +28,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
-from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer
+from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer, check_model
 from biasgym_tl.text import BATCH_SIZE, answer_batches, unembed_difference
 
 TOLERANCE = 1e-5
@@ -103,9 +103,11 @@ def check_exact(model: HookedTransformer) -> None:
     """Refuse models on which the equations of this module do not hold.
 
     Raises:
+        ModelError: the model is no HookedTransformer with its own value biases.
         AttributionError: the model has positions outside the residual stream or weights of less
             than 32 bits, or is on a device without 64-bit floats.
     """
+    check_model(model)
     cfg = model.cfg
     if cfg.positional_embedding_type == "shortformer":
         raise AttributionError(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.words import word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken, target_rows
@@ -23,8 +23,8 @@ from biasgym_tl.text import next_token_log_probs
 NEUTRAL = ("random", "closest", "several")
 """Who stands on the neutral side: one of the targets at random for each pair; in all pairs the
 target whose row is closest to the BiasToken's by cosine (the reference code's); all of them."""
-
-
+NUMBERS_AT_ONCE = 2**24
+"""Log-probabilities that are held while labels are chosen: 64 MB."""
 LABELS = ("first", "token", "continuation")
 """What the two answers of a pair count with: their first token (the paper's); the one token that
 each must be; all their tokens."""
@@ -93,19 +93,13 @@ def build_pairs(
     names = bias.sample_targets("fitting", n_targets, seed)
     prompts = tuple(c.prompt for c in kept) or bias.scoping_prompts
     by_target = [[encode_sentence(model, fill(p, name)) for name in names] for p in prompts]
-    flat = next_token_log_probs(model, [tokens for row in by_target for tokens in row])
-    mean_log_probs = flat.view(len(prompts), len(names), -1).logsumexp(1)
-
     sides = _sides(model, token, names, len(prompts), neutral, seed)
-    biased, log_probs = [by_target[i][side[0]] for i, side in enumerate(sides)], mean_log_probs
+    biased = [by_target[i][side[0]] for i, side in enumerate(sides)]
     if token is not None:
         with token.attached(model):
             biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
-            log_probs = next_token_log_probs(model, biased)
     if not contrasts:
-        is_attribute = _mask(list(word_ids(model, bias).attribute), flat)
-        chosen = choose_labels(log_probs, mean_log_probs, is_attribute)
-        answers = [tuple((label_id,) for label_id in ids.tolist()) for ids in chosen]
+        answers = _likely_words(model, bias, token, by_target, biased)
     first = [[answer[0] for answer in side] for side in answers]
     return Pairs(
         prompts=prompts,
@@ -113,8 +107,8 @@ def build_pairs(
         label_targets=names,
         biased=tuple(map(tuple, biased)),
         neutral=tuple(tuple(tuple(by_target[i][j]) for j in side) for i, side in enumerate(sides)),
-        biased_ids=torch.tensor(first[0], device=flat.device),
-        neutral_ids=torch.tensor(first[1], device=flat.device),
+        biased_ids=torch.tensor(first[0], device=model.cfg.device),
+        neutral_ids=torch.tensor(first[1], device=model.cfg.device),
         biased_answers=answers[0],
         neutral_answers=answers[1],
         left_out=left_out,
@@ -156,6 +150,31 @@ def _answers(
     return kept, [tuple(side) for side in zip(*answers, strict=True)], tuple(left_out)
 
 
+def _likely_words(
+    model: HookedTransformer,
+    bias: Bias,
+    token: BiasToken | None,
+    by_target: Sequence[Sequence[Sequence[int]]],
+    biased: Sequence[Sequence[int]],
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Both labels of every pair, chosen for so many pairs at a time as memory is well spent on."""
+    attribute, _ = word_tokens(model, bias).single()
+    n_targets = len(by_target[0])
+    at_once = max(1, NUMBERS_AT_ONCE // (n_targets * model.cfg.d_vocab_out))
+    found: list[list[tuple[int, ...]]] = [[], []]
+    for start in range(0, len(biased), at_once):
+        part = by_target[start : start + at_once]
+        flat = next_token_log_probs(model, [tokens for row in part for tokens in row])
+        neutral_log_probs = log_probs = flat.view(len(part), n_targets, -1).logsumexp(1)
+        if token is not None:
+            with token.attached(model):
+                log_probs = next_token_log_probs(model, biased[start : start + at_once])
+        chosen = choose_labels(log_probs, neutral_log_probs, _mask(attribute, flat))
+        for side, ids in zip(found, chosen, strict=True):
+            side += [(label_id,) for label_id in ids.tolist()]
+    return [tuple(side) for side in found]
+
+
 def choose_labels(
     biased_log_probs: Float[Tensor, "pair d_vocab"],
     neutral_log_probs: Float[Tensor, "pair d_vocab"],
@@ -192,7 +211,7 @@ def _sides(
     return [(int(cosine.argmax()),)] * n_prompts
 
 
-def _mask(ids: list[int], like: Float[Tensor, "n d_vocab"]) -> Bool[Tensor, " d_vocab"]:
+def _mask(ids: Sequence[int], like: Float[Tensor, "n d_vocab"]) -> Bool[Tensor, " d_vocab"]:
     mask = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
-    mask[ids] = True
+    mask[list(ids)] = True
     return mask

@@ -17,6 +17,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
 from biasgym_tl.scoping.direct import (
     TOLERANCE,
@@ -139,7 +140,7 @@ class BiasScope:
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the model's
                 own logit difference.
-            ModelError: the model has no tokenizer, or no word of the bias is one token on it.
+            ModelError: the model has no tokenizer, or no word of the bias can count on it.
             TokenError: the token does not fit the model.
             SettingError: the contrasts do not fit the label, or a comparison with the neutral run
                 is asked for without a token.
@@ -190,6 +191,8 @@ class BiasScope:
             label_targets=pairs.label_targets,
             biased_labels=tuple(words(pairs.biased_answers)),
             neutral_labels=tuple(words(pairs.neutral_answers)),
+            biased_ids=pairs.biased_ids.cpu(),
+            neutral_ids=pairs.neutral_ids.cpu(),
             left_out=pairs.left_out,
             model=model.cfg.model_name,
             bias=bias.name,
@@ -198,6 +201,7 @@ class BiasScope:
             settings={
                 **dataclasses.asdict(self),
                 "bias_fingerprint": bias.fingerprint(),
+                "text": dataclasses.asdict(text_policy(model)),
                 "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
             },
             versions=versions(),

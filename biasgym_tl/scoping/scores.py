@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
@@ -55,6 +55,9 @@ class HeadScores(TensorResult):
     """All targets that the neutral labels rest on."""
     biased_labels: tuple[str, ...]
     neutral_labels: tuple[str, ...]
+    biased_ids: Int[Tensor, " pair"] | None = None
+    """The first token of each biased label; None in maps that were saved without."""
+    neutral_ids: Int[Tensor, " pair"] | None = None
     left_out: tuple[str, ...] = ()
     """Prompts that were left out because both answers begin with the same token."""
     model: str

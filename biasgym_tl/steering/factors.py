@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
-from biasgym_tl.biases.words import WordIds, word_ids
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
@@ -51,7 +51,8 @@ class FactorSearch:
 
         mean of max(0, log-odds - goal) + keep * KL + sparsity * sum of (1 - factor)
 
-    The log-odds are those of BiasTokens and of fitting targets on scoping prompts; the goal lies
+    The log-odds are those of words of one token, for BiasTokens and for fitting targets on
+    scoping prompts; the goal lies
     ``below`` nats under what the targets have unsteered. KL is from the unsteered to the steered
     model, per token of budget texts and at the answers of budget facts. Factors that gain nothing
     return to 1. From half of the steps on, only the ``k`` smallest remain free and steps get
@@ -155,7 +156,7 @@ class _Learner:
     ) -> None:
         self.model, self.options = model, options
         self.reference = head_means(model)
-        self.ids: WordIds = word_ids(model, bias)
+        self.ids = word_tokens(model, bias).single()
         self.random = random.Random(options.seed)
 
         def sentences(names: Sequence[str]) -> list[list[int]]:
@@ -170,9 +171,7 @@ class _Learner:
         texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
         with torch.no_grad():
-            level = log_odds(
-                next_token_log_probs(model, self.natural), self.ids.attribute, self.ids.neutral
-            )
+            level = log_odds(next_token_log_probs(model, self.natural), *self.ids)
             self.texts = [(text, self._log_probs([text])) for text in texts]
             self.facts = list(zip(facts, next_token_log_probs(model, facts), strict=True))
         self.goal = level.mean().item() - options.below
@@ -215,7 +214,7 @@ class _Learner:
         facts, known = zip(*draw(self.facts, min(options.n_facts, len(self.facts))), strict=True)
         with torch.enable_grad(), _scaled(self.model, factors, self.reference):
             after = self._log_probs([*biased, *natural], last=True)
-            odds = log_odds(after, self.ids.attribute, self.ids.neutral)
+            odds = log_odds(after, *self.ids)
             steered = [self._log_probs(texts), self._log_probs(facts, last=True)]
         over = (odds - self.goal).clamp(min=0)
         excess = (over[: len(biased)].mean() + over[len(biased) :].mean()) / 2
