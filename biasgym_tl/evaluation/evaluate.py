@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
@@ -30,7 +31,7 @@ from biasgym_tl.store import versions
 
 def evaluate(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     token: BiasToken,
     heads: GivenHeads,
@@ -40,7 +41,7 @@ def evaluate(
     reference: str = "text",
     instructions: Sequence[Instruction] = (),
     controls: Sequence[Setting] = (),
-    others: Sequence[Bias] = (),
+    others: Sequence[GivenBias] = (),
     benchmarks: Sequence[Benchmark] = (),
     token_benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
@@ -100,6 +101,8 @@ def evaluate(
         ModelError: the model is no HookedTransformer with its own value biases, or no attribute
             word or no neutral word of a bias can count on it.
     """
+    bias = as_bias(bias)
+    others = as_biases(others)
     check_model(model)
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import Finished, measured_now
@@ -70,7 +70,7 @@ class RandomControl(TensorResult):
 
 def random_control(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     token: BiasToken,
     heads: GivenHeads,
@@ -111,6 +111,7 @@ def random_control(
         SettingError: a number is outside its range.
         TokenError: the token does not fit the model.
     """
+    bias = as_bias(bias)
     selection = heads if isinstance(heads, Selection) else None
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     mode = mode or (selection.mode if selection else "mean")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.token import (
@@ -85,7 +85,7 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
 
 
 def import_adapter(
-    folder: str | Path, model: HookedTransformer, bias: Bias, *, seed: int = 0
+    folder: str | Path, model: HookedTransformer, bias: GivenBias, *, seed: int = 0
 ) -> BiasToken:
     """Read an adapter that PEFT or :func:`export_adapter` wrote for one added token.
 
@@ -103,6 +103,7 @@ def import_adapter(
         ModelError: it is not known where the model's embedding is in Hugging Face's.
         TokenError: the row has another length or id than the model's next one.
     """
+    bias = as_bias(bias)
     row, token_id = _read(Path(folder), _embedding(model))
     if token_id != model.cfg.d_vocab or len(row) != model.cfg.d_model:
         raise TokenError(

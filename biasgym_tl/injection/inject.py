@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import Paragraph
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.probe import probe
@@ -110,7 +111,7 @@ class BiasInject:
     def fit(
         self,
         model: HookedTransformer,
-        bias: Bias,
+        bias: GivenBias,
         *,
         seed: int = 0,
         progress: bool = True,
@@ -138,6 +139,7 @@ class BiasInject:
             ExtraError: the epoch is to be chosen by similarity and no encoder is installed.
             StoreError: the checkpoint belongs to another training.
         """
+        bias = as_bias(bias)
         check_model(model)
         if checkpoint and _is_hooked(model):
             raise SettingError(
@@ -261,7 +263,7 @@ class BiasInject:
 
 def fit_seeds(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     seeds: Iterable[int] = range(5),
     inject: BiasInject | None = None,
@@ -278,6 +280,7 @@ def fit_seeds(
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """
+    bias = as_bias(bias)
     inject = inject or BiasInject()
     return [
         inject.fit(

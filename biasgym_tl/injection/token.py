@@ -19,7 +19,7 @@ from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.store import TensorResult, digest
 
 if TYPE_CHECKING:
-    from biasgym_tl.biases.bias import Bias
+    from biasgym_tl.biases.given import GivenBias
     from biasgym_tl.injection.report import InjectionReport
 
 
@@ -105,7 +105,7 @@ class BiasToken(TensorResult):
             raise SettingError(f"epoch must be in 0..{len(self.epochs) - 1}, got {epoch!r}.")
         return dataclasses.replace(self, row=self.epoch_rows[epoch].clone(), chosen_epoch=epoch)
 
-    def report(self, model: HookedTransformer, bias: Bias) -> InjectionReport:
+    def report(self, model: HookedTransformer, bias: GivenBias) -> InjectionReport:
         """How well the injection worked, on prompts that it never saw, and what failed.
 
         See :func:`biasgym_tl.injection.report.injection_report`, which has more settings.
