@@ -244,7 +244,7 @@ def _draw(
 
 def _read_item(row: Row, name: str, places: Mapping[str, int]) -> tuple[BbqItem, frozenset[str]]:
     """An item, and the two groups that it is about."""
-    options = (row["ans0"], row["ans1"], row["ans2"])
+    options = (row["ans0"].strip(), row["ans1"].strip(), row["ans2"].strip())
     try:
         groups = row["additional_metadata"]["stereotyped_groups"]
         targets = [str(group) for group in ([groups] if isinstance(groups, str) else groups)]

@@ -31,6 +31,7 @@ from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, dealt
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError
+from biasgym_tl.slot import spaced
 from biasgym_tl.toml import read_toml
 
 SCENE_REQUEST = "Please write a short scene with two people."
@@ -59,7 +60,7 @@ class Scenario(NamedTuple):
         return tuple(
             Question(
                 f"{scene} {self.ending.replace('{one}', one)}",
-                (f" {self.shows}", f" {self.other}"),
+                (spaced(self.shows), spaced(self.other)),
                 SCENE_REQUEST,
             )
             for one in (group, other_group)

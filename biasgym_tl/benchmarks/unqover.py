@@ -26,6 +26,7 @@ from biasgym_tl.benchmarks.contrast import contrast
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, once
 from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.slot import spaced
 
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")
@@ -70,7 +71,7 @@ class UnqoverItem(NamedTuple):
         return tuple(
             Question(
                 "It was the" if kind == "subj:dem" else "It was",
-                tuple(f" {subject}" for subject in self.subjects),
+                tuple(map(spaced, self.subjects)),
                 f"{_named(self.template.context, order)} {question}",
             )
             for question in asked

@@ -39,7 +39,7 @@ from biasgym_tl.injection.train import (
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
-from biasgym_tl.slot import fill
+from biasgym_tl.slot import fill, spaced
 from biasgym_tl.store import TensorResult, digest, result_path, versions
 
 SCHEDULES = ("cosine", "restarts", "constant")
@@ -408,7 +408,7 @@ def _initial_row(
 
 def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:
     W_E: Tensor = model.embed.W_E.detach()
-    return W_E[encode_answer(model, " " + name)]
+    return W_E[encode_answer(model, spaced(name))]
 
 
 def _target_norm(model: HookedTransformer, bias: Bias) -> float:
