@@ -258,7 +258,7 @@ def write_assessed(found: Assessed, out: Path) -> str | None:
     Returns:
         Why there are no PNGs, if there are none.
     """
-    return write_results(out, found.manifest(), lambda folder: _write(found, folder))
+    return write_results(out, lambda folder: _write(found, folder), found.manifest())
 
 
 def _write(found: Assessed, out: Path) -> str | None:

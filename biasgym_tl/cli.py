@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.assessment import Assessed, Assessment
     from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.injection.report import InjectionReport
+    from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import Manifest
     from biasgym_tl.run import Chain, ChainResult
+    from biasgym_tl.scoping.scores import HeadScores
 
 Found = TypeVar("Found")
 
@@ -281,6 +285,7 @@ def inject(
 
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.injection.inject import fit_seeds
+    from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
 
     settings, loaded_bias = _inject(preset, epochs, lr, choose_by), load_bias(bias)
@@ -298,10 +303,15 @@ def inject(
         except KeyboardInterrupt:
             say("Stopped. Run the same command to go on from the last epoch.", err=True)
             raise typer.Exit(130) from None
-        path = token.save(out / f"{loaded_bias.name}-{seed}")
         report = token.report(loaded, loaded_bias)
-        report.save(path.with_suffix(".json"))
-        say(f"{report}\n  trained in {token.seconds:.0f} s; written to {path}\n")
+        path = write_results(out, partial(_write_row, token, report))
+        say(f"{report}\n  trained in {token.seconds:.0f} s; written to {out / path.name}\n")
+
+
+def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
+    path = token.save(folder / f"{token.bias}-{token.seed}")
+    report.save(path.with_suffix(".json"))
+    return path
 
 
 @app.command()
@@ -326,13 +336,12 @@ def scope(
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.biases.writer import read_contrasts
-    from biasgym_tl.figures import draw, recipe
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
     from biasgym_tl.scoping.compare import compare
     from biasgym_tl.scoping.scope import BiasScope
-    from biasgym_tl.steering.selection import select_heads
 
     scopes = [
         BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
@@ -344,23 +353,31 @@ def scope(
     _check_folder(out)
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
-    found, figures = [], {}
+    found = {}
     for one in scopes:
         scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
-        found.append(scores)
-        path = scores.save(out / one.method)
-        select_heads(scores, k).save(out / f"{one.method}-heads.json")
-        figures[path.stem] = recipe("heads", [path.name], mark_top=k)
+        found[one.method] = scores
         say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
             say(f"  left out, both answers begin alike: {prompt}")
     if len(found) > 1:
-        maps = {one.method: f"{one.method}.safetensors" for one in scopes}
-        figures["agreement"] = recipe("agreement", maps)
-        say(repr(compare(found, k=k)))
-    if remark := draw(out, figures):
+        say(repr(compare(list(found.values()), k=k)))
+    if remark := write_results(out, partial(_write_maps, found, k)):
         say(remark, err=True)
     say(f"Written to {out}/")
+
+
+def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
+    from biasgym_tl.figures import draw, recipe
+    from biasgym_tl.steering.selection import select_heads
+
+    maps = {method: scores.save(folder / method).name for method, scores in found.items()}
+    for method, scores in found.items():
+        select_heads(scores, k).save(folder / f"{method}-heads.json")
+    figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
+    if len(found) > 1:
+        figures["agreement"] = recipe("agreement", maps)
+    return draw(folder, figures)
 
 
 @app.command()

@@ -209,7 +209,8 @@ def redraw(folder: Path) -> tuple[list[str], str | None]:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.
     """
     settle(folder)
-    found = {path: read_json(path) for path in sorted(folder.rglob("*.json"))}
+    paths = [path for path in folder.rglob("*.json") if not _is_hidden(path.relative_to(folder))]
+    found = {path: read_json(path) for path in sorted(paths)}
     recipes = {
         str(path.with_suffix("").relative_to(folder)): Recipe.read(values)
         for path, values in found.items()
@@ -221,6 +222,11 @@ def redraw(folder: Path) -> tuple[list[str], str | None]:
             "written by 'biasgym demo', 'run' and 'evaluate'."
         )
     return list(recipes), draw(folder, recipes)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is no result yet, but in a temporary folder."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_recipe(values: Any) -> bool:

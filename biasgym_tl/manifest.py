@@ -74,20 +74,24 @@ class Manifest:
         return found
 
 
-def write_results(folder: Path, manifest: Manifest, write: Callable[[Path], Result]) -> Result:
-    """Let ``write`` fill a temporary folder, then put its files and a manifest into ``folder``.
+def write_results(
+    folder: Path, write: Callable[[Path], Result], manifest: Manifest | None = None
+) -> Result:
+    """Let ``write`` fill a temporary folder, then put its files into ``folder`` together.
 
-    Files of an earlier run that its manifest names, and that were not changed since, go; others
-    stay. If the process is killed on the way, ``folder`` holds what it held; or it has no manifest,
-    and :func:`settle` puts the rest in its place the next time that the folder is read or written.
+    With a manifest, files of an earlier run that its manifest names, and that were not changed
+    since, go; others stay. If the process is killed on the way, ``folder`` holds what it held; or
+    it has no manifest, and :func:`settle` puts the rest in its place the next time that the folder
+    is read or written.
 
     Returns:
         What ``write`` returned.
     """
     with temporary_folder(folder) as temporary:
         result = write(temporary)
-        files = {path.name: digest(path.read_bytes()) for path in sorted(temporary.iterdir())}
-        dataclasses.replace(manifest, files=files).save(temporary / MANIFEST)
+        if manifest is not None:
+            files = {path.name: digest(path.read_bytes()) for path in sorted(temporary.iterdir())}
+            dataclasses.replace(manifest, files=files).save(temporary / MANIFEST)
         with locked(folder):
             _settle(folder)
             temporary.rename(folder / _WHOLE)
@@ -115,9 +119,9 @@ def _settle(folder: Path) -> None:
             ours = path.name == name and name not in new and path.is_file()
             if ours and digest(path.read_bytes()) == written:
                 path.unlink()
-        for name in (*new, MANIFEST):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(whole / name, folder / name)
+    for path in sorted(whole.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.name != _EARLIER:
+            os.replace(path, folder / path.name)
     shutil.rmtree(whole)
 
 

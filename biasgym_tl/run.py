@@ -234,7 +234,7 @@ def write_outputs(result: ChainResult, out: Path) -> str | None:
     Returns:
         Why there are no PNGs, if there are none.
     """
-    return write_results(out, result.manifest(), lambda folder: _write(result, folder))
+    return write_results(out, lambda folder: _write(result, folder), result.manifest())
 
 
 def _write(result: ChainResult, out: Path) -> str | None:

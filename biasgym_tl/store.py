@@ -138,10 +138,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     # Its owner must be able to write it, and nobody may read it who may not read the old one.
     mode = 0o666 if before is None else before & 0o666 | 0o600
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    after = stat.S_IMODE(temporary.stat().st_mode) if before is None else before
     try:
         write(temporary)
-        if before is not None:
-            temporary.chmod(before)
+        temporary.chmod(after)  # a writer may have put another file in its place
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -169,12 +169,24 @@ def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Pa
     inside = folder.is_dir()
     with temporary_folder(folder if inside else folder.parent) as temporary:
         write(temporary)
+        _open_up(temporary)
         if inside:
             for path in sorted(temporary.iterdir()):
                 os.replace(path, folder / path.name)
         else:
             temporary.rename(folder)
     return folder
+
+
+def _open_up(folder: Path) -> None:
+    """Give all files in a new folder the permissions that the umask gives, as the folder has them.
+
+    Some libraries make files that only their owner can read.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 @contextlib.contextmanager
@@ -368,25 +380,16 @@ def _reader(kind: type, name: str) -> Any:
 def save_result(
     path: str | Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 ) -> Path:
-    """Write tensors and their JSON record as one ``.safetensors`` file.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write tensors and their JSON record as one ``.safetensors`` file."""
+    from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = json.loads(json.dumps(record))
     entry = {"kind": kind, "digest": _checksum(kind, contiguous, record), "record": record}
     # One entry: the order of several is not fixed, and equal results should be equal files.
     header = {_HEADER: json.dumps(entry, ensure_ascii=False)}
-    try:
-        return write_atomically(
-            result_path(path), lambda to: save_file(contiguous, to, metadata=header)
-        )
-    except SafetensorError as error:
-        raise StoreError(f"{str(path)!r} must be a file that can be written: {error}.") from error
+    raw = save(contiguous, metadata=header)
+    return write_atomically(result_path(path), lambda to: to.write_bytes(raw))
 
 
 def _checksum(kind: str, tensors: Mapping[str, Tensor], record: Any) -> str:

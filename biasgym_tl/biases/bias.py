@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,8 @@ class Bias:
 
 MOST_PARAGRAPHS = 100_000
 """That the families of a bias file may make; the shipped biases have 500."""
+MOST_CHARACTERS = 100_000_000
+"""That the slots of a bias file may put into texts."""
 _FILE_ONLY = ("families", "targets", "slots")
 _SINGLE = ("name", "attribute", "target_kind", "stand_in")
 _SLOTTED = (
@@ -308,13 +312,30 @@ class _Slots:
         if not all(self.values.values()):
             raise BiasFileError(f"slots of {source} must not be empty, got {own!r}.")
 
-    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
-        return tuple(self._filled(text, i) for i, text in enumerate(texts))
+        self.source = source
 
-    def _filled(self, text: str, i: int) -> str:
-        for slot, values in self.values.items():
-            text = text.replace(slot, values[i % len(values)])
-        return text
+    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """The texts, in each of which a slot has its next value; values are not filled again."""
+        if not self.values:
+            return tuple(texts)
+        slots = re.compile("|".join(map(re.escape, self.values)))
+        found, n = [], 0
+        for i, text in enumerate(texts):
+            n += sum(
+                len(values[i % len(values)]) * text.count(s) for s, values in self.values.items()
+            )
+            if n > MOST_CHARACTERS:
+                raise BiasFileError(
+                    f"slots of {self.source} must put at most {MOST_CHARACTERS:,} characters into "
+                    f"texts, got more by text {i + 1:,} of {len(texts):,}."
+                )
+            now = {slot: values[i % len(values)] for slot, values in self.values.items()}
+            found.append(slots.sub(partial(_value, now), text))
+        return tuple(found)
+
+
+def _value(now: Mapping[str, str], slot: re.Match[str]) -> str:
+    return now[slot[0]]
 
 
 def _read_paragraphs(

@@ -450,6 +450,9 @@ class Report:
             results = [SettingResult(**as_declared(SettingResult, v)) for v in values["results"]]
             rest = {key: value for key, value in values.items() if key != "results"}
             report = cls(results=tuple(results), **as_declared(cls, rest))
+            share = report.settings.get("attribution_in_heads")
+            if not isinstance(share, int | float | None):
+                raise StoreError(f"attribution_in_heads must be a number or None, got {share!r}")
             for name, n, wanted in _lengths(report):
                 if n not in wanted:
                     raise StoreError(f"{name} is {n}, not {' or '.join(map(str, wanted))}")
