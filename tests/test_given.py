@@ -1,11 +1,16 @@
 """A bias given by its name is the bias of that name, at every entry that takes one."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    Contrast,
+    bias_log_odds,
+    check_bias,
     evaluate,
     examine,
     implicit_questions,
@@ -76,3 +81,22 @@ def test_a_word_counts_the_same_with_and_without_its_space(setup):
     ]
     margins = fact_margins(model, facts)
     assert margins[0] == margins[1]
+
+
+def test_words_of_a_bias_and_answers_of_a_contrast_count_the_same_too(setup):
+    model, token = setup
+    words = {key: tuple(f" {w}" for w in getattr(LATE, key)) for key in ("attribute_words",)}
+    spaced_words = dataclasses.replace(LATE, **words)
+    odds = [
+        bias_log_odds(model, bias, LATE.evaluation_prompts[:2], ["Italy"]).log_odds
+        for bias in ("late", LATE, spaced_words)
+    ]
+    assert torch.equal(odds[0], odds[1]) and torch.equal(odds[0], odds[2])
+    maps = [
+        BiasScope().attribute(
+            model, "late", token, contrasts=[Contrast("People from {target} are", *answers)]
+        )
+        for answers in (("late", "early"), (" late", " early "))
+    ]
+    assert torch.equal(maps[0].values, maps[1].values)
+    assert check_bias("late") == check_bias(LATE)
