@@ -144,6 +144,8 @@ def steering_edit(
         factor = getattr(heads, "factor", None)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     check_steering(mode, factor)
+    if isinstance(heads, Mapping) and factor is None:
+        raise SteeringError("factor must be given beside heads that have numbers, got None.")
     if mode != "mean" and reference is not None:
         raise SteeringError(f"reference must be None in mode {mode!r}. Use mode='mean'.")
     kept = _factors(factor, chosen)

@@ -164,11 +164,12 @@ def test_an_empty_folder_may_be_a_link_or_the_current_one(source, tmp_path, monk
     assert (tmp_path / "link").is_symlink() and Path.cwd() == tmp_path / "here"
 
 
-@pytest.mark.parametrize("kind", ["file", "broken link", "below a file", "not empty"])
+@pytest.mark.parametrize("kind", ["file", "broken link", "below a file", "not empty", "too long"])
 def test_a_folder_that_cannot_be_is_refused_before_the_work(kind, tmp_path, tiny):
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").symlink_to("nowhere")
     names = {"file": "file", "broken link": "broken", "below a file": "file/new", "not empty": "."}
+    names["too long"] = "x" * 300
     with pytest.raises(ModelError, match="folder must be"):
         export_steered(tiny(), HEADS, tmp_path / names[kind], source="nothing-is-read")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "file"]

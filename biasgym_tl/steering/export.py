@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,14 @@ def _source(model: HookedTransformer, source: str | Path | None) -> str:
 
 def _check_folder(folder: Path) -> None:
     try:
+        with contextlib.suppress(FileNotFoundError):
+            folder.lstat()
         check_new_folder(folder)
         check_writable(folder, "folder")
     except (StoreError, SettingError) as error:
         raise ModelError(str(error)) from error
+    except OSError as error:  # a name that the file system cannot have
+        raise ModelError(f"folder must be one that can be made, but: {error}.") from error
 
 
 @torch.no_grad()
