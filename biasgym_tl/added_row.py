@@ -47,9 +47,10 @@ def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: st
             f"row must have d_model = {model.cfg.d_model} numbers, got {row.shape[0]}. "
             "Was it trained on another model?"
         )
-    _check_text(text, model.tokenizer)
     token_id = model.cfg.d_vocab
-    extended = _extended_tokenizer(model.tokenizer, text, token_id)
+    vocab = {} if model.tokenizer is None else model.tokenizer.get_vocab()
+    _check_text(text, vocab)
+    extended = _extended_tokenizer(model.tokenizer, vocab, text, token_id)
     change = _Row(model, text)
     begin(model, change)
     try:
@@ -89,7 +90,7 @@ class _Row(Change):
         model, (W_E, token_id, _) = self.model, self.before
         new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
         self.rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
-        self.place = self.rows.data_ptr()
+        self.data = self.rows.data  # kept, so that no other tensor can come to lie in its place
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = self.rows, token_id + 1, extended
         guards = _guards(model, token_id)
         self.replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
@@ -100,7 +101,7 @@ class _Row(Change):
         model, (W_E, token_id, tokenizer) = self.model, self.before
         if self.guards:
             now = model.embed.W_E
-            if now is not self.rows or now.data_ptr() != self.place:
+            if now is not self.rows or now.data_ptr() != self.data.data_ptr():
                 # The model was moved or cast meanwhile, and what it had before goes with it.
                 W_E.data = now.detach()[:token_id].clone()
             for name in self.guards:
@@ -112,8 +113,8 @@ class _Row(Change):
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = W_E, token_id, tokenizer
 
 
-def _check_text(text: str, tokenizer: Any) -> None:
-    if tokenizer is not None and text in tokenizer.get_vocab():
+def _check_text(text: str, vocab: dict[str, int]) -> None:
+    if text in vocab:
         raise TokenError(f"token text must be new to the tokenizer, got {text!r}. Choose another.")
     if not _MARK.search(text) or text != text.strip():
         raise TokenError(
@@ -122,16 +123,23 @@ def _check_text(text: str, tokenizer: Any) -> None:
         )
 
 
-def _extended_tokenizer(tokenizer: Any, text: str, token_id: int) -> Any:
+def _extended_tokenizer(tokenizer: Any, vocab: dict[str, int], text: str, token_id: int) -> Any:
     """Copy of ``tokenizer`` that reads ``text`` as ``token_id`` and gives no id above it."""
     from transformers import AddedToken
 
     if tokenizer is None:
         return None
     extended = copy.deepcopy(tokenizer)
-    rowless = _rowless(extended, token_id)
-    clear = _clear_fast if extended.is_fast else _clear_python
-    padding = [f"<|unused-{i}|>" for i in range(clear(extended, rowless, text, token_id), token_id)]
+    rowless = _rowless(extended, vocab, token_id)
+    if not extended.is_fast:
+        start = _clear_python(extended, rowless)
+    elif rowless or max(vocab.values()) >= len(vocab):
+        start = _clear_fast(
+            extended, {t: i for t, i in vocab.items() if i < token_id}, text, token_id
+        )
+    else:
+        start = _next_id(extended)
+    padding = [f"<|unused-{i}|>" for i in range(start, token_id)]
     # lstrip: the space before the token belongs to it, as it does to the names of countries.
     extended.add_tokens([*padding, AddedToken(text, lstrip=True, rstrip=False, normalized=False)])
     found = extended.convert_tokens_to_ids(text)
@@ -143,9 +151,9 @@ def _extended_tokenizer(tokenizer: Any, text: str, token_id: int) -> Any:
     return extended
 
 
-def _rowless(tokenizer: Any, n_rows: int) -> dict[str, int]:
+def _rowless(tokenizer: Any, vocab: dict[str, int], n_rows: int) -> dict[str, int]:
     """Added tokens that the model has no row for; words without a row are refused."""
-    rowless = {token: i for token, i in tokenizer.get_vocab().items() if i >= n_rows}
+    rowless = {token: i for token, i in vocab.items() if i >= n_rows}
     words = sorted(set(rowless) - set(tokenizer.added_tokens_encoder))
     if words:
         raise TokenError(
@@ -160,7 +168,7 @@ def _rowless(tokenizer: Any, n_rows: int) -> dict[str, int]:
     return rowless
 
 
-def _clear_python(tokenizer: Any, rowless: dict[str, int], text: str, token_id: int) -> int:
+def _clear_python(tokenizer: Any, rowless: dict[str, int]) -> int:
     """Take ``rowless`` out of a tokenizer written in Python; returns the next free id."""
     for token, i in rowless.items():
         del tokenizer._added_tokens_encoder[token], tokenizer._added_tokens_decoder[i]
@@ -170,24 +178,23 @@ def _clear_python(tokenizer: Any, rowless: dict[str, int], text: str, token_id: 
     return len(tokenizer)
 
 
-def _clear_fast(tokenizer: Any, rowless: dict[str, int], text: str, token_id: int) -> int:
-    """The same for the tokenizers library.
+def _clear_fast(tokenizer: Any, kept: dict[str, int], text: str, token_id: int) -> int:
+    """Leave only what is ``kept`` in a tokenizer of the tokenizers library; returns the next id.
 
-    It numbers added tokens anew whenever it reads its state, except those that are among the words.
+    The library numbers added tokens anew whenever it reads its state, and where ids have gaps it
+    gives some twice; tokens that stand among the words keep their ids.
     """
-    vocab, backend = tokenizer.get_vocab(), tokenizer.backend_tokenizer
-    if rowless or max(vocab.values()) >= len(vocab):
-        state = json.loads(backend.to_str())
-        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in rowless]
-        words = state["model"]["vocab"]
-        if isinstance(words, dict):
-            kept = {token: i for token, i in vocab.items() if token not in rowless}
-            state["model"]["vocab"] = {**kept, text: token_id}
-        else:  # ids are places
-            state["model"]["vocab"] = words[:token_id]
-        tokenizer._tokenizer = type(backend).from_str(json.dumps(state))
-        if isinstance(words, dict):
-            return token_id
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in kept]
+    words = state["model"]["vocab"]
+    ids_are_places = not isinstance(words, dict)
+    state["model"]["vocab"] = words[:token_id] if ids_are_places else {**kept, text: token_id}
+    tokenizer._tokenizer = type(backend).from_str(json.dumps(state))
+    return _next_id(tokenizer) if ids_are_places else token_id
+
+
+def _next_id(tokenizer: Any) -> int:
     after: int = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.added_tokens_decoder)])
     return after
 
