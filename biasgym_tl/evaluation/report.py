@@ -504,7 +504,7 @@ def _lengths_of(
         yield "number of targets in a row", len(row), (len(report.targets),)
     numbers = [result.token_log_odds, result.token_log_p, result.damage_loss, result.fact_margins]
     for found in itertools.chain(numbers, *rows):
-        yield "number of numbers that are none", sum(not math.isfinite(x) for x in found), (0,)
+        yield "number of values that are not finite", sum(not math.isfinite(x) for x in found), (0,)
     yield "number of facts", len(result.fact_margins), (0, len(report.fact_countries))
     yield "number of losses", len(result.damage_loss), (0, len(first.damage_loss))
     for key, items in result.benchmarks.items():
