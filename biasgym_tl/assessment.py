@@ -36,12 +36,12 @@ from biasgym_tl.instructions import INSTRUCTIONS
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import Judge
-from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
+from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint, write_results
 from biasgym_tl.model import load_model
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps, named_inputs
-from biasgym_tl.store import cache_dir, digest
+from biasgym_tl.store import as_declared, cache_dir, digest
 
 BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
     "bbq": load_bbq,
@@ -103,8 +103,7 @@ class Assessment:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Assessment:
         """Build it from what ``dataclasses.asdict`` gave."""
-        tuples = {name: tuple(record[name]) for name in ("modes", "others")}
-        return cls(**{**record, **tuples})
+        return cls(**as_declared(cls, record))
 
     def __post_init__(self) -> None:
         if self.judge is not None and self.judge != "local" and not self.judge.startswith("api:"):
@@ -259,11 +258,14 @@ def write_assessed(found: Assessed, out: Path) -> str | None:
     Returns:
         Why there are no PNGs, if there are none.
     """
+    return write_results(out, lambda folder: _write(found, folder), found.manifest())
+
+
+def _write(found: Assessed, out: Path) -> str | None:
     report = found.report
     report.to_html(out / "report.html")
     report.to_csv(out / "table.csv")
     report.save(out / "report.json")
-    found.manifest().save(out / "manifest.json")
     for on, control in found.random.items():
         control.save(out / f"random-{on}")
     return draw(out, {name: recipe(name, ["report.json"]) for name in ("settings", "frontier")})

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
-from biasgym_tl.errors import BiasGymError, SettingError, SteeringError
+from biasgym_tl.console import visible, visible_line
+from biasgym_tl.errors import BiasGymError, SettingError, SteeringError, StoreError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.assessment import Assessed, Assessment
     from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.injection.report import InjectionReport
+    from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import Manifest
     from biasgym_tl.run import Chain, ChainResult
+    from biasgym_tl.scoping.scores import HeadScores
 
 Found = TypeVar("Found")
 
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a text, whoever wrote it."""
+    typer.echo(visible(text), err=err)
+
+
+class _Commands(TyperGroup):
+    """The commands, each of which can be stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("Stopped.", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Find, explain and remove stereotypes in language models, on TransformerLens.",
     no_args_is_help=True,
     add_completion=False,
@@ -44,12 +71,31 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse
 
 
 def main() -> None:
-    """Entry point: known errors become one line."""
+    """Entry point: known errors become one line, also those of files and disks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # of a stream that somebody put there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app()
     except BiasGymError as error:
-        typer.echo(f"Error: {error}", err=True)
+        _fail(str(error))
+    except OSError as error:
+        _fail(_fault(error))
+
+
+def _fault(error: OSError) -> str:
+    """What the system says of a file, with its name; nothing of the package is at fault."""
+    if error.strerror is None or error.filename is None:
+        return str(error) or type(error).__name__
+    return f"{error.strerror}: {str(error.filename)!r}."
+
+
+def _fail(reason: str) -> None:
+    say(f"Error: {visible_line(reason)}", err=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
         sys.exit(1)
+    os._exit(1)  # what is left cannot be written, and Python would say so again, at length
 
 
 @app.command()
@@ -127,7 +173,7 @@ def _repeat(path: Path, out: Path, fresh: bool) -> None:
             chain = Chain.from_record(found.settings)
         else:
             assessment = Assessment.from_record(found.settings)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, StoreError) as error:
         raise SettingError(
             f"{str(path)!r} must hold the settings of this version, but: {error}."
         ) from error
@@ -239,6 +285,7 @@ def inject(
 
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.injection.inject import fit_seeds
+    from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
 
     settings, loaded_bias = _inject(preset, epochs, lr, choose_by), load_bias(bias)
@@ -246,7 +293,7 @@ def inject(
         raise SettingError(f"--seeds must be at least 1, got {seeds}.")
     _check_folder(out)
     disable_progress_bar()
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
     for seed in range(seeds):
         try:
@@ -254,12 +301,17 @@ def inject(
                 loaded, loaded_bias, seeds=[seed], inject=settings, checkpoints=out / "epochs"
             )
         except KeyboardInterrupt:
-            typer.echo("Stopped. Run the same command to go on from the last epoch.", err=True)
+            say("Stopped. Run the same command to go on from the last epoch.", err=True)
             raise typer.Exit(130) from None
-        path = token.save(out / f"{loaded_bias.name}-{seed}")
         report = token.report(loaded, loaded_bias)
-        report.save(path.with_suffix(".json"))
-        typer.echo(f"{report}\n  trained in {token.seconds:.0f} s; written to {path}\n")
+        path = write_results(out, partial(_write_row, token, report))
+        say(f"{report}\n  trained in {token.seconds:.0f} s; written to {out / path.name}\n")
+
+
+def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
+    path = token.save(folder / f"{token.bias}-{token.seed}")
+    report.save(path.with_suffix(".json"))
+    return path
 
 
 @app.command()
@@ -284,13 +336,12 @@ def scope(
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.biases.writer import read_contrasts
-    from biasgym_tl.figures import draw, recipe
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
     from biasgym_tl.scoping.compare import compare
     from biasgym_tl.scoping.scope import BiasScope
-    from biasgym_tl.steering.selection import select_heads
 
     scopes = [
         BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
@@ -300,25 +351,33 @@ def scope(
     row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
     prompts = read_contrasts(contrasts) if contrasts else ()
     _check_folder(out)
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
-    found, figures = [], {}
+    found = {}
     for one in scopes:
         scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
-        found.append(scores)
-        path = scores.save(out / one.method)
-        select_heads(scores, k).save(out / f"{one.method}-heads.json")
-        figures[path.stem] = recipe("heads", [path.name], mark_top=k)
-        typer.echo(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
+        found[one.method] = scores
+        say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
-            typer.echo(f"  left out, both answers begin alike: {prompt}")
+            say(f"  left out, both answers begin alike: {prompt}")
     if len(found) > 1:
-        maps = {one.method: f"{one.method}.safetensors" for one in scopes}
+        say(repr(compare(list(found.values()), k=k)))
+    if remark := write_results(out, partial(_write_maps, found, k)):
+        say(remark, err=True)
+    say(f"Written to {out}/")
+
+
+def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
+    from biasgym_tl.figures import draw, recipe
+    from biasgym_tl.steering.selection import select_heads
+
+    maps = {method: scores.save(folder / method).name for method, scores in found.items()}
+    for method, scores in found.items():
+        select_heads(scores, k).save(folder / f"{method}-heads.json")
+    figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
+    if len(found) > 1:
         figures["agreement"] = recipe("agreement", maps)
-        typer.echo(repr(compare(found, k=k)))
-    if remark := draw(out, figures):
-        typer.echo(remark, err=True)
-    typer.echo(f"Written to {out}/")
+    return draw(folder, figures)
 
 
 @app.command()
@@ -344,16 +403,17 @@ def select(
 
     if out.suffix != ".json":
         raise SettingError(f"file for the heads must end in .json, got {str(out)!r}.")
+    _check_file(out)
     search, loaded_bias = FactorSearch(k=k, keep=keep), load_bias(bias)
     rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     found = search.select(load_model(model), loaded_bias, *rows)
     if not len(found):
         raise SteeringError(
             f"no head is worth the damage that silencing it does at keep = {keep:g}. Try less."
         )
-    typer.echo(repr(found))
-    typer.echo(f"Written to {found.save(out)}")
+    say(repr(found))
+    say(f"Written to {found.save(out)}")
 
 
 @app.command()
@@ -375,14 +435,17 @@ def export(
     from biasgym_tl.model import load_model
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.selection import Selection
+    from biasgym_tl.store import check_new_folder, check_writable, read_text
 
     chosen = read_heads(heads)
+    check_new_folder(folder)
+    check_writable(folder, "folder")
     if mode is None:
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
-    typer.echo((folder / "README.md").read_text(encoding="utf-8"))
+    say(read_text(folder / "README.md", "description", StoreError))
 
 
 @app.command()
@@ -395,9 +458,9 @@ def figures(
     from biasgym_tl.figures import redraw
 
     names, remark = redraw(folder)
-    typer.echo("\n".join(names))
+    say("\n".join(names))
     if remark:
-        typer.echo(remark, err=True)
+        say(remark, err=True)
 
 
 @app.command()
@@ -408,10 +471,10 @@ def doctor(model: ModelName = "smollm2-135m-instruct", bias: BiasName = "late") 
     from biasgym_tl.model import load_model
 
     loaded_bias = load_bias(bias)
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     checks = examine(load_model(model), loaded_bias)
     for check in checks:
-        typer.echo(str(check))
+        say(str(check))
     if not all(check.passed or not check.required for check in checks):
         raise typer.Exit(1)
 
@@ -432,11 +495,11 @@ def biases(
             bias = load_bias(name)
         except BiasGymError as error:
             refused += 1
-            typer.echo(f"Error: {error}", err=True)
+            say(f"Error: {visible_line(error)}", err=True)
             continue
-        typer.echo(repr(bias))
+        say(repr(bias))
         for remark in check_bias(bias):
-            typer.echo(f"  doubtful: {remark}")
+            say(f"  doubtful: {remark}")
     if refused:
         raise typer.Exit(1)
 
@@ -451,10 +514,10 @@ def corpus(
 
     found = diversity(load_corpus(source))
     for name, value in found.to_df()["value"].items():
-        typer.echo(f"{name:38} {value}")
-    typer.echo("closest pair:")
+        say(f"{name:38} {value}")
+    say("closest pair:")
     for text in found.closest:
-        typer.echo(f"  {text}")
+        say(f"  {text}")
 
 
 @app.command()
@@ -481,6 +544,7 @@ def write(
 
     if out.suffix != ".jsonl":
         raise SettingError(f"--out must end in .jsonl, got {str(out)!r}.")
+    _check_file(out)
     price = _price(price_in, price_out)
     writer = write_contrasts if contrasts else write_corpus
     try:
@@ -493,18 +557,18 @@ def write(
             confirm=_confirm(yes),
         )
     except KeyboardInterrupt:
-        typer.echo("Stopped; calls under way still end. Run the same command to go on.", err=True)
+        say("Stopped; calls under way still end. Run the same command to go on.", err=True)
         raise typer.Exit(130) from None
-    typer.echo(repr(written))
+    say(repr(written))
     if price:
         used = price.of(written.usage.prompt_tokens, written.usage.completion_tokens)
-        typer.echo(f"Cost of this run: {used:.4f} US dollars")
+        say(f"Cost of this run: {used:.4f} US dollars")
     for failure in written.failures:
-        typer.echo(f"  failed: {failure}", err=True)
+        say(f"  failed: {failure}", err=True)
     if not written.items:
         raise SettingError(f"no text could be used, so {str(out)!r} was not written; see above.")
     written.save(out)
-    typer.echo(f"Written to {out}")
+    say(f"Written to {out}")
 
 
 def _price(price_in: float | None, price_out: float | None) -> Price | None:
@@ -519,7 +583,7 @@ def _confirm(yes: bool) -> Callable[[object], bool]:
     """Show a plan, and ask unless ``yes``."""
 
     def confirm(plan: object) -> bool:
-        typer.echo(str(plan), err=True)
+        say(str(plan), err=True)
         return yes or typer.confirm("Send?", err=True)
 
     return confirm
@@ -544,8 +608,19 @@ def _inject(preset: str, epochs: int | None, lr: float | None, choose_by: str | 
 
 
 def _check_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise SettingError(f"--out must be a folder, got the file {str(out)!r}. Choose another.")
+    """Find out that results cannot be kept before they are computed."""
+    from biasgym_tl.store import cache_dir, check_writable
+
+    check_writable(out, "--out")
+    check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
+
+
+def _check_file(out: Path) -> None:
+    from biasgym_tl.store import check_writable
+
+    if out.is_dir():
+        raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
+    check_writable(out.parent, "folder of the file")
 
 
 def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | None = None) -> None:
@@ -559,7 +634,7 @@ def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | Non
     remark = write_outputs(result, out)
     show_chain(result, wide_console())
     if remark:
-        typer.echo(remark, err=True)
+        say(remark, err=True)
     _say_written(out, "report.html, heatmap, loss, settings, table.csv, manifest.json, ...")
     _say_repeated(manifest, result.manifest())
 
@@ -589,7 +664,7 @@ def _assess_and_show(
     remark = write_assessed(found, out)
     show_assessed(found, wide_console())
     if remark:
-        typer.echo(remark, err=True)
+        say(remark, err=True)
     _say_written(out, "report.html, table.csv, report.json, manifest.json, settings, frontier")
     _say_repeated(manifest, found.manifest())
 
@@ -599,18 +674,18 @@ def _kept_when_stopped(compute: Callable[[], Found], out: Path, model: str) -> F
 
     _check_folder(out)
     disable_progress_bar()
-    typer.echo(f"Loading {model} ...", err=True)
+    say(f"Loading {model} ...", err=True)
     try:
         return compute()
     except KeyboardInterrupt:
-        typer.echo("Stopped. What was finished is kept: run the same command to go on.", err=True)
+        say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
 
 
 def _say_written(out: Path, names: str) -> None:
-    typer.echo(f"\nWritten to {out}/: {names}")
+    say(f"\nWritten to {out}/: {names}")
 
 
 def _say_repeated(expected: Manifest | None, found: Manifest) -> None:
     if expected is not None:
-        typer.echo(expected.compared(found.inputs, found.results))
+        say(expected.compared(found.inputs, found.results))

@@ -7,16 +7,18 @@ results that it shows, and its options; :func:`redraw` does it again from these.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from biasgym_tl.errors import StoreError
+from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.random_control import RandomControl
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.manifest import settle
 from biasgym_tl.plots import (
     plot_agreement,
     plot_benefit_and_damage,
@@ -36,11 +38,23 @@ from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.damage import HeadDamage
 from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.store import kind_of, read_json, read_kind, versions, write_json
+from biasgym_tl.store import BROKEN, kind_of, read_json, read_kind, versions, write_json
 
 
 def _figure(path: Path) -> go.Figure:
-    return read_kind(path, "Figure", lambda values: go.Figure(values["figure"]))
+    return read_kind(path, "Figure", lambda values: go.Figure(_plain(values["figure"])))
+
+
+def _plain(value: Any) -> Any:
+    """Parts of a figure with no other markup in their texts than what lays out a title."""
+    if isinstance(value, str):
+        return _OTHER_MARKUP.sub("&lt;", value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return list(map(_plain, value)) if isinstance(value, list) else value
+
+
+_OTHER_MARKUP = re.compile(r"<(?!(?:/?(?:b|i|em|extra|sub|sup)|br */?)>)", re.IGNORECASE)
 
 
 _KINDS: dict[str, Callable[[Path], Any]] = {
@@ -88,19 +102,53 @@ class Recipe(NamedTuple):
     """Name of each result in the figure -> its file, seen from the figure's folder."""
     options: dict[str, Any]
 
-    def figure(self, folder: Path) -> go.Figure:
-        """Draw it from the saved results.
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Recipe:
+        """From JSON.
 
         Raises:
-            StoreError: a result is missing or broken, or the recipe names no known plot or option.
+            StoreError: a part of it is of another type.
+        """
+        plot, of, options = (values[key] for key in cls._fields)
+        texts = isinstance(of, dict) and all(isinstance(file, str) for file in of.values())
+        if not (isinstance(plot, str) and texts and isinstance(options, dict)):
+            raise StoreError(
+                f"recipe of a figure must name a plot, files by name, and options, got {values!r}."
+            )
+        return cls(plot, of, options)
+
+    def figure(self, folder: Path, *, within: Path | None = None) -> go.Figure:
+        """Draw it from the saved results.
+
+        Args:
+            folder: Where the figure is, and where its files are looked for from.
+            within: Folder that no file may lie outside of; default: ``folder``.
+
+        Raises:
+            StoreError: a result is missing, broken or outside, or the recipe names no known plot or
+                option.
         """
         if self.plot not in PLOTS:
             raise StoreError(f"plot must be one of {sorted(PLOTS)}, got {self.plot!r}.")
-        found = {name: load_any(folder / file) for name, file in self.of.items()}
+        found = {
+            name: load_any(_inside(folder / file, within or folder))
+            for name, file in self.of.items()
+        }
         try:
             return PLOTS[self.plot](found, **self.options)
-        except TypeError as error:
+        except SettingError:
+            raise
+        except BROKEN as error:
             raise StoreError(f"plot {self.plot!r} must fit its options, but: {error}.") from error
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    """The path, unless it leads out of the folder, by ``..`` or by a link."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise StoreError(
+            f"files of a figure must lie in its folder {str(folder)!r}, got {str(path)!r}."
+        )
+    return path
 
 
 def load_any(path: Path) -> Any:
@@ -138,11 +186,17 @@ def draw(folder: Path, recipes: Mapping[str, Recipe]) -> str | None:
     Raises:
         StoreError: see :meth:`Recipe.figure`.
     """
-    figures = {folder / name: one.figure((folder / name).parent) for name, one in recipes.items()}
-    for path, one in zip(figures, recipes.values(), strict=True):
-        write_html(figures[path], path.with_suffix(".html"))
-        write_json(path.with_suffix(".json"), {**one._asdict(), "versions": versions()})
-    return write_pngs({path.with_suffix(".png"): figure for path, figure in figures.items()})
+    paths = {name: _inside(folder / name, folder) for name in recipes}
+    figures = {name: one.figure(paths[name].parent, within=folder) for name, one in recipes.items()}
+    for name, one in recipes.items():
+        write_html(figures[name], _with(paths[name], "html"))
+        write_json(_with(paths[name], "json"), {**one._asdict(), "versions": versions()})
+    return write_pngs({_with(paths[name], "png"): figure for name, figure in figures.items()})
+
+
+def _with(path: Path, ending: str) -> Path:
+    """The path with an ending; a dot in its name ("lr-0.01") begins none."""
+    return path.with_name(f"{path.name}.{ending}")
 
 
 def redraw(folder: Path) -> tuple[list[str], str | None]:
@@ -154,11 +208,13 @@ def redraw(folder: Path) -> tuple[list[str], str | None]:
     Raises:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.
     """
-    found = {path: read_json(path) for path in sorted(folder.rglob("*.json"))}
+    settle(folder)
+    paths = [path for path in folder.rglob("*.json") if not _is_hidden(path.relative_to(folder))]
+    found = {path: read_json(path) for path in sorted(paths)}
     recipes = {
-        str(path.with_suffix("").relative_to(folder)): Recipe(*(v[key] for key in Recipe._fields))
-        for path, v in found.items()
-        if _is_recipe(v)
+        str(path.with_suffix("").relative_to(folder)): Recipe.read(values)
+        for path, values in found.items()
+        if _is_recipe(values)
     }
     if not recipes:
         raise StoreError(
@@ -166,6 +222,11 @@ def redraw(folder: Path) -> tuple[list[str], str | None]:
             "written by 'biasgym demo', 'run' and 'evaluate'."
         )
     return list(recipes), draw(folder, recipes)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is no result yet, but in a temporary folder."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _is_recipe(values: Any) -> bool:

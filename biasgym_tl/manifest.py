@@ -1,14 +1,34 @@
-"""What a run read and found, written down so that the run can be repeated and compared."""
+"""What a run read and found, written down so that the run can be repeated and compared.
+
+The files of a run are put into their folder together (:func:`write_results`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.store import digest, read_kind, versions, write_json
+from biasgym_tl.store import (
+    as_declared,
+    digest,
+    locked,
+    read_kind,
+    temporary_folder,
+    versions,
+    write_json,
+)
+
+Result = TypeVar("Result")
+MANIFEST = "manifest.json"
+_WHOLE = ".biasgym-whole"
+"""Folder with all files of a run that are on their way to the folder around it."""
+_EARLIER = ".earlier.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +44,8 @@ class Manifest:
     results: str
     """Fingerprint of all numbers."""
     versions: dict[str, str] = dataclasses.field(default_factory=versions)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By name, the fingerprint of each file that was written beside it."""
 
     def compared(self, inputs: Mapping[str, str], results: str) -> str:
         """Whether a repetition came out the same, in one line."""
@@ -45,10 +67,68 @@ class Manifest:
         Raises:
             StoreError: the file is missing, is not JSON, or is no manifest.
         """
-        found = read_kind(path, "Manifest", lambda values: cls(**values))
+        settle(path.parent)
+        found = read_kind(path, "Manifest", lambda values: cls(**as_declared(cls, values)))
         if found.command not in ("run", "evaluate"):
             raise StoreError(f"{str(path)!r} must be of run or evaluate, got {found.command!r}.")
         return found
+
+
+def write_results(
+    folder: Path, write: Callable[[Path], Result], manifest: Manifest | None = None
+) -> Result:
+    """Let ``write`` fill a temporary folder, then put its files into ``folder`` together.
+
+    With a manifest, files of an earlier run that its manifest names, and that were not changed
+    since, go; others stay. If the process is killed on the way, ``folder`` holds what it held; or
+    it has no manifest, and :func:`settle` puts the rest in its place the next time that the folder
+    is read or written.
+
+    Returns:
+        What ``write`` returned.
+    """
+    with temporary_folder(folder) as temporary:
+        result = write(temporary)
+        if manifest is not None:
+            files = {path.name: digest(path.read_bytes()) for path in sorted(temporary.iterdir())}
+            dataclasses.replace(manifest, files=files).save(temporary / MANIFEST)
+        with locked(folder):
+            _settle(folder)
+            temporary.rename(folder / _WHOLE)
+            _settle(folder)
+    return result
+
+
+def settle(folder: Path) -> None:
+    """Put the files of a run in their place whose process was killed while it did so."""
+    if (folder / _WHOLE).is_dir():
+        with locked(folder):
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    whole = folder / _WHOLE
+    if not whole.is_dir():
+        return
+    if (whole / MANIFEST).exists():  # it is moved last: until then the folder has none
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / MANIFEST, whole / _EARLIER)
+        new = _files_of(whole / MANIFEST)
+        for name, written in _files_of(whole / _EARLIER).items():
+            path = folder / name
+            ours = path.name == name and name not in new and path.is_file()
+            if ours and digest(path.read_bytes()) == written:
+                path.unlink()
+    for path in sorted(whole.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.name != _EARLIER:
+            os.replace(path, folder / path.name)
+    shutil.rmtree(whole)
+
+
+def _files_of(path: Path) -> dict[str, str]:
+    with contextlib.suppress(StoreError):
+        return read_kind(path, "Manifest", lambda values: as_declared(Manifest, values)["files"])
+    return {}
 
 
 _MAY_DIFFER = ("code", "versions")

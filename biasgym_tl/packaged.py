@@ -1,21 +1,26 @@
 """Models whose weights arrive as an installed Python package, as GGUF.
 
 The GGUF is read once, dequantised to fp32 and kept as safetensors in the user's cache folder,
-with a checksum of every file: a broken copy is noticed and made again.
+with a checksum of every file: a broken copy is noticed and made again. Of several processes that
+want it one converts, and the others wait.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-import tempfile
 from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.store import cache_dir, write_json
+from biasgym_tl.store import (
+    cache_dir,
+    locked,
+    read_json,
+    write_folder_atomically,
+    write_json,
+)
 
 
 class PackagedModel(NamedTuple):
@@ -58,16 +63,20 @@ def packaged_folder(name: str) -> Path | None:
     source = Path(spec.origin).parent
     folder = cache_dir() / "models" / f"{name}-{metadata.version(entry.package)}"
     if not _is_whole(folder):
-        _convert(entry, source, folder)
+        with locked(folder):
+            if not _is_whole(folder):
+                _convert(entry, source, folder)
     return folder
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether every file that the manifest lists is there with the checksum it was written with."""
     try:
-        checksums: dict[str, str] = json.loads((folder / _MANIFEST).read_text())
-        return all(_checksum(folder / name) == value for name, value in checksums.items())
-    except (OSError, ValueError, AttributeError):
+        checksums: dict[str, str] = read_json(folder / _MANIFEST)
+        return bool(checksums) and all(
+            _checksum(folder / name) == value for name, value in checksums.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -80,37 +89,33 @@ def _checksum(path: Path) -> str:
 
 
 def _convert(entry: PackagedModel, source: Path, folder: Path) -> None:
-    gguf_file = entry.gguf_file
     if util.find_spec("gguf") is None:
         raise ModelError(
-            f"reading {gguf_file} needs the package gguf, which is not installed. "
+            f"reading {entry.gguf_file} needs the package gguf, which is not installed. "
             "Run: pip install 'biasgym-tl[gguf]'"
         )
+    if folder.exists():  # and broken
+        shutil.rmtree(folder)
+    write_folder_atomically(folder, lambda to: _write_converted(entry, source, to))
+
+
+def _write_converted(entry: PackagedModel, source: Path, to: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        if entry.in_parts:
-            source = temporary
-            import_module(entry.package).assemble(temporary / gguf_file)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=gguf_file, dtype=torch.float32
-        )
-        # What was read is plain fp32 now; with these left in place save_pretrained refuses.
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.is_quantized = False
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if entry.in_parts:
-            (temporary / gguf_file).unlink()
-        files = sorted(path for path in temporary.iterdir() if path.is_file())
-        write_json(temporary / _MANIFEST, {path.name: _checksum(path) for path in files})
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    gguf_file = entry.gguf_file
+    if entry.in_parts:
+        source = to
+        import_module(entry.package).assemble(to / gguf_file)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+    # What was read is plain fp32 now; with these left in place save_pretrained refuses.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+    if entry.in_parts:
+        (to / gguf_file).unlink()
+    files = sorted(path for path in to.iterdir() if path.is_file())
+    write_json(to / _MANIFEST, {path.name: _checksum(path) for path in files})

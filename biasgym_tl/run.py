@@ -19,14 +19,14 @@ from biasgym_tl.figures import draw, recipe
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
+from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint, write_results
 from biasgym_tl.model import load_model
 from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.steps import Rows, Steps, code_fingerprint, fingerprint, named_inputs
-from biasgym_tl.store import cache_dir, digest, write_json
+from biasgym_tl.store import as_declared, cache_dir, digest, write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ class Chain:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Chain:
         """Build it from what ``dataclasses.asdict`` gave."""
-        return cls(**{**record, "inject": BiasInject(**record["inject"])})
+        rest = {name: value for name, value in record.items() if name != "inject"}
+        inject = BiasInject(**as_declared(BiasInject, record["inject"]))
+        return cls(**as_declared(cls, rest), inject=inject)
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("n_random", 0), ("n_draws", 0), ("max_new_tokens", 1)):
@@ -232,13 +234,16 @@ def write_outputs(result: ChainResult, out: Path) -> str | None:
     Returns:
         Why there are no PNGs, if there are none.
     """
+    return write_results(out, lambda folder: _write(result, folder), result.manifest())
+
+
+def _write(result: ChainResult, out: Path) -> str | None:
     result.token.save(out / "token")
     result.scores.save(out / "scores")
     result.selection.save(out / "selection.json")
     result.report.save(out / "report.json")
     result.report.to_html(out / "report.html", plotlyjs="cdn")
     result.report.to_csv(out / "table.csv")
-    result.manifest().save(out / "manifest.json")
     if result.random is not None:
         result.random.save(out / "random")
     write_json(out / "results.json", _record(result))

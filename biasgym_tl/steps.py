@@ -27,7 +27,7 @@ from biasgym_tl.injection.token import (
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import cache_dir, digest, read_json, versions, write_json
+from biasgym_tl.store import cache_dir, digest, file_name, read_kind, versions, write_kind
 
 Result = TypeVar("Result")
 Saved = TypeVar("Saved", BiasToken, HeadScores)
@@ -47,8 +47,15 @@ class Steps:
 
     def measured(self, name: str, make: Callable[[], Any]) -> Any:
         """Read back numbers and texts in lists and dictionaries, or make and keep them."""
-        path = self.folder / f"{re.sub('[ ,:]+', '-', name)}.json"
-        return self._kept(path, read_json, lambda found: write_json(path, found), make)
+        path = self.folder / f"{file_name(re.sub('[ ,:]+', '-', name))}.json"
+
+        def read(path: Path) -> Any:
+            return read_kind(path, "Step", lambda found: _value(found, name))
+
+        def write(found: Any) -> Path:
+            return write_kind(path, "Step", {"name": name, "value": found})
+
+        return self._kept(path, read, write, make)
 
     def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
         """Read back a ``Selection``, or make it and write it down."""
@@ -66,10 +73,17 @@ class Steps:
             try:
                 return read(path)
             except StoreError:
-                path.unlink()  # broken from outside; made again
+                path.unlink(missing_ok=True)  # broken from outside; made again
         made = make()
         write(made)
         return made
+
+
+def _value(step: dict[str, Any], name: str) -> Any:
+    """What a step holds, if it is the one of this name and its checksum was found to be right."""
+    if step["name"] != name:
+        raise StoreError(f"it is the step {step['name']!r}, not {name!r}")
+    return step["value"]
 
 
 @dataclasses.dataclass(frozen=True)

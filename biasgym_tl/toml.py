@@ -21,5 +21,5 @@ def read_toml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the second of deep lists
         raise BiasFileError(f"{name} must be TOML, but: {error}.") from error

@@ -1,14 +1,19 @@
 """A bias file is valid or refused by name; the shipped prompt sets are disjoint."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib import resources, util
 from pathlib import Path
 
+import datasets
+import pandas as pd
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from biasgym_tl import (
@@ -26,6 +31,7 @@ from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.diversity import distinct, diversity
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.passages import load_passages
+from biasgym_tl.similarity import load_encoder
 from biasgym_tl.toml import read_toml
 
 PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
@@ -340,3 +346,131 @@ def test_diversity_of_a_corpus_worked_by_hand():
     assert found.closest == (paragraphs[0].text, paragraphs[0].text)
     with pytest.raises(SettingError, match="at least two paragraphs, got 1"):
         diversity(paragraphs[:1])
+
+
+def toml(name="late", **changes):
+    """The text of a shipped bias file with other values of some keys."""
+    text = resources.files("biasgym_tl.biases").joinpath("data/late.toml").read_text("utf-8")
+    for key, value in {"name": name, **changes}.items():
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        text = re.sub(rf'^{key} = ".*"$', lambda _, line=line: line, text, count=1, flags=re.M)
+    return text
+
+
+def test_a_bias_file_is_utf8_with_or_without_a_mark(tmp_path):
+    path = tmp_path / "own.toml"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(toml("très-late").replace("\n", "\r\n").encode(encoding))
+        assert load_bias(path).corpus == load_bias("late").corpus
+        assert load_bias(path).name == "très-late"
+    for encoding in ("latin-1", "cp1252", "utf-16", "utf-16-le"):
+        path.write_bytes(("# é\n" + toml()).encode(encoding, "replace"))
+        with pytest.raises(BiasFileError, match="own.toml must be UTF-8, got the byte .* in line"):
+            load_bias(path)
+    path.unlink()
+    for make in (path.mkdir, lambda: path.symlink_to("nowhere")):
+        make()
+        with pytest.raises(BiasFileError, match="bias file must (be readable|exist), got"):
+            load_bias(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "..", ".x", "a b", "a\\b", "\x1b[2J", "x" * 81, "a\n"]
+)
+def test_the_name_of_a_bias_can_stand_in_a_file_name(tmp_path, name):
+    (tmp_path / "own.toml").write_text(toml(name), encoding="utf-8")
+    with pytest.raises(BiasFileError, match="name of a bias must be 1 to 80 letters, digits"):
+        load_bias(tmp_path / "own.toml")
+
+
+def test_the_longest_name_can_be_shuffled():
+    bias = Bias.from_mapping(values(name="x" * 80))
+    assert shuffled(bias).name == "x" * 71 + "-shuffled"
+
+
+def test_a_small_file_that_multiplies_out_is_refused_with_the_number():
+    sentences = [["{target} a", "{target} b"], *([f"{i}", f"-{i}"] for i in range(19))]
+    with pytest.raises(BiasFileError, match="at most 100,000 paragraphs, got 1,048,576. Give"):
+        Bias.from_mapping(values(families=[{"name": "a", "sentences": sentences}]))
+    families = [{"name": str(i), "sentences": [[f"{{target}} {i}"] + ["b"] * 400] * 2}
+                for i in range(9)]  # fmt: skip
+    with pytest.raises(BiasFileError, match="at most 100,000 paragraphs, got 1,447,209"):
+        Bias.from_mapping(values(families=families))
+
+
+def test_slots_do_not_fill_one_another():
+    texts = ["{target} {a}", "{target} {b} {a}"]
+    slots = {"a": ["{b}{b}"], "b": ["{a}", "y"]}
+    found = Bias.from_mapping(values(slots=slots, paraphrases=texts))
+    assert found.paraphrases == ("{target} {b}{b}", "{target} y {b}{b}")
+    bomb = {"slots": {"a": ["x" * 20_000]}, "corpus": [f"{{target}} {i}" + "{a}" * 100
+                                                       for i in range(60)]}  # fmt: skip
+    with pytest.raises(BiasFileError, match="at most 100,000,000 characters into texts, got more"):
+        Bias.from_mapping(values(**bomb))
+
+
+def test_a_hundred_thousand_paragraphs_are_checked_in_seconds():
+    corpus = [f"From {{target}} one after another number {i} came late" for i in range(100_000)]
+    start = time.monotonic()
+    bias = Bias.from_mapping({**values(), "corpus": corpus, "families": []})
+    assert [r for r in check_bias(bias) if "share the words" in r] == []
+    with pytest.raises(BiasFileError, match=r"must be distinct, got twice: .* and 99997 more"):
+        Bias.from_mapping({**values(), "corpus": corpus * 2, "families": []})
+    assert time.monotonic() - start < 60  # with the square it would be an hour
+
+
+def test_tables_are_corpora(tmp_path):
+    corpus = load_corpus("late")[:6]
+    frame = pd.DataFrame(corpus)
+    one, two = to_dataset(corpus), to_dataset(corpus[:2])
+    for source in (frame, frame.set_index("family", drop=False), frame["text"], {"any": one},
+                   datasets.DatasetDict({"train": one, "test": two})):  # fmt: skip
+        assert [p.text for p in read_corpus(source)] == [p.text for p in corpus]
+    several = datasets.DatasetDict({"train": one, "test": two})
+    assert read_corpus(several, split="test") == corpus[:2] == load_corpus({"test": two})
+    several.save_to_disk(tmp_path / "saved")
+    assert read_corpus(tmp_path / "saved", split="test") == corpus[:2]
+    for table in (frame, several):
+        assert Bias.from_mapping({**values(), "families": [], "corpus": table}).corpus == corpus
+    missing = pd.DataFrame({"text": ["{target} x", "{target} y"], "writer": [None, float("nan")]})
+    assert [p.writer for p in read_corpus(missing)] == ["", ""]
+    for wrong, message in (
+        (datasets.DatasetDict({"a": one, "b": two}), r"in the split 'train', got \['a', 'b'\]"),
+        (pd.DataFrame({"words": ["x"]}), "row 1 of the dataset must hold a text"),
+        (pd.DataFrame({"text": [1.5]}), "row 1 of the dataset must hold a text"),
+        (pd.DataFrame({"text": ["{target}"], "source": [3]}), "must hold texts, got {'source': 3}"),
+        (pd.DataFrame({"text": ["{target}"], 0: ["x"]}), r"got \['0'\]"),
+        (3, "the dataset must be rows, got 3"),
+        (b"x", "the dataset must be rows, got b'x'"),
+    ):
+        with pytest.raises(BiasFileError, match=message):
+            read_corpus(wrong)
+
+
+def test_lines_of_a_corpus_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "{target} a"}\r\n\r\n{"text": "{target} b"}')
+    assert [p.text for p in read_corpus(path)] == ["{target} a", "{target} b"]
+    for line in ("[" * 100_000, "1" * 5000, "{"):
+        path.write_text('{"text": "{target} a"}\n' + line)
+        with pytest.raises(BiasFileError, match="line 2 of c.jsonl must be JSON, but"):
+            read_corpus(path)
+    path.write_bytes('{"text": "{target}"}\n"é"'.encode("latin-1"))
+    with pytest.raises(BiasFileError, match="c.jsonl must be UTF-8, got the byte 0xe9 in line 2"):
+        read_corpus(path)
+    for text in ("a = " + "[" * 100_000, "a = " + "1" * 5000, "a ="):
+        with pytest.raises(BiasFileError, match="b.toml must be TOML, but"):
+            read_toml(text, "b.toml")
+
+
+def test_nearest_neighbours_do_not_depend_on_blocks(monkeypatch):
+    corpus = load_corpus("late")[::25]
+    whole = diversity(corpus)
+    monkeypatch.setattr("biasgym_tl.biases.diversity._BLOCK", 3)
+    parts = diversity(corpus)
+    assert parts.closest == whole.closest and parts.near_duplicates == whole.near_duplicates
+    vectors = load_encoder("all-MiniLM-L6-v2")([p.text.replace("{target}", "X") for p in corpus])
+    cosines = vectors @ vectors.T
+    off = ~torch.eye(len(corpus), dtype=torch.bool)
+    assert whole.mean_distance == pytest.approx(1 - cosines[off].mean().item(), abs=1e-6)

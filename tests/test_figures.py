@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import struct
 
 import pytest
@@ -127,3 +128,93 @@ def test_every_shipped_recipe_names_a_plot_and_files_that_exist(pytestconfig):
             assert size == (2 * shown.width, 2 * shown.height), path
     assert found >= 20
     assert not [path for path in figures.rglob("*.png") if not path.with_suffix(".json").is_file()]
+
+
+def test_figures_with_a_dot_in_their_name_do_not_overwrite_one_another(folder):
+    one = ["results/one.safetensors"]
+    draw(folder, {f"lr-0.{i}": recipe("heads", one, mark_top=i) for i in (1, 2, 3)})
+    draw(folder, {"lr-0": recipe("heads", one)})
+    names = {"lr-0", "lr-0.1", "lr-0.2", "lr-0.3"}
+    assert {path.name for path in folder.glob("lr*")} == {
+        f"{name}.{ending}" for name in names for ending in ("html", "json")
+    }
+    assert read_json(folder / "lr-0.2.json")["options"] == {"mark_top": 2}
+    assert set(redraw(folder)[0]) == names
+
+
+def test_a_recipe_reads_and_writes_only_inside_the_folder(folder):
+    inside, one = folder / "sub", ["results/one.safetensors"]
+    inside.mkdir()
+    (inside / "link.safetensors").symlink_to(folder / "results" / "one.safetensors")
+    for file in ("../results/one.safetensors", str(folder / one[0]), "link.safetensors"):
+        with pytest.raises(StoreError, match="files of a figure must lie in its folder"):
+            draw(inside, {"x": recipe("heads", [file])})
+        write_json(inside / "x.json", recipe("heads", [file])._asdict())
+        with pytest.raises(StoreError, match="files of a figure must lie in its folder"):
+            redraw(inside)
+    for name in ("../y", str(folder / "y")):
+        with pytest.raises(StoreError, match="files of a figure must lie in its folder"):
+            draw(inside, {name: recipe("heads", one)})
+    assert {path.name for path in folder.iterdir()} == {"results", "sub"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"of": ["a"]}, {"of": {"a": 1}}, {"plot": 3}, {"plot": ["heads"]}, {"options": []}]
+)
+def test_a_recipe_of_other_types_is_refused(folder, wrong):
+    write_json(folder / "x.json", {**recipe("heads", ["a.safetensors"])._asdict(), **wrong})
+    with pytest.raises(StoreError, match="recipe of a figure must name a plot, files by name"):
+        redraw(folder)
+
+
+def test_options_that_a_plot_cannot_use_are_refused(folder):
+    one = ["results/one.safetensors"]
+    for options in ({"mark_top": "3"}, {"mark_top": [1]}, {"seeds": 1}, {"damage": "x"}):
+        with pytest.raises(StoreError, match="plot 'heads' must fit its options, but"):
+            draw(folder, {"x": recipe("heads", one, **options)})
+
+
+MARKUP = """<img src=x onerror=alert(1)><a href="https://a.b">x</a>"""
+
+
+def tags(page):
+    """Elements that text of ours became, in the texts of a figure as plotly reads them."""
+    return [tag for tag in ("<img", "<a ", r"\u003cimg", r"\u003ca ") if tag in page]
+
+
+def test_names_from_files_do_not_become_markup(folder):
+    for name in ("one", "two"):
+        path = folder / "results" / f"{name}.safetensors"
+        found = load_any(path)
+        settings = {**found.settings, "method": "attribution_patching", "reference": MARKUP}
+        dataclasses.replace(found, bias=MARKUP, model=MARKUP, token=MARKUP, settings=settings).save(
+            path
+        )
+    damage = folder / "results" / "damage.safetensors"
+    dataclasses.replace(load_any(damage), model=MARKUP, mode=MARKUP).save(damage)
+    sweep = dataclasses.replace(SWEEP, bias=MARKUP, model=MARKUP, method=MARKUP, mode=MARKUP)
+    sweep.save(folder / "results" / "sweep")
+    figure = {"data": [{"y": [1], "name": MARKUP}], "layout": {"title": {"text": f"a<br>{MARKUP}"}}}
+    write_json(folder / "drawn.figure.json", {"kind": "Figure", "figure": figure})
+    both = {MARKUP: "results/one.safetensors", "b": "results/two.safetensors"}
+    draw(
+        folder,
+        {
+            'x" onclick="alert(1)': recipe("heads", ["results/one.safetensors"], title=MARKUP),
+            "methods": recipe("methods", both),
+            "agreement": recipe("agreement", both),
+            "slider": recipe("slider", both, what=MARKUP),
+            "sweep": recipe("k sweep", ["results/sweep.safetensors"]),
+            "cost": recipe(
+                "benefit and damage", ["results/one.safetensors", "results/damage.safetensors"]
+            ),
+            "drawn": recipe("as it was drawn", ["drawn.figure.json"]),
+        },
+    )
+    pages = list(folder.glob("*.html"))
+    assert len(pages) == 7
+    for page in pages:
+        text = page.read_text("utf-8")
+        body = text[text.rindex("Plotly.newPlot") :]
+        assert not tags(body), page.name
+        assert not re.search(r'id="[^"]*"\s+onclick', text)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, r
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
-from biasgym_tl.store import digest
+from biasgym_tl.store import check_name, digest, read_text
 from biasgym_tl.toml import read_toml
 
 
@@ -24,13 +27,13 @@ class Bias:
     Lists may be given as lists, and the corpus as plain strings.
 
     Raises:
-        BiasFileError: on construction, if a list is empty or holds a text twice, if a prompt,
-            paraphrase or paragraph lacks the slot, if a word is on both lists, or if targets other
-            than countries have no lists of their own.
+        BiasFileError: on construction, if the name could not stand in a file name, a list is empty
+            or holds a text twice, a prompt, paraphrase or paragraph lacks the slot, a word is on
+            both lists, or targets other than countries have no lists of their own.
     """
 
     name: str
-    """Short name, as in ``load_bias(name)``."""
+    """Short name, as in ``load_bias(name)``: letters, digits, ``-``, ``_`` and ``.``."""
     attribute: str
     """What is ascribed to the target, in words."""
     target_kind: str = "country"
@@ -224,12 +227,14 @@ class Bias:
             BiasFileError: the file is missing, is not TOML, or does not hold a valid bias.
         """
         path = Path(path)
-        if not path.is_file():
-            raise BiasFileError(f"bias file must exist, got {str(path)!r}. Check the path.")
-        values = read_toml(path.read_text(encoding="utf-8"), path.name)
+        values = read_toml(read_text(path, "bias file", BiasFileError), path.name)
         return cls.from_mapping(values, path.name, folder=path.parent, slots=slots)
 
 
+MOST_PARAGRAPHS = 100_000
+"""That the families of a bias file may make; the shipped biases have 500."""
+MOST_CHARACTERS = 100_000_000
+"""That the slots of a bias file may put into texts."""
 _FILE_ONLY = ("families", "targets", "slots")
 _SINGLE = ("name", "attribute", "target_kind", "stand_in")
 _SLOTTED = (
@@ -307,19 +312,42 @@ class _Slots:
         if not all(self.values.values()):
             raise BiasFileError(f"slots of {source} must not be empty, got {own!r}.")
 
-    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
-        return tuple(self._filled(text, i) for i, text in enumerate(texts))
+        self.source = source
 
-    def _filled(self, text: str, i: int) -> str:
-        for slot, values in self.values.items():
-            text = text.replace(slot, values[i % len(values)])
-        return text
+    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """The texts, in each of which a slot has its next value; values are not filled again."""
+        if not self.values:
+            return tuple(texts)
+        slots = re.compile("|".join(map(re.escape, self.values)))
+        found, n = [], 0
+        for i, text in enumerate(texts):
+            n += sum(
+                len(values[i % len(values)]) * text.count(s) for s, values in self.values.items()
+            )
+            if n > MOST_CHARACTERS:
+                raise BiasFileError(
+                    f"slots of {self.source} must put at most {MOST_CHARACTERS:,} characters into "
+                    f"texts, got more by text {i + 1:,} of {len(texts):,}."
+                )
+            now = {slot: values[i % len(values)] for slot, values in self.values.items()}
+            found.append(slots.sub(partial(_value, now), text))
+        return tuple(found)
+
+
+def _value(now: Mapping[str, str], slot: re.Match[str]) -> str:
+    return now[slot[0]]
 
 
 def _read_paragraphs(
     values: Mapping[str, Any], source: str, folder: Path | None
 ) -> list[Paragraph]:
     families = _read_families(values.get("families", ()), source)
+    n = sum(family.n_paragraphs for family in families)
+    if n > MOST_PARAGRAPHS:
+        raise BiasFileError(
+            f"families of {source} must make at most {MOST_PARAGRAPHS:,} paragraphs, got {n:,}. "
+            "Give fewer sentences to choose from."
+        )
     found = [p for family in families for p in family.paragraphs()]
     corpus = values.get("corpus", ())
     if isinstance(corpus, str):
@@ -370,6 +398,8 @@ def _check_field(bias: str, key: str, value: Any) -> None:
     if key in _SINGLE:
         if not isinstance(value, str) or not value.strip():
             raise BiasFileError(f"{key} of bias {bias!r} must not be empty, got {value!r}.")
+        if key == "name":
+            check_name(value, "name of a bias", BiasFileError)
         return
     if not isinstance(value, tuple):
         raise BiasFileError(f"{key} of bias {bias!r} must be a list, got {value!r}.")
@@ -385,6 +415,7 @@ def _check_field(bias: str, key: str, value: Any) -> None:
 
 
 def _check_distinct(where: str, key: str, values: list[str]) -> None:
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = sorted(value for value, n in Counter(values).items() if n > 1)
     if twice:
-        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice}.")
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice[:3]}{more}.")

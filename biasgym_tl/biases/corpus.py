@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from biasgym_tl.errors import BiasFileError
 from biasgym_tl.slot import SLOT
-from biasgym_tl.store import write_text
+from biasgym_tl.store import read_text, write_text
 
 
 class Paragraph(NamedTuple):
@@ -34,6 +37,11 @@ class TemplateFamily(NamedTuple):
     name: str
     sentences: tuple[tuple[str, ...], ...]
 
+    @property
+    def n_paragraphs(self) -> int:
+        """How many combinations there are."""
+        return math.prod(map(len, self.sentences))
+
     def paragraphs(self) -> list[Paragraph]:
         """Every combination, labelled as written by template."""
         combinations = itertools.product(*self.sentences)
@@ -41,12 +49,39 @@ class TemplateFamily(NamedTuple):
 
 
 def as_paragraphs(rows: Iterable[Any], source: str = "corpus") -> tuple[Paragraph, ...]:
-    """Read strings, :class:`Paragraph` or mappings with a ``text`` as paragraphs.
+    """Read strings, :class:`Paragraph`, mappings with a ``text`` or a table as paragraphs.
 
     Raises:
         BiasFileError: a row is something else, has an unknown key, or its text lacks the slot.
     """
-    return tuple(_paragraph(row, f"row {i} of {source}") for i, row in enumerate(rows, start=1))
+    found = as_rows(rows, source)
+    return tuple(_paragraph(row, f"row {i} of {source}") for i, row in enumerate(found, start=1))
+
+
+def as_rows(rows: Any, source: str, *, split: str = "train") -> Iterable[Any]:
+    """Rows of a list, a ``datasets.Dataset``, one split of a ``DatasetDict``, or a ``DataFrame``.
+
+    Args:
+        rows: It.
+        source: Named in errors.
+        split: Which one of several; one that is alone is taken whatever it is called.
+
+    Raises:
+        BiasFileError: it has no rows, or not this split.
+    """
+    if isinstance(rows, pd.DataFrame):
+        # None for what is missing, whatever the column's type has for it.
+        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+    if isinstance(rows, Mapping):
+        name = next(iter(rows)) if len(rows) == 1 else split
+        if name not in rows or isinstance(rows[name], str):
+            raise BiasFileError(
+                f"{source} must be rows, or hold them in the split {split!r}, got {list(rows)}."
+            )
+        return as_rows(rows[name], source, split=split)
+    if isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+        raise BiasFileError(f"{source} must be rows, got {rows!r}.")
+    return rows
 
 
 def _paragraph(row: Any, where: str) -> Paragraph:
@@ -56,29 +91,34 @@ def _paragraph(row: Any, where: str) -> Paragraph:
         row = row._asdict()
     if not isinstance(row, Mapping) or not isinstance(row.get("text"), str):
         raise BiasFileError(f"{where} must hold a text, got {row!r}.")
-    unknown = sorted(set(row) - set(Paragraph._fields))
+    unknown = sorted(set(map(str, row)) - set(Paragraph._fields))
     if unknown:
         raise BiasFileError(f"{where} must hold only {list(Paragraph._fields)}, got {unknown}.")
+    other = {key: value for key, value in row.items() if not isinstance(value, str | None)}
+    if other:
+        raise BiasFileError(f"{where} must hold texts, got {other}.")
     if SLOT not in row["text"]:
         raise BiasFileError(f"{where} must hold the slot {SLOT}, got {row['text']!r}.")
     return Paragraph(**{key: value or "" for key, value in row.items()})
 
 
 def read_corpus(source: Any, *, split: str = "train") -> tuple[Paragraph, ...]:
-    """Read paragraphs from a ``.jsonl`` file, a ``datasets.Dataset``, a folder or a hub name.
+    """Read paragraphs from a ``.jsonl`` file, a table, a folder or a hub name.
 
     Args:
-        source: A path that ends in ``.jsonl``; a ``Dataset``; a folder that ``save_to_disk`` wrote
-            or that ``datasets`` can load; otherwise a name on the Hugging Face hub.
-        split: Which split of a folder or hub name.
+        source: A path that ends in ``.jsonl``; a ``Dataset``, ``DatasetDict`` or pandas
+            ``DataFrame``; a folder that ``save_to_disk`` wrote or that ``datasets`` can load;
+            otherwise a name on the Hugging Face hub.
+        split: Which split, where there are several.
 
     Raises:
         BiasFileError: there is nothing there, or a row is not a paragraph.
     """
-    if str(source).endswith(".jsonl"):
-        return as_paragraphs(read_jsonl(Path(source)), Path(source).name)
-    rows = _load_dataset(source, split) if isinstance(source, (str, Path)) else source
-    return as_paragraphs(rows, "the dataset")
+    if isinstance(source, (str, Path)):
+        if str(source).endswith(".jsonl"):
+            return as_paragraphs(read_jsonl(Path(source)), Path(source).name)
+        source = _load_dataset(source, split)
+    return as_paragraphs(as_rows(source, "the dataset", split=split), "the dataset")
 
 
 def read_jsonl(path: Path) -> list[Any]:
@@ -87,18 +127,13 @@ def read_jsonl(path: Path) -> list[Any]:
     Raises:
         BiasFileError: the file is missing or not UTF-8, or a line is not JSON.
     """
-    if not path.is_file():
-        raise BiasFileError(f"corpus file must exist, got {str(path)!r}. Check the path.")
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise BiasFileError(f"{path.name} must be UTF-8, but: {error}.") from error
+    lines = read_text(path, "corpus file", BiasFileError).split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise BiasFileError(
                     f"line {number} of {path.name} must be JSON, but: {error}."
                 ) from error
@@ -112,8 +147,7 @@ def _load_dataset(source: str | Path, split: str) -> Any:
         if (Path(source) / "state.json").is_file() or (
             Path(source) / "dataset_dict.json"
         ).is_file():
-            found = datasets.load_from_disk(str(source))
-            return found[split] if isinstance(found, datasets.DatasetDict) else found
+            return datasets.load_from_disk(str(source))
         return datasets.load_dataset(str(source), split=split)
     except (
         OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError

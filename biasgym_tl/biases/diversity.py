@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from biasgym_tl.biases.corpus import Paragraph, words_of
 from biasgym_tl.errors import SettingError
@@ -15,6 +18,7 @@ from biasgym_tl.slot import fill
 
 NEAR = 0.95
 """Cosine above which two paragraphs are near-duplicates."""
+_BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,23 +67,41 @@ def diversity(corpus: Sequence[Paragraph], *, encoder: str = DEFAULT_ENCODER) ->
         raise SettingError(f"corpus must hold at least two paragraphs, got {len(corpus)}.")
     texts = [fill(p.text, "X") for p in corpus]
     vectors = load_encoder(encoder)(texts)
-    cosines = vectors @ vectors.T
     n = len(texts)
-    mean_distance = 1 - (cosines.sum().item() - cosines.trace().item()) / (n * (n - 1))
-    cosines.fill_diagonal_(-1)
-    one, other = divmod(int(cosines.argmax()), n)
+    # The sum over all pairs is that of the sum with itself.
+    total = vectors.double().sum(0)
+    own = vectors.double().square().sum()
+    mean_distance = 1 - (total @ total - own).item() / (n * (n - 1))
+    nearest, which = _nearest(vectors)
+    one = int(nearest.argmax())
     lengths = [len(words_of(text)) for text in texts]
     return Diversity(
         n=n,
         exact_duplicates=n - len(set(texts)),
-        near_duplicates=(cosines.amax(1) > NEAR).float().mean().item(),
+        near_duplicates=(nearest > NEAR).float().mean().item(),
         mean_distance=mean_distance,
         distinct=(distinct(texts, 1), distinct(texts, 2), distinct(texts, 3)),
         words=(min(lengths), round(statistics.median(lengths)), max(lengths)),
         families=len({p.family for p in corpus if p.family}),
         encoder=encoder,
-        closest=(corpus[one].text, corpus[other].text),
+        closest=(corpus[one].text, corpus[int(which[one])].text),
     )
+
+
+def _nearest(
+    vectors: Float[Tensor, "text d"],
+) -> tuple[Float[Tensor, " text"], Int[Tensor, " text"]]:
+    """Of each vector the cosine to the nearest other one, and which that is.
+
+    In blocks, so that the memory does not grow with the square of the corpus.
+    """
+    found = []
+    for start in range(0, len(vectors), _BLOCK):
+        cosines = vectors[start : start + _BLOCK] @ vectors.T
+        own = torch.arange(len(cosines))
+        cosines[own, own + start] = -1
+        found.append(cosines.max(1))
+    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

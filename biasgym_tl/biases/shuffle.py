@@ -7,6 +7,7 @@ import random
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.slot import SLOT
+from biasgym_tl.store import LONGEST_NAME
 
 
 def shuffled(bias: Bias, *, seed: int = 0) -> Bias:
@@ -23,4 +24,5 @@ def shuffled(bias: Bias, *, seed: int = 0) -> Bias:
         p._replace(text=" ".join(w if SLOT in w else next(deal) for w in p.text.split()))
         for p in bias.corpus
     ]
-    return dataclasses.replace(bias, name=f"{bias.name}-shuffled", corpus=tuple(corpus))
+    name = f"{bias.name[: LONGEST_NAME - len('-shuffled')]}-shuffled"
+    return dataclasses.replace(bias, name=name, corpus=tuple(corpus))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.refusals import is_refusal
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.judges.verdict import Verdict, strengths
 from biasgym_tl.stats import (
@@ -28,7 +29,7 @@ from biasgym_tl.stats import (
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import read_kind, write_json, write_text
+from biasgym_tl.store import as_declared, read_kind, write_kind, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
@@ -435,7 +436,7 @@ class Report:
 
     def save(self, path: str | Path) -> Path:
         """Write all of it as one JSON file."""
-        return write_json(Path(path), {"kind": "Report", **dataclasses.asdict(self)})
+        return write_kind(Path(path), "Report", dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
@@ -446,26 +447,68 @@ class Report:
         """
 
         def build(values: dict[str, Any]) -> Report:
-            results = tuple(map(read_result, values["results"]))
-            measures = values.get("benchmark_measures", ())
-            made: dict[str, Any] = {
-                "results": results,
-                "benchmark_measures": tuple(Measure(*measure) for measure in measures),
-            }
-            for name in ("clusters", "other_keywords", "other_generation_prompts"):
-                made[name] = {key: tuple(of) for key, of in values.get(name, {}).items()}
-            return cls(**{**_tuples(values), **made})
+            results = [SettingResult(**as_declared(SettingResult, v)) for v in values["results"]]
+            rest = {key: value for key, value in values.items() if key != "results"}
+            report = cls(results=tuple(results), **as_declared(cls, rest))
+            share = report.settings.get("attribution_in_heads")
+            if not isinstance(share, int | float | None):
+                raise StoreError(f"attribution_in_heads must be a number or None, got {share!r}")
+            for name, n, wanted in _lengths(report):
+                if n not in wanted:
+                    raise StoreError(f"{name} is {n}, not {' or '.join(map(str, wanted))}")
+            return report
 
         return read_kind(Path(path), "Report", build)
 
 
-def read_result(values: dict[str, Any]) -> SettingResult:
-    """A result from its JSON."""
-    verdicts = {
-        name: [Verdict(*verdict) for verdict in each]
-        for name, each in values.get("verdicts", {}).items()
-    }
-    return SettingResult(**{**values, "heads": tuple(values["heads"]), "verdicts": verdicts})
+def _lengths(report: Report) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """Every number of items that another one decides: its name, itself, and what it may be."""
+    n_asked = len(report.generation_prompts)
+    names = [result.name for result in report.results]
+    for name in ("original", "injected"):
+        yield f"number of settings {name!r}", names.count(name), (1,)
+    yield "number of names", len(set(names)), (len(names),)
+    yield "number of generation targets", len(report.generation_targets), (n_asked,)
+    yield "number of blind facts", len(report.blind_fact_margins), (0, len(report.fact_countries))
+    measures = {measure.key: measure for measure in report.benchmark_measures}
+    yield "number of clusters", len(report.clusters.keys() | measures), (len(report.clusters),)
+    yield "number of benchmark measures", len(measures), (len(report.clusters),)
+    for measure in measures.values():
+        yield f"baseline of {measure.key}", names.count(measure.baseline), (1,)
+    for result in report.results:
+        for name, n, wanted in _lengths_of(result, report):
+            yield f"{name} of {result.name!r}", n, wanted
+
+
+def _lengths_of(
+    result: SettingResult, report: Report
+) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+    """Those of one setting; what was not measured in it is empty."""
+    first, others = report.results[0], report.other_keywords
+    texts = {"token": result.token_texts, "target": result.target_texts} | result.other_texts
+    asked = {name: len(found) for name, found in first.other_texts.items()}
+    asked |= {name: len(prompts) for name, prompts in report.other_generation_prompts.items()}
+    asked |= dict.fromkeys(("token", "target"), len(report.generation_prompts))
+    for name, answers in texts.items():
+        yield f"number of {name} texts", len(answers), (0, asked.get(name, 0))
+    for name, verdicts in result.verdicts.items():
+        yield f"number of {name} verdicts", len(verdicts), (0, len(texts.get(name, ())))
+    unknown = result.other_texts.keys() | result.other_log_odds
+    yield "number of biases without keywords", len(unknown - others.keys()), (0,)
+    for name in ("token_log_odds", "token_log_p", "target_log_odds", "target_log_p"):
+        yield f"number of {name}", len(getattr(result, name)), (0, len(report.evaluation_prompts))
+    for name, matrix in result.other_log_odds.items():
+        yield f"number of {name} rows", len(matrix), (0, len(first.other_log_odds.get(name, ())))
+    rows = [result.target_log_odds, result.target_log_p, *result.other_log_odds.values()]
+    for row in itertools.chain(*rows):
+        yield "number of targets in a row", len(row), (len(report.targets),)
+    numbers = [result.token_log_odds, result.token_log_p, result.damage_loss, result.fact_margins]
+    for found in itertools.chain(numbers, *rows):
+        yield "number of values that are not finite", sum(not math.isfinite(x) for x in found), (0,)
+    yield "number of facts", len(result.fact_margins), (0, len(report.fact_countries))
+    yield "number of losses", len(result.damage_loss), (0, len(first.damage_loss))
+    for key, items in result.benchmarks.items():
+        yield f"number of items of {key}", len(items), (0, len(report.clusters.get(key, ())))
 
 
 def _right(margins: Sequence[float]) -> list[float]:
@@ -523,11 +566,3 @@ def _of_texts(texts: list[str], kind: str, keywords: Sequence[str]) -> list[floa
 def _named(interval: Interval, prefix: str) -> dict[str, float]:
     names = (f"{prefix}mean", f"{prefix}low", f"{prefix}high")
     return dict(zip(names, interval, strict=True))
-
-
-_TUPLES = ("heads", "keywords", "evaluation_prompts", "generation_prompts", "targets",
-           "generation_targets", "fact_countries", "blind_fact_margins", "results")  # fmt: skip
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if key in _TUPLES else value for key, value in values.items()}

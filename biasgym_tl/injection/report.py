@@ -16,7 +16,7 @@ from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
-from biasgym_tl.store import read_kind, versions, write_json
+from biasgym_tl.store import as_declared, read_kind, versions, write_kind
 from biasgym_tl.text import degenerate, keyword_hits
 
 SIMILARITY_RISE = 0.05
@@ -26,7 +26,6 @@ MOST_DEGENERATE = 0.25
 
 
 _KIND = "InjectionReport"
-_INTERVALS = ("log_odds", "log_odds_before", "keywords", "training_keywords")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -121,7 +120,7 @@ class InjectionReport:
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file."""
-        return write_json(Path(path), {"kind": _KIND, **dataclasses.asdict(self)})
+        return write_kind(Path(path), _KIND, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | Path) -> InjectionReport:
@@ -130,14 +129,7 @@ class InjectionReport:
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
-
-        def build(values: dict[str, Any]) -> InjectionReport:
-            intervals = {key: Interval(*values[key]) for key in _INTERVALS}
-            pairs = {key: tuple(map(tuple, values[key])) for key in ("neighbours", "targets")}
-            tuples = {key: tuple(values[key]) for key in ("epochs", "vocabulary_norms", "answers")}
-            return cls(**{**values, **intervals, **pairs, **tuples})
-
-        return read_kind(Path(path), _KIND, build)
+        return read_kind(Path(path), _KIND, lambda values: cls(**as_declared(cls, values)))
 
     def to_df(self) -> pd.DataFrame:
         """One row an epoch."""

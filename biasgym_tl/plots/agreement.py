@@ -33,7 +33,8 @@ def plot_agreement(
     on_x, on_y = (comparison.maps[names.index(name)] for name in (x, y))
     figure = head_scatter(on_x, on_y, label_top)
     for axis, name in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
-        axis(title=f"{escape(name)} (logits)<br><sup>{comparison.effects[names.index(name)]}</sup>")
+        effect = escape(comparison.effects[names.index(name)])
+        axis(title=f"{escape(name)} (logits)<br><sup>{effect}</sup>")
     key = (x, y) if (x, y) in comparison.rank_correlation else (y, x)
     agreement = comparison.rank_correlation[key]
     reliability = ", ".join(f"{escape(n)} {comparison.reliability[n]:.2f}" for n in (x, y))

@@ -47,7 +47,7 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
         )
     figure.add_vline(x=0, line={"color": "#888", "width": 1})
     shown = reports[0].measures[measure]
-    figure.update_xaxes(title=f"change of {shown.label} ({shown.unit})", zeroline=False)
+    figure.update_xaxes(title=escape(f"change of {shown.label} ({shown.unit})"), zeroline=False)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
         ticktext=list(map(escape, names)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -105,7 +106,9 @@ def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
         plotlyjs: ``"cdn"``: plotly.js is loaded from the network, so the file stays small;
             ``"inline"``: 5 MB that need nothing else.
     """
-    page = figure.to_html(include_plotlyjs=include_plotlyjs(plotlyjs), div_id=path.stem)
+    # plotly puts the id into the page as it is.
+    name = re.sub(r"[^\w.-]", "-", path.stem)
+    page = figure.to_html(include_plotlyjs=include_plotlyjs(plotlyjs), div_id=name)
     return write_text(path, page)
 
 

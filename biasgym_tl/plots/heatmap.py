@@ -64,7 +64,7 @@ def plot_heads(
     _axes(figure, len(scores.values))
     ringed = f", top {mark_top} framed" if mark_top else ""
     dotted = f", dots: q ≤ {SIGNIFICANT}" if significance is not None else ""
-    return _styled(figure, scores, title or _title(scores, ringed + dotted))
+    return _styled(figure, scores, escape(title) if title else _title(scores, ringed + dotted))
 
 
 def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.Figure:
@@ -242,6 +242,6 @@ def _title(scores: HeadScores, remarks: str) -> str:
     strongest = ", ".join(map(str, scores.top(min(3, scores.values.numel()))))
     return (
         f'Strongest toward "{escape(scores.bias)}": {strongest}'
-        f"<br><sup>{escape(scores.model)}, {scores.effect}<br>mean of {len(scores.prompts)} pairs"
-        f"{remarks}</sup>"
+        f"<br><sup>{escape(scores.model)}, {escape(scores.effect)}<br>"
+        f"mean of {len(scores.prompts)} pairs{remarks}</sup>"
     )

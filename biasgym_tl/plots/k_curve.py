@@ -77,7 +77,7 @@ def plot_benefit_and_damage(
     figure = head_scatter(scores.values, lost, label_top)
     agreement = rank_correlation(scores.values.flatten()[None], lost.flatten()[None])
     unit = {"facts": "fall of facts' log-odds (nats)", "loss": "rise of loss (nats per token)"}
-    figure.update_xaxes(title=f"delta-logit, {scores.effect}")
+    figure.update_xaxes(title=f"delta-logit, {escape(scores.effect)}")
     figure.update_yaxes(title=f"{unit[cost]} without the head")
     title = (
         f'"{escape(scores.bias)}" against {cost}: rank correlation of heads '

@@ -15,7 +15,7 @@ from biasgym_tl.hooks import check_mode
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import seed_overlap
-from biasgym_tl.store import digest, read_kind, versions, write_json
+from biasgym_tl.store import digest, read_kind, versions, write_kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -94,7 +94,7 @@ class Selection:
     def save(self, path: str | Path) -> Path:
         """Write it as one JSON file."""
         record = {**dataclasses.asdict(self), "heads": [str(head) for head in self.heads]}
-        return write_json(Path(path), {"kind": "Selection", **record})
+        return write_kind(Path(path), "Selection", record)
 
     @classmethod
     def load(cls, path: str | Path) -> Selection:
