@@ -6,9 +6,9 @@ from pathlib import Path
 import biasgym_tl
 
 ROOMS = (
-    "errors", "slot", "heads", "store", "stats", "toml", "lens", "families", "packaged", "model",
-    "prompts", "added_row", "passages", "hooks", "text", "instructions", "similarity", "api",
-    "biases", "benchmarks", "judges", "elicitation", "injection", "scoping",
+    "errors", "slot", "spelling", "heads", "store", "stats", "toml", "lens", "families", "packaged",
+    "model", "prompts", "added_row", "passages", "hooks", "text", "instructions", "similarity",
+    "endpoint", "api", "biases", "benchmarks", "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "run", "assessment", "console", "cli", "__init__",
 )  # fmt: skip

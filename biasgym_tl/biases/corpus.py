@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.errors import BiasFileError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain
 from biasgym_tl.store import write_text
 
 
@@ -138,7 +139,7 @@ def write_jsonl(rows: Iterable[Any], path: str | Path) -> Path:
 
 def words_of(text: str) -> list[str]:
     """Words in lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
+    return re.findall(r"[\w']+", plain(text).lower())
 
 
 def to_dataset(paragraphs: Iterable[Paragraph]) -> Any:

@@ -23,6 +23,7 @@ from biasgym_tl.biases.corpus import Paragraph, read_jsonl, write_jsonl
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ApiError, BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain, whole_words
 from biasgym_tl.store import digest
 
 FEWEST_WORDS, MOST_WORDS = 8, 100
@@ -372,8 +373,8 @@ def _named_group(text: str, bias: Bias) -> bool:
     """As far as lists go: countries of the package, targets of the bias, continents, religions."""
     names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
     names |= {*bias.targets("fitting"), *bias.targets("held-out"), *_OTHER_GROUPS}
-    pattern = "|".join(map(re.escape, sorted(names)))
-    return re.search(rf"(?<!\w)(?:{pattern})s?(?!\w)", text) is not None
+    names |= {f"{name}s" for name in names}
+    return whole_words(names, any_case=False).search(plain(text)) is not None
 
 
 def _is_text(text: str) -> bool:
@@ -386,7 +387,7 @@ def _is_text(text: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(re.findall(r"\w+", plain(text).lower()))
 
 
 def _list_schema(key: str, item: dict[str, Any]) -> dict[str, Any]:
