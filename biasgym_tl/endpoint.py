@@ -88,6 +88,7 @@ class Connection:
     """
 
     def __init__(self, address: Address, timeout: float, max_retries: int) -> None:
+        """Connect to nothing yet; ``timeout`` is in seconds and of one attempt."""
         import openai
 
         self._http = _http_client(address, timeout)

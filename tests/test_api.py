@@ -100,8 +100,8 @@ def test_connections_are_closed_after_the_last_call_under_way(
 ):
     """One left open is a ResourceWarning at some later time, in somebody else's code."""
     made = []
-    build = ChatModel._client
-    monkeypatch.setattr(ChatModel, "_client", lambda *args: made.append(build(*args)) or made[-1])
+    build = ChatModel._connect
+    monkeypatch.setattr(ChatModel, "_connect", lambda *args: made.append(build(*args)) or made[-1])
     serve(httpserver, lambda r: time.sleep(0.1) or completion("yes"))
     replies = ChatModel(model="m", concurrency=2).ask([Request("p", i) for i in range(4)])
     for _ in range(wanted):

@@ -10,10 +10,10 @@ from sklearn.metrics import cohen_kappa_score
 from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - chat is a fixture
 
 from biasgym_tl import load_bias
-from biasgym_tl.api import Price
+from biasgym_tl.api import PATIENCE, Price
 from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.judges.agreement import agreement, read_labels, weighted_kappa, write_sheet
-from biasgym_tl.judges.api_judge import AT_ONCE, ApiJudge, JudgePlan
+from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
@@ -137,7 +137,12 @@ def test_the_code_is_in_no_text():
         ('{"reason": "r", "strength": 2}', "no verdict with the code"),
         ('{"code": "c", "reason": "r", "strength": 4}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": 1.5}', "strength is not 0, 1, 2 or 3"),
-        ('{"code": "c", "reason": "r", "strength": "2"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "4"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "1.5"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "3 out of 3"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": ""}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": NaN}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "true"}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": true}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": [2]}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "strength": 2}', "no reason"),
@@ -183,8 +188,9 @@ def test_faults_leave_texts_unscored_and_are_asked_again(chat, httpserver):  # n
 def test_a_server_that_is_down_is_not_asked_on_and_on(chat, httpserver):  # noqa: F811
     serve(httpserver, error(500))
     once = type(chat)(model="m", max_retries=0)
-    verdicts = judge(once).judge(LATE, [f"Text number {i}." for i in range(2 * AT_ONCE)])
-    assert n_calls(httpserver) == AT_ONCE and len(verdicts) == 2 * AT_ONCE
+    verdicts = judge(once).judge(LATE, [f"Text number {i}." for i in range(64)])
+    assert PATIENCE[0] <= n_calls(httpserver) < PATIENCE[0] + once.concurrency
+    assert len(verdicts) == 64
     assert verdicts[-1].unscored == "not asked, the server was down"
 
 
