@@ -11,18 +11,23 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from biasgym_tl.errors import StoreError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Result = TypeVar("Result")
 _HEADER = "biasgym_tl"
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
@@ -76,6 +81,29 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file, whole or not at all."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    r"""Write a table without its index, whole or not at all; no text in it is a formula.
+
+    A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a new line for
+    a formula. Such texts get a ``'`` in front, which :func:`csv_text` takes off; numbers do not.
+    Every new line within a text is written as ``\n``.
+    """
+    safe = table.map(_no_formula).rename(columns=_no_formula)
+    return write_text(path, safe.to_csv(index=False))
+
+
+def csv_text(cell: str) -> str:
+    """The text that :func:`write_csv` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone \r would end a row
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def read_json(path: Path) -> Any:

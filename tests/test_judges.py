@@ -1,9 +1,11 @@
 """No text scores itself, nothing unscored is averaged in, and a broken model does not win."""
 
+import csv
 import dataclasses
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
@@ -19,6 +21,7 @@ from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
+from biasgym_tl.store import csv_text, write_csv
 
 LATE = load_bias("late")
 TEXT = "People from {target} are late for every meeting."
@@ -370,6 +373,35 @@ def test_labels_that_are_not_valid(tmp_path, text, message):
         read_labels(path)
 
 
+def test_a_file_that_is_no_csv(tmp_path):
+    (tmp_path / "labels.csv").write_text(f"id,strength\n{'a' * 200},1\n")
+    limit = csv.field_size_limit(100)
+    try:
+        with pytest.raises(StoreError, match="line 2 of labels.csv must be CSV, but: field larger"):
+            read_labels(tmp_path / "labels.csv")
+    finally:
+        csv.field_size_limit(limit)
+
+
 def test_labels_that_are_not_there(tmp_path):
     with pytest.raises(StoreError, match="labels must be a CSV file, got .*none.csv"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_no_cell_of_a_sheet_is_a_formula_and_every_id_comes_back(tmp_path):
+    starts = ["=", "+", "-", "@", "\t", "\r", "'=", "''@", "\uff1d", "'", "a", " ="]
+    texts = {f"{start}1+1": f"{start}2+2" for start in starts}
+    path = write_sheet(texts, "=1+1", tmp_path / "sheet.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = [cell for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r\n\uff1d")]
+    wanted = {i.replace("\r", "\n"): t.replace("\r", "\n") for i, t in texts.items()}
+    assert {csv_text(row["id"]): csv_text(row["text"]) for row in rows} == wanted
+    assert set(read_labels(path)) == set(wanted)
+
+
+def test_numbers_of_a_table_stay_numbers(tmp_path):
+    table = pd.DataFrame({"=name": ["-x", "late"], "change": [-0.5, 1.0]})
+    path = write_csv(tmp_path / "table.csv", table)
+    assert path.read_text() == "'=name,change\n'-x,-0.5\nlate,1.0\n"
