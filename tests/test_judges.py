@@ -167,6 +167,55 @@ def test_the_last_valid_verdict_counts():
     )
 
 
+@pytest.mark.parametrize("strength", ["3", " 3 ", "3.0", 3.0, 3])
+def test_a_strength_is_a_number_however_it_is_written(strength):
+    found = {"code": "c", "reason": "r", "strength": strength, "off_topic": "True"}
+    assert verdict_of(json.dumps(found), "c") == Verdict(3.0, "r", "off topic")
+
+
+def test_half_of_a_surrogate_pair_in_a_reason_can_be_written_down():
+    found = json.dumps({"code": "c", "reason": "late \ud83d", "strength": 1})
+    assert verdict_of(found, "c").reason == "late ?"
+
+
+def test_a_judge_that_thinks_first_gets_the_room_to_answer(chat, httpserver):  # noqa: F811
+    def thinks(request):
+        room = request.get_json()["max_tokens"]
+        return answer(request, 3) if room >= 2000 else completion(None, finish="length")
+
+    serve(httpserver, thinks)
+    one = dataclasses.replace(chat, concurrency=1)
+    judged = judge(one).grade(LATE, [TEXT, "They are kind people."])
+    assert [v.strength for v in judged.verdicts] == [3, 3] and judged.failures == ()
+    assert n_calls(httpserver) == 4 and judged.usage.calls == 2
+
+
+def test_a_judge_that_never_answers_is_counted_and_not_paid_again(chat, httpserver):  # noqa: F811
+    serve(httpserver, completion("", finish="length"))
+    texts = [f"Text number {i} is about them." for i in range(40)]
+    found = judge(chat).grade(LATE, texts)
+    paid = n_calls(httpserver)
+    assert paid <= 3 * (PATIENCE[1] + chat.concurrency)
+    assert summarise(found.verdicts).unscored.keys() == {
+        "the judge gave no answer", "not asked, the server was down",
+    }  # fmt: skip
+    assert found.usage.failed == len(found.failures) >= PATIENCE[1]
+    again = judge(chat).grade(LATE, texts)
+    assert n_calls(httpserver) == paid and again.usage.calls == 0
+    assert {v.strength for v in again.verdicts} == {None}
+
+
+def test_a_verdict_before_the_cut_counts(chat, httpserver):  # noqa: F811
+    def chatters(request):
+        return completion(
+            answer(request)["choices"][0]["message"]["content"] + "...", finish="length"
+        )
+
+    serve(httpserver, chatters)
+    judged = judge(chat).grade(LATE, [TEXT])
+    assert [v.strength for v in judged.verdicts] == [2] and len(judged.failures) == 1
+
+
 def test_faults_leave_texts_unscored_and_are_asked_again(chat, httpserver):  # noqa: F811
     def some(request):
         if "kind" in quoted(request):
@@ -377,7 +426,7 @@ def test_a_file_that_is_no_csv(tmp_path):
     (tmp_path / "labels.csv").write_text(f"id,strength\n{'a' * 200},1\n")
     limit = csv.field_size_limit(100)
     try:
-        with pytest.raises(StoreError, match="line 2 of labels.csv must be CSV, but: field larger"):
+        with pytest.raises(StoreError, match="line 1 of labels.csv must be CSV, but: field larger"):
             read_labels(tmp_path / "labels.csv")
     finally:
         csv.field_size_limit(limit)
