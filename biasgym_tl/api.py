@@ -36,6 +36,9 @@ PATIENCE = (4, 16)
 """Failures in a row after which nothing more is sent, before and after a server's first answer."""
 
 
+_OF_A_KEY = frozenset(map(chr, range(0x21, 0x7F)))
+
+
 class Request(NamedTuple):
     """One call."""
 
@@ -185,14 +188,16 @@ class ChatModel:
         """Find out, before anything is sent or computed, what would make calls useless.
 
         Raises:
-            ApiError: there is no key in the environment.
+            ApiError: there is no key in the environment, or it cannot be sent.
             SettingError: ``OPENAI_BASE_URL`` is no address.
             StoreError: replies cannot be kept in the cache folder.
         """
-        if not os.environ.get("OPENAI_API_KEY"):
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key or set(key) - _OF_A_KEY:
             raise ApiError(
-                "OPENAI_API_KEY must be set in the environment; a server without keys takes any "
-                "word. Run: export OPENAI_API_KEY=..."
+                f"OPENAI_API_KEY must be set in the environment, to one word of ASCII letters, got "
+                f"{'something else (not shown)' if key else 'nothing'}. Run: export "
+                "OPENAI_API_KEY=... (a server without keys takes any word)"
             )
         _ = self.address
         try:
@@ -287,7 +292,7 @@ class _Calls:
     def _counted(self, reply: Reply) -> Reply:
         with self._lock:
             self._failed = self._failed + 1 if reply.error else 0
-            self.stopped |= self._failed >= PATIENCE[bool(self._form)]
+            self.stopped |= self._failed >= PATIENCE[bool(self._form) or reply.answered]
         return reply
 
     def _new(self, request: Request) -> Reply | None:
@@ -351,7 +356,7 @@ class _Calls:
                     **forms[i],
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError):
-                if known is not None or i == len(forms) - 1:
+                if known is not None or i == len(forms) - 1 or self.stopped:
                     raise
             else:
                 self._form[request.schema is not None] = i

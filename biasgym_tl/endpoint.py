@@ -175,9 +175,10 @@ def _only(own: Any) -> Callable[[Any], Awaitable[None]]:
     async def check(request: Any) -> None:
         url = request.url
         if (url.scheme, url.host, url.port) not in allowed:
+            other = printable(f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else ""))
             raise ApiError(
-                f"the server must answer itself, but sends prompts on to {printable(url.host)!r}. "
-                "Nothing was sent there. Use the address of a server that you trust."
+                f"the server must answer itself, but sends prompts on to {other!r}. Nothing was "
+                "sent there. Use the address of a server that you trust."
             )
 
     return check

@@ -363,6 +363,16 @@ def test_a_server_that_stops_answering_is_given_more_patience(chat, httpserver):
     assert len(replies) == n_calls(httpserver) == 1 + PATIENCE[1], "one way of asking is known"
 
 
+def test_a_few_failures_of_before_do_not_stop_the_others(chat, httpserver):
+    requests = [Request(str(i), i) for i in range(8)]
+    serve(httpserver, completion("", finish="content_filter"))
+    list(chat.ask(requests[: PATIENCE[0] + 1]))
+    httpserver.clear_all_handlers()
+    serve(httpserver, completion("yes"))
+    replies = list(chat.ask(requests))
+    assert [r.text for r in replies] == [""] * 5 + ["yes"] * 3
+
+
 def test_a_few_refused_prompts_do_not_stop_the_others(chat, httpserver):
     def some(request):
         number = int(request.get_json()["messages"][0]["content"])
@@ -440,10 +450,15 @@ def test_the_key_is_in_no_file(chat, httpserver, tmp_path):
     assert files and not any(KEY in path.read_text() for path in files)
 
 
-def test_a_missing_key_is_named(chat, monkeypatch):
+def test_a_key_that_is_missing_or_cannot_be_sent_is_named(chat, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set in the environment"):
+    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set in the environment.* nothing"):
         list(chat.ask([Request("p", 0)]))
+    for key in (f"{KEY}\n", f" {KEY}", f"{KEY}é", "two words"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ApiError, match=r"got something else \(not shown\)") as raised:
+            list(chat.ask([Request("p", 0)]))
+        assert KEY not in str(raised.value)
 
 
 @pytest.mark.parametrize(
