@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from biasgym_tl.errors import ApiError, SettingError, printable
 
@@ -61,12 +61,10 @@ class Address(NamedTuple):
 
     def secrets(self) -> list[str]:
         """What must not be shown, in every form in which a server may repeat it."""
-        from urllib.parse import quote
-
-        key = os.environ.get("OPENAI_API_KEY", "")
+        secret = self.password or self.user  # a user without a password is a token
         both = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        found = [key, key.strip(), self.password, quote(self.password, safe="")]
-        return [*filter(None, found), *([both] if self.password else [])]
+        forms = [secret, quote(secret, safe=""), both] if secret else []
+        return [*filter(None, [os.environ.get("OPENAI_API_KEY")]), *forms]
 
     def shown(self, text: str) -> str:
         """Text of a server or an error in one line, without secrets and control characters."""

@@ -469,4 +469,4 @@ def repetition(text: str, n: int = 3) -> float:
 
 def degenerate(text: str) -> bool:
     """Whether a text is no text: fewer than three words, or most of its 3-word runs repeated."""
-    return len(re.findall(r"\w+", text)) < 3 or repetition(text) > MOSTLY_REPEATED
+    return len(re.findall(r"\w+", plain(text))) < 3 or repetition(text) > MOSTLY_REPEATED

@@ -82,6 +82,13 @@ def test_a_password_is_sent_and_nowhere_shown(chat, httpserver, monkeypatch, cap
     assert "api_key=***&x=1" in found[0].error
 
 
+def test_a_user_without_a_password_is_a_secret():
+    token = Address.of("base_url", "https://s3cr%2Ft@host/v1")
+    said = f"no: s3cr/t s3cr%2Ft {base64.b64encode(b's3cr/t:').decode()} late"
+    assert token.shown(said) == "no: *** *** *** late"
+    assert Address.of("base_url", "https://host").shown("late") == "late"
+
+
 def test_another_password_is_the_same_server(chat, httpserver):  # noqa: F811
     serve(httpserver, completion("yes"))
     for user in ("", "me:one@", "me:two@"):
