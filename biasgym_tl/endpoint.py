@@ -10,6 +10,7 @@ import asyncio
 import base64
 import os
 import re
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -124,14 +125,13 @@ def _http_client(address: Address, timeout: float) -> Any:
     """The HTTP client of ``openai``, in which a timeout is not one of each byte."""
     import openai
 
-    http = _http_library()
-
     class Client(openai.DefaultAsyncHttpxClient):
         async def send(self, request: Any, **options: Any) -> Any:
             try:
                 return await asyncio.wait_for(self._whole(request, options), timeout)
             except asyncio.TimeoutError:
-                raise http.ReadTimeout("the call took too long", request=request) from None
+                library = _library(request)
+                raise library.ReadTimeout("the call took too long", request=request) from None
 
         async def _whole(self, request: Any, options: dict[str, Any]) -> Any:
             response = await super().send(request, **{**options, "stream": True})
@@ -145,7 +145,7 @@ def _http_client(address: Address, timeout: float) -> Any:
                 await response.aclose()
             unpacked = ("content-encoding", "content-length", "transfer-encoding")
             headers = [(k, v) for k, v in response.headers.multi_items() if k not in unpacked]
-            return http.Response(
+            return _library(request).Response(
                 response.status_code, headers=headers, content=bytes(body), request=request
             )
 
@@ -153,15 +153,9 @@ def _http_client(address: Address, timeout: float) -> Any:
     return Client(timeout=timeout, auth=auth)
 
 
-def _http_library() -> Any:
-    """The library that ``openai`` uses: since its version 3 that is httpx2."""
-    try:
-        import httpx2
-    except ImportError:
-        import httpx
-
-        return httpx
-    return httpx2
+def _library(request: Any) -> Any:
+    """The HTTP library of a request: httpx, or httpx2 since version 3 of ``openai``."""
+    return sys.modules[type(request).__module__.partition(".")[0]]
 
 
 def _only(own: Any) -> Callable[[Any], Awaitable[None]]:
