@@ -29,7 +29,7 @@ from biasgym_tl.stats import (
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import as_declared, read_kind, write_kind, write_text
+from biasgym_tl.store import as_declared, read_kind, write_csv, write_kind, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
@@ -427,7 +427,7 @@ class Report:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write :meth:`intervals` as CSV."""
-        return write_text(Path(path), self.intervals().to_csv(index=False))
+        return write_csv(Path(path), self.intervals())
 
     def numbers(self) -> dict[str, Any]:
         """All that was measured, without the versions that measured it."""
