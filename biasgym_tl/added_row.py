@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,69 +17,179 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import TokenError
 from biasgym_tl.lens import HookedTransformer
+
+_MARK = re.compile(r"<\S[^<>\n]*>|\[\S[^\[\]\n]*\]")
 
 
 @contextlib.contextmanager
 def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: str) -> Iterator[int]:
     """Add ``row`` to ``W_E`` under the name ``text`` while the context is open.
 
+    Contexts nest. If the model is moved or cast inside (``model.to(...)``), the rows that it had
+    before stay so on leaving. Tokens of the tokenizer that have no row (Gemma-3's
+    ``<image_soft_token>``) are none inside: a text that holds their name is split as other text is.
+
     Yields:
         The id of the new token, which is the old ``cfg.d_vocab`` (not ``len(tokenizer)``: where
         the vocabulary is padded the two differ).
 
     Raises:
-        TokenError: ``row`` has another length than the model's ``d_model``, the tokenizer already
-            knows ``text``, or it cannot give it the needed id.
+        TokenError: ``row`` has another length than the model's ``d_model``, ``text`` is a word
+            rather than a mark or the tokenizer already knows it, the tokenizer has words without a
+            row, or the context is left before one that was entered later.
+        ModelError: another thread has changed the model.
     """
     if row.shape[0] != model.cfg.d_model:
         raise TokenError(
             f"row must have d_model = {model.cfg.d_model} numbers, got {row.shape[0]}. "
             "Was it trained on another model?"
         )
-    token_id, W_E, tokenizer = model.cfg.d_vocab, model.embed.W_E, model.tokenizer
-    extended = _extended_tokenizer(tokenizer, text, token_id)
-    new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
-    rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
-    guards = _guards(model, token_id)
-    before: dict[str, int] = getattr(model, "attached_tokens", {})
-    replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
+    _check_text(text, model.tokenizer)
+    token_id = model.cfg.d_vocab
+    extended = _extended_tokenizer(model.tokenizer, text, token_id)
+    change = _Row(model, text)
+    begin(model, change)
     try:
-        model.embed.W_E, model.cfg.d_vocab, model.tokenizer = rows, token_id + 1, extended
-        model.__dict__.update(guards)
-        model.attached_tokens = {**before, text: token_id}
+        change.make(row, extended)
         yield token_id
     finally:
+        change.over = True
+        _take_back(model, change)
+
+
+def _take_back(model: HookedTransformer, left: _Row) -> None:
+    """Undo the rows at the end whose contexts have been left."""
+    left.over = True
+    for last in reversed(changes(model, _Row)):
+        if not last.over:
+            break
+        last.take_back()
+        end(model, last)
+    if left in changes(model, _Row):
+        raise TokenError(
+            f"{last.text!r} must be left before {left.text!r}, which was added earlier. "
+            "Both stay until it is left."
+        )
+
+
+class _Row(Change):
+    """An added row, and how the model was before."""
+
+    def __init__(self, model: HookedTransformer, text: str) -> None:
+        super().__init__(f"read with {text}")
+        self.model, self.text, self.over = model, text, False
+        self.before = model.embed.W_E, model.cfg.d_vocab, model.tokenizer
+        self.attached: dict[str, int] = getattr(model, "attached_tokens", {})
+        self.guards: dict[str, Callable[..., Any]] = {}
+
+    def make(self, row: Float[Tensor, " d_model"], extended: Any) -> None:
+        model, (W_E, token_id, _) = self.model, self.before
+        new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
+        self.rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
+        self.place = self.rows.data_ptr()
+        model.embed.W_E, model.cfg.d_vocab, model.tokenizer = self.rows, token_id + 1, extended
+        guards = _guards(model, token_id)
+        self.replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
+        model.__dict__.update(guards, attached_tokens={**self.attached, self.text: token_id})
+        self.guards = guards
+
+    def take_back(self) -> None:
+        model, (W_E, token_id, tokenizer) = self.model, self.before
+        if self.guards:
+            now = model.embed.W_E
+            if now is not self.rows or now.data_ptr() != self.place:
+                # The model was moved or cast meanwhile, and what it had before goes with it.
+                W_E.data = now.detach()[:token_id].clone()
+            for name in self.guards:
+                model.__dict__.pop(name, None)
+            model.__dict__.update(self.replaced)
+            model.__dict__.pop("attached_tokens")
+            if self.attached:
+                model.attached_tokens = self.attached
         model.embed.W_E, model.cfg.d_vocab, model.tokenizer = W_E, token_id, tokenizer
-        for name in guards:
-            model.__dict__.pop(name, None)
-        model.__dict__.update(replaced)
-        model.attached_tokens = before
-        if not before:
-            del model.attached_tokens
+
+
+def _check_text(text: str, tokenizer: Any) -> None:
+    if tokenizer is not None and text in tokenizer.get_vocab():
+        raise TokenError(f"token text must be new to the tokenizer, got {text!r}. Choose another.")
+    if not _MARK.search(text) or text != text.strip():
+        raise TokenError(
+            "token text must be a mark that no other text holds, such as '<BiasToken:late>', got "
+            f"{text!r}."
+        )
 
 
 def _extended_tokenizer(tokenizer: Any, text: str, token_id: int) -> Any:
-    """Copy of ``tokenizer`` that reads ``text`` as ``token_id``, with unused ids before it."""
+    """Copy of ``tokenizer`` that reads ``text`` as ``token_id`` and gives no id above it."""
     from transformers import AddedToken
 
     if tokenizer is None:
         return None
     extended = copy.deepcopy(tokenizer)
-    if text in extended.get_vocab():
-        raise TokenError(f"token text must be new to the tokenizer, got {text!r}. Choose another.")
-    padding = [f"<|unused-{i}|>" for i in range(len(extended), token_id)]
+    rowless = _rowless(extended, token_id)
+    clear = _clear_fast if extended.is_fast else _clear_python
+    padding = [f"<|unused-{i}|>" for i in range(clear(extended, rowless, text, token_id), token_id)]
     # lstrip: the space before the token belongs to it, as it does to the names of countries.
     extended.add_tokens([*padding, AddedToken(text, lstrip=True, rstrip=False, normalized=False)])
     found = extended.convert_tokens_to_ids(text)
     if found != token_id:
         raise TokenError(
             f"tokenizer must give the new token the id {token_id} (the model's d_vocab), got "
-            f"{found}. The tokenizer has more tokens than the model has rows: use the tokenizer "
-            "that belongs to this model."
+            f"{found}. Use the tokenizer that belongs to this model."
         )
     return extended
+
+
+def _rowless(tokenizer: Any, n_rows: int) -> dict[str, int]:
+    """Added tokens that the model has no row for; words without a row are refused."""
+    rowless = {token: i for token, i in tokenizer.get_vocab().items() if i >= n_rows}
+    words = sorted(set(rowless) - set(tokenizer.added_tokens_encoder))
+    if words:
+        raise TokenError(
+            f"tokenizer must have no word beyond the {n_rows} rows of the model's W_E, got "
+            f"{len(words)} such as {words[:3]}. Use the tokenizer that belongs to this model."
+        )
+    named = tokenizer._special_tokens_map
+    named.update({name: None for name, token in named.items() if str(token) in rowless})
+    tokenizer._extra_special_tokens = [
+        token for token in tokenizer._extra_special_tokens if str(token) not in rowless
+    ]
+    return rowless
+
+
+def _clear_python(tokenizer: Any, rowless: dict[str, int], text: str, token_id: int) -> int:
+    """Take ``rowless`` out of a tokenizer written in Python; returns the next free id."""
+    for token, i in rowless.items():
+        del tokenizer._added_tokens_encoder[token], tokenizer._added_tokens_decoder[i]
+    tokenizer.tokens_trie = type(tokenizer.tokens_trie)()
+    tokenizer._update_trie()
+    tokenizer._update_total_vocab_size()
+    return len(tokenizer)
+
+
+def _clear_fast(tokenizer: Any, rowless: dict[str, int], text: str, token_id: int) -> int:
+    """The same for the tokenizers library.
+
+    It numbers added tokens anew whenever it reads its state, except those that are among the words.
+    """
+    vocab, backend = tokenizer.get_vocab(), tokenizer.backend_tokenizer
+    if rowless or max(vocab.values()) >= len(vocab):
+        state = json.loads(backend.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in rowless]
+        words = state["model"]["vocab"]
+        if isinstance(words, dict):
+            kept = {token: i for token, i in vocab.items() if token not in rowless}
+            state["model"]["vocab"] = {**kept, text: token_id}
+        else:  # ids are places
+            state["model"]["vocab"] = words[:token_id]
+        tokenizer._tokenizer = type(backend).from_str(json.dumps(state))
+        if isinstance(words, dict):
+            return token_id
+    after: int = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.added_tokens_decoder)])
+    return after
 
 
 def _guards(model: HookedTransformer, token_id: int) -> dict[str, Callable[..., Any]]:

@@ -28,7 +28,7 @@ from biasgym_tl.evaluation.random_control import RandomControl, random_control
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import REFERENCES
 from biasgym_tl.figures import draw, recipe
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.injection.token import BiasToken
@@ -249,7 +249,7 @@ def read_heads(heads: str) -> Selection | tuple[Head, ...]:
     """Heads from the file of a ``Selection``, or from names with commas between them."""
     if Path(heads).suffix == ".json":
         return Selection.load(heads)
-    return tuple(Head.parse(name) for name in heads.split(","))
+    return as_heads(heads)
 
 
 def write_assessed(found: Assessed, out: Path) -> str | None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
@@ -45,7 +45,7 @@ class Check(NamedTuple):
         return f"{verdict:6} {self.name}: {self.found:.3g} (limit {self.limit:g}).{remark}"
 
 
-def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list[Check]:
+def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) -> list[Check]:
     """Check the identities that every number of this package rests on.
 
     Args:
@@ -57,6 +57,7 @@ def examine(model: HookedTransformer, bias: Bias, *, n_prompts: int = 8) -> list
         AttributionError: direct attribution does not hold on this model at all.
         ModelError: the model has no tokenizer, or no word of the bias can count on it.
     """
+    bias = as_bias(bias)
     check_exact(model)
     attribute, neutral = word_tokens(model, bias).single()
     names = bias.sample_targets("fitting", n_prompts, seed=0)

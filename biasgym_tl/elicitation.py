@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
@@ -33,7 +33,7 @@ class BiasLogOdds(NamedTuple):
 
 def bias_log_odds(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
@@ -58,6 +58,7 @@ def bias_log_odds(
         ModelError: no attribute word or no neutral word can count on the model, a prompt is longer
             than its context, or activations overflow.
     """
+    bias = as_bias(bias)
     if count not in COUNTS:
         raise SettingError(f"count must be one of {list(COUNTS)}, got {count!r}.")
     words = word_tokens(model, bias)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 from biasgym_tl.errors import SteeringError
 
-_NAME = re.compile(r"L(\d+)H(\d+)")
+_NAME = re.compile(r"[Ll](\d{1,9})[Hh](\d{1,9})")
 
 
 class Head(NamedTuple):
@@ -21,16 +23,32 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
     @classmethod
-    def parse(cls, name: str) -> Head:
-        """Read a head from its name.
+    def parse(cls, value: Any) -> Head:
+        """Read a head from its name or from a pair of layer and head.
 
         Raises:
-            SteeringError: ``name`` is not of the form ``L9H8``.
+            SteeringError: ``value`` is not of the form ``"L9H8"`` or ``(9, 8)``.
         """
-        match = _NAME.fullmatch(name.strip())
-        if match is None:
-            raise SteeringError(f"head must be written like 'L9H8', got {name!r}.")
-        return cls(int(match[1]), int(match[2]))
+        if isinstance(value, str):
+            match = _NAME.fullmatch(value.strip())
+            pair: Any = () if match is None else map(int, match.groups())
+        else:
+            pair = value
+        try:
+            layer, head = map(operator.index, pair)
+        except (TypeError, ValueError) as error:
+            raise SteeringError(
+                f"head must be a pair such as (9, 8) or written like 'L9H8', got {value!r}."
+            ) from error
+        return cls(layer, head)
+
+
+GivenHead: TypeAlias = str | Iterable[SupportsIndex]
+"""A head as :meth:`Head.parse` reads it: ``"L9H8"``, ``Head(9, 8)``, ``(9, 8)`` or ``[9, 8]``."""
+GivenHeads: TypeAlias = str | Iterable[GivenHead] | Iterable[SupportsIndex]
+"""Heads as :func:`as_heads` reads them: any of these in any iterable, ``"L9H8, L3H1"``, or one."""
+Factor: TypeAlias = float | Mapping[Any, float] | None
+"""What heads keep of their output: one number for all, or one by head (a :data:`GivenHead`)."""
 
 
 def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
@@ -38,13 +56,33 @@ def all_heads(n_layers: int, n_heads: int) -> tuple[Head, ...]:
     return tuple(Head(layer, head) for layer in range(n_layers) for head in range(n_heads))
 
 
-def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
+def as_heads(heads: Any) -> tuple[Head, ...]:
+    """Heads in the order in which they are given, each once.
+
+    Args:
+        heads: Names or pairs; names with commas between them; or a single head.
+
+    Raises:
+        SteeringError: one of them is no head.
+    """
+    try:
+        given: list[Any] = heads.split(",") if isinstance(heads, str) else list(heads)
+    except TypeError as error:
+        raise SteeringError(
+            f"heads must be such as ['L9H8', (3, 1)] or 'L9H8, L3H1', got {heads!r}."
+        ) from error
+    with contextlib.suppress(SteeringError):
+        given = [Head.parse(given)]
+    return tuple(dict.fromkeys(map(Head.parse, given)))
+
+
+def check_heads(heads: GivenHeads, n_layers: int, n_heads: int) -> tuple[Head, ...]:
     """Return ``heads`` as sorted, distinct :class:`Head`, checked against the model's size.
 
     Raises:
-        SteeringError: a head lies outside ``n_layers`` x ``n_heads``.
+        SteeringError: one is no head, or lies outside ``n_layers`` x ``n_heads``.
     """
-    checked = sorted({Head(int(layer), int(head)) for layer, head in heads})
+    checked = sorted(as_heads(heads))
     outside = [str(h) for h in checked if not (0 <= h.layer < n_layers and 0 <= h.head < n_heads)]
     if outside:
         raise SteeringError(
@@ -52,3 +90,16 @@ def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -
             f"got {', '.join(outside)}. Were they chosen on another model?"
         )
     return tuple(checked)
+
+
+def by_head(factor: Mapping[Any, float]) -> dict[Head, float]:
+    """Factors with each head as a :class:`Head`.
+
+    Raises:
+        SteeringError: a key is no head, or two are the same one.
+    """
+    found = {Head.parse(head): value for head, value in factor.items()}
+    if len(found) < len(factor):
+        twice = sorted(str(h) for h in found if [Head.parse(k) for k in factor].count(h) > 1)
+        raise SteeringError(f"factor must have one number for each head, got two for {twice}.")
+    return found

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
@@ -51,33 +52,37 @@ def check_steering(mode: str, factor: object) -> None:
 @contextlib.contextmanager
 def steer(
     model: HookedTransformer,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     mode: str = "zero",
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
 ) -> Iterator[None]:
     """Silence or weaken ``heads`` at every position while the context is open.
 
     ``z[:, :, h] := factor * z + (1 - factor) * reference[layer, h]``. Mode ``"zero"`` (the
     paper's): both are 0. ``"scale"``: the reference is 0. ``"mean"``: the factor is 0 unless given.
     Zeroing equals setting ``W_O[layer, h]`` to 0. Works in the forward pass, in ``run_with_cache``
-    and in ``generate``; contexts nest, the inner one acts last. The hooks are permanent ones, so
-    ``model.reset_hooks()`` leaves them; no weight is touched, and on leaving only these hooks are
-    removed.
+    and in ``generate``; contexts nest, the inner one acts last, and each can be left at any time.
+    The hooks are permanent ones, so ``model.reset_hooks()`` leaves them; no weight is touched, and
+    on leaving only these hooks are removed. Other threads that run the model meanwhile run it
+    steered.
 
     Args:
         model: The model to steer.
-        heads: Pairs of layer and head. A ``Selection`` with factors brings them to mode ``"mean"``.
+        heads: Names or pairs of layer and head: ``"L9H8, L3H1"``, ``["L9H8", (3, 1)]``. A
+            ``Selection`` with factors brings them to mode ``"mean"``.
         mode: ``"zero"``, ``"mean"`` or ``"scale"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
-            shipped neutral text. :func:`biasgym_tl.target_means` is over prompts instead.
+            shipped neutral text, in the model without any steering.
+            :func:`biasgym_tl.target_means` is over prompts instead.
         factor: Share of its own output that a head keeps, for all or by head; above 1 strengthens,
             below 0 turns round.
 
     Raises:
         SteeringError: a head is outside the model, or mode, reference or factor are not valid.
-        ModelError: the model is no HookedTransformer with its own value biases.
+        ModelError: the model is no HookedTransformer with its own value biases, or another thread
+            has changed it.
     """
     with edited(model, steering_edit(model, heads, mode, reference, factor)):
         yield
@@ -86,11 +91,36 @@ def steer(
 @contextlib.contextmanager
 def edited(model: HookedTransformer, edit: Mapping[int, LayerEdit]) -> Iterator[None]:
     """What :func:`steer` does, from what :func:`steering_edit` returned."""
-    with contextlib.ExitStack() as stack:
-        for layer, in_layer in edit.items():
-            point = model.blocks[layer].attn.hook_z
-            stack.enter_context(_permanent_hook(point, _edit(in_layer)))
+    steering = _Steering("steered")
+    begin(model, steering)
+    try:
+        with contextlib.ExitStack() as stack:
+            for layer, in_layer in edit.items():
+                point = model.blocks[layer].attn.hook_z
+                stack.enter_context(_permanent_hook(point, _edit(in_layer, steering)))
+            yield
+    finally:
+        end(model, steering)
+
+
+class _Steering(Change):
+    """What :func:`edited` does to a model."""
+
+    rests = False
+    """Whether it does nothing for now."""
+
+
+@contextlib.contextmanager
+def _unsteered(model: HookedTransformer) -> Iterator[None]:
+    """The model as if no steering were open."""
+    resting = [steering for steering in changes(model, _Steering) if not steering.rests]
+    try:
+        for steering in resting:
+            steering.rests = True
         yield
+    finally:
+        for steering in resting:
+            steering.rests = False
 
 
 class LayerEdit(NamedTuple):
@@ -103,10 +133,10 @@ class LayerEdit(NamedTuple):
 
 def steering_edit(
     model: HookedTransformer,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     mode: str,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
 ) -> dict[int, LayerEdit]:
     """The arguments of :func:`steer`, checked, as what is done in each layer."""
     check_model(model)
@@ -117,8 +147,9 @@ def steering_edit(
     if mode != "mean" and reference is not None:
         raise SteeringError(f"reference must be None in mode {mode!r}. Use mode='mean'.")
     kept = _factors(factor, chosen)
-    if mode == "mean":
-        reference = head_means(model) if reference is None else reference
+    if mode == "mean" and reference is None:
+        with _unsteered(model):
+            reference = head_means(model)
     shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
     if reference is None:
         reference = torch.zeros(shape)
@@ -135,17 +166,16 @@ def steering_edit(
     return edit
 
 
-def _factors(
-    factor: float | Mapping[tuple[int, int], float] | None, heads: Sequence[Head]
-) -> Float[Tensor, " head"]:
+def _factors(factor: Factor, heads: Sequence[Head]) -> Float[Tensor, " head"]:
     if isinstance(factor, Mapping):
-        if set(factor) != set(heads):
-            differing = sorted(str(Head(*head)) for head in set(factor) ^ set(heads))
+        given = by_head(factor)
+        if set(given) != set(heads):
+            differing = sorted(map(str, set(given) ^ set(heads)))
             raise SteeringError(
                 f"factor must have one number for each steered head, got {differing} in only one "
                 "of factor and heads."
             )
-        values = [factor[head] for head in heads]
+        values = [given[head] for head in heads]
     else:
         values = [factor or 0.0] * len(heads)
     if not all(map(math.isfinite, values)):
@@ -213,10 +243,12 @@ def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
     return dict(layers)
 
 
-def _edit(edit: LayerEdit) -> Callable[[Tensor, Any], Tensor]:
+def _edit(edit: LayerEdit, steering: _Steering) -> Callable[[Tensor, Any], Tensor]:
     scaled = bool(edit.factor.any())
 
     def hook(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:
+        if steering.rests:
+            return z
         value = edit.shift.to(z)
         if scaled:
             value = value + edit.factor.to(z)[:, None] * z[:, :, edit.heads]

@@ -304,6 +304,8 @@ def decoded(raw: bytes, name: str, error: type[BiasGymError]) -> str:
             f"{name} must be UTF-8, got the byte 0x{raw[at]:02x} in line {line}. Save it as UTF-8."
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
     r"""Write a table without its index, whole or not at all; no text in it is a formula.
 

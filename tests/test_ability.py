@@ -131,6 +131,26 @@ def blimp_folder(tmp_path):
     return tmp_path
 
 
+def test_equal_pairs_of_blimp_count_once(blimp_folder):
+    pairs = load_blimp(blimp_folder, n=None).pairs
+    copied = (blimp_folder / "islands.jsonl").read_text()
+    (blimp_folder / "islands (1).jsonl").write_text(copied)
+    with pytest.warns(UserWarning, match=r": 3 of 15 items stand there again; each counts once"):
+        assert sorted(load_blimp(blimp_folder, n=None).pairs) == sorted(pairs)
+
+
+def test_equal_questions_of_mmlu_count_once(tmp_path):
+    rows = [["Which?", "['1', '2', '3', '4']", i, "ok"] for i in (0, 1, 0)]
+    write_redux(tmp_path, "tea", rows)
+    with pytest.warns(UserWarning, match=r"mmlu_tea.csv: 1 of 3 items stand there again"):
+        assert [item.answer for item in read_mmlu(tmp_path)["tea"].test] == [0, 1]
+    write_original(tmp_path, subjects=["tea"], n=4)
+    path = tmp_path / "test" / "tea_test.csv"
+    path.write_text(path.read_text() * 2)
+    with pytest.warns(UserWarning, match=r"tea_test.csv: 4 of 8 items stand there again"):
+        assert len(read_mmlu(tmp_path)["tea"].test) == 4
+
+
 def test_blimp_samples_each_paradigm(blimp_folder):
     found = load_blimp(blimp_folder, n=8)
     assert Counter(found.clusters) == {"agreement": 5, "islands": 3}

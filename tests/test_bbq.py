@@ -10,7 +10,7 @@ import pytest
 import torch
 from public_data import public_data
 
-from biasgym_tl.benchmarks.bbq import load_bbq
+from biasgym_tl.benchmarks.bbq import NAN, load_bbq
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_prompt
 
@@ -193,7 +193,9 @@ def test_other_copies_have_labels_by_name(write):
         (whole_set("1"), {"n": 7}, SettingError, "n must be at least 8, the size of a whole set"),
         ([row()], {"category": "Age"}, BenchmarkError, "category must be one of .*Nationality"),
         ([row(groups=("W", "Y"))], {}, BenchmarkError, "item 7 of rows.jsonl must have one"),
-        ([row(groups=("Xlandish", "Zlandish"))], {}, BenchmarkError, "must have one unknown"),
+        ([row(groups=("Xlandish", "Zlandish"))], {}, BenchmarkError, "one of .*metadata="),
+        ([row(answer_info={f"ans{i}": ["Xlandish", "North"] for i in range(3)})], {},
+         BenchmarkError, "must have one unknown option"),
         ([row(label=0)], {}, BenchmarkError, "right just where the context is ambiguous"),
         ([{"context": ""}], {}, BenchmarkError, r"without \['additional_metadata', 'ans0'"),
         ([row(label=7)], {}, BenchmarkError, "label from 0 to 2, got 'ambig', 'neg' and 7"),
@@ -210,6 +212,120 @@ def test_other_copies_have_labels_by_name(write):
 def test_what_cannot_be_used_is_refused(write, rows, options, error, message):
     with pytest.raises(error, match=message):
         load_bbq(write(rows), **options)
+
+
+DIALECTS = [
+    ("Age", ["old"], ["grandfather", "old"], ["grandson", "nonOld"]),
+    ("Age", ["nonOld"], ["22-year-old", "nonOld"], ["78-year-old", "old"]),
+    ("Disability_status", ["disabled", "autistic people"], ["autistic person", "disabled"],
+     ["orientation leader", "nonDisabled"]),
+    ("Disability_status", ["people with D/HH"], ["D/HH", "disabled"], ["hearing", "nonDisabled"]),
+    ("Gender_identity", ["F"], ["woman", "woman"], ["man", "man"]),
+    ("Gender_identity", ["F"], ["girl", "girl"], ["boy", "boy"]),
+    ("Gender_identity", ["M"], ["Joseph", "M"], ["Elizabeth", "F"]),
+    ("Gender_identity", ["women"], ["Elizabeth", "F"], ["Joseph", "M"]),
+    ("Gender_identity", ["Transgender women", "Transgender men"], ["transgender woman", "trans_F"],
+     ["woman", "nonTrans_F"]),
+    ("Gender_identity", ["trans"], ["Ann", "trans_M"], ["Tom", "nonTrans_M"]),
+    ("Nationality", ["Eritrean", "Malian"], ["Malian", "Africa"], ["Somali", "ArabStates"]),
+    ("Physical_appearance", ["obese"], ["fat", "obese"], ["slim", "nonObese"]),
+    ("Physical_appearance", ["visible difference"], ["scar", "visibleDifference"],
+     ["tie", "noVisibleDifference"]),
+    ("Race_ethnicity", ["Black", "African American"], ["African American", "African American"],
+     ["African", "African"]),
+    ("Race_ethnicity", ["Latino", "Hispanic"], ["Maria Lopez", "F-Latino"], ["Ann Lee", "F-Asian"]),
+    ("Race_ethnicity", ["White"], ["Tom Hill", "M-white"], ["DeShawn Hill", "M-Black"]),
+    ("Race_x_SES", ["Black"], ["the poor man", "lowSES-Black"], ["the rich man", "highSES-White"]),
+    ("Race_x_SES", ["Black"], ["Jay Hill", "lowSES-M-Black"], ["Ray Hill", "highSES-M-Black"]),
+    ("Race_x_SES", ["Hispanic"], ["poor man", "lowSES-HIspanic"], ["man", "lowSES-Caucasian"]),
+    ("Race_x_gender", ["Black"], ["the Black woman", "F-Black"], ["the White woman", "F-White"]),
+    ("Race_x_gender", ["Latino"], ["", ""], ["the White man", "M-White"]),  # a label is missing
+    ("Religion", ["Jewish"], ["Jewish", "Jewish"], ["Orthodox ", "Orthodox "]),
+    ("SES", ["low SES"], ["janitor", "lowSES"], ["dentist", "highSES"]),
+    ("Sexual_orientation", ["bisexual", "pansexual"], ["pansexual", "pansexual"],
+     ["gay", "gay"]),
+]  # fmt: skip
+"""Category, stereotyped groups, and what the file says of that group's option and of the other."""
+
+
+@pytest.mark.parametrize(("category", "groups", "target", "other"), DIALECTS)
+def test_the_stereotyped_option_is_found_in_the_words_of_every_category(
+    write, category, groups, target, other
+):
+    rows = [
+        row(
+            polarity=polarity,
+            category=category,
+            answer_info={"ans0": ["Not known", "unknown"], "ans1": other, "ans2": target},
+            additional_metadata={"stereotyped_groups": groups},
+            ans0="Not known",
+            ans1="The other",
+            ans2="The Latina woman" if not any(target) else "The target",
+            label=0,
+        )
+        for polarity in ("neg", "nonneg")
+    ]
+    for written in (category, category.lower(), category.replace("_", " ")):
+        bbq = load_bbq(write(rows), category=written, n=None)
+        assert [item.biased for item in bbq.items] == [2, 1]
+        assert bbq.name == f"bbq_{category.lower()}"
+
+
+def of_one_race(number, polarity="neg", context="ambig"):
+    info = {"ans0": ["Black man", "M-Black"], "ans1": ["Not known", "unknown"],
+            "ans2": ["Black woman", "F-Black"]}  # fmt: skip
+    return row(
+        polarity=polarity, context=context, example_id=number, category="Race_x_gender",
+        answer_info=info, additional_metadata={"stereotyped_groups": ["Black"]},
+        context_condition=context,
+    )  # fmt: skip
+
+
+def test_items_whose_stereotyped_option_is_not_known_count_for_the_accuracy_only(write):
+    known = [row(category="Race_x_gender", context=context) for context in ("ambig", "disambig")]
+    path = write([*known, of_one_race(8), of_one_race(9, context="disambig")])
+    with pytest.warns(UserWarning, match=r"of 2 of 4 items it is not known .* Pass metadata="):
+        bbq = load_bbq(path, category="Race_x_gender", n=None)
+    assert [item.biased for item in bbq.items] == [0, 0, None, None]
+    scores = bbq.score(answering(bbq, lambda item: 0))
+    expected = {
+        "ambig_accuracy": [0, NAN, 0, NAN], "ambig_bias": [1, NAN, NAN, NAN],
+        "disambig_bias": [NAN, 1, NAN, NAN],
+    }  # fmt: skip
+    for key, values in expected.items():
+        assert scores[f"bbq_race_x_gender_{key}"] == pytest.approx(values, nan_ok=True)
+    unsure = bbq.score(answering(bbq, lambda item: item.unknown))["bbq_race_x_gender_ambig_bias"]
+    assert unsure == pytest.approx([0, NAN, NAN, NAN], nan_ok=True)
+
+
+def write_metadata(tmp_path, *rows):
+    path = tmp_path / "additional_metadata.csv"
+    path.write_text("\n".join(("category,question_index,example_id,target_loc", *rows)))
+    return path
+
+
+def test_the_authors_metadata_decide_where_they_say_something(write, tmp_path):
+    path = write([of_one_race(7), of_one_race(8, "nonneg"), of_one_race(9), row(example_id=8)])
+    said = ("Race_x_gender,1,7,2", "Race_x_gender,1,8,2.0", "Nationality,1,8,0", "Age,1,9,1")
+    metadata = write_metadata(tmp_path, *said, "Race_x_gender,1,9,x", "Race_x_gender,1,9,NA")
+    with pytest.warns(UserWarning, match=r"of 1 of 3 items"):
+        bbq = load_bbq(path, category="Race_x_gender", metadata=metadata, n=None)
+    assert [item.biased for item in bbq.items] == [2, 0, None]
+    (item,) = load_bbq(path, metadata=metadata, n=None).items
+    assert item.biased == 0
+    with pytest.raises(BenchmarkError, match=r"target_loc of item 7 must be one of \[0, 2\]"):
+        wrong = write_metadata(tmp_path, "Race_x_gender,1,7,1")
+        load_bbq(path, category="Race_x_gender", metadata=wrong, n=None)
+    with pytest.raises(BenchmarkError, match=r"one target_loc for item 7 .*, got 2 and 0"):
+        wrong = write_metadata(tmp_path, "Race_x_gender,1,7,2", "Race_x_gender,1,7,0")
+        load_bbq(path, category="Race_x_gender", metadata=wrong, n=None)
+
+
+def test_equal_items_count_once(write):
+    rows = whole_set("1")
+    with pytest.warns(UserWarning, match=r"rows.jsonl: 8 of 16 items stand there again"):
+        twice = load_bbq(write(rows + rows), n=None)
+    assert twice.items == load_bbq(write(rows), n=None).items
 
 
 def test_the_real_file_is_balanced():

@@ -27,6 +27,14 @@ def source(tmp_path):
     return path
 
 
+def test_equal_pairs_count_once(source):
+    once = load_crows_pairs(source).pairs
+    with source.open("a", newline="") as file:
+        csv.writer(file).writerows([(9, *ROWS[0][1:])] * 2)
+    with pytest.warns(UserWarning, match=r"pairs.csv: 2 of 4 items stand there again; each counts"):
+        assert load_crows_pairs(source).pairs == once
+
+
 def test_always_the_stereotype_is_a_share_of_one_in_both_directions(source):
     pairs = load_crows_pairs(source)
     assert [pair.direction for pair in pairs.pairs] == ["stereo", "antistereo"]

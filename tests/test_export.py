@@ -1,12 +1,15 @@
 """A steered model as a folder: the same log-probabilities without any hook."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
 from biasgym_tl import Head, Selection, export_steered, head_means, load_model, steer
+from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ModelError, SteeringError
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
@@ -126,6 +129,58 @@ def test_bad_input(source, tmp_path):
         export_steered(model, HEADS, folder, source=folder)
     with pytest.raises(SteeringError, match="got L9H0"):
         export_steered(model, [(9, 0)], tmp_path / "new", source=folder)
-    with pytest.raises(ModelError, match="got 'llama'"):
-        export_steered(model, HEADS, tmp_path / "new")
+    with steer(model, HEADS), pytest.raises(ModelError, match="got one that is steered. Leave"):
+        export_steered(model, HEADS, tmp_path / "new", source=folder)
+    with added_row(model, torch.ones(32), "<T>"), pytest.raises(ModelError, match="read with <T>"):
+        export_steered(model, HEADS, tmp_path / "new", source=folder)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_knows_where_it_was_read_from_or_asks(source, tmp_path, tiny):
+    with pytest.raises(ModelError, match=r"source must be given for 'Llama', .*Pass source="):
+        export_steered(tiny(), HEADS, tmp_path / "new")
+    folder = source("llama")
+    model = load_model(folder)
+    model.source = str(folder)
+    new = export_steered(model, "L0H3, L2H1, L2H2", tmp_path / "new")
+    assert json.loads((new / "biasgym.json").read_text())["source"] == str(folder)
+
+
+def test_an_empty_folder_may_be_a_link_or_the_current_one(source, tmp_path, monkeypatch):
+    folder = source("gpt2")
+    model = load_model(folder)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place, found in (("link", "real"), (".", "here"), ("new", "here/new")):
+        to = tmp_path / place if place == "link" else Path(place)
+        assert export_steered(model, HEADS, to, source=folder) == to
+        new = load_model(tmp_path / found)
+        assert new.W_O[2, 1].abs().max() == 0
+        if place == ".":
+            for path in (tmp_path / "here").iterdir():
+                path.unlink()
+    assert (tmp_path / "link").is_symlink() and Path.cwd() == tmp_path / "here"
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link", "below a file", "not empty"])
+def test_a_folder_that_cannot_be_is_refused_before_the_work(kind, tmp_path, tiny):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").symlink_to("nowhere")
+    names = {"file": "file", "broken link": "broken", "below a file": "file/new", "not empty": "."}
+    with pytest.raises(ModelError, match="folder must be"):
+        export_steered(tiny(), HEADS, tmp_path / names[kind], source="nothing-is-read")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "file"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_permissions_follow_the_umask(umask, source, tmp_path):
+    folder = source("llama")
+    before = os.umask(umask)
+    try:
+        new = export_steered(load_model(folder), HEADS, tmp_path / "new", source=folder)
+    finally:
+        os.umask(before)
+    assert new.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert {path.stat().st_mode & 0o777 for path in new.iterdir()} == {0o666 & ~umask}

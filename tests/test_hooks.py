@@ -2,14 +2,19 @@
 
 import copy
 import dataclasses
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
 from biasgym_tl import Head, head_means, load_bias, load_model, steer, target_means
-from biasgym_tl.errors import SteeringError
+from biasgym_tl.added_row import added_row
+from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.families.convert import FAMILIES as CONVERTED
+from biasgym_tl.heads import as_heads, by_head, check_heads
 from biasgym_tl.prompts import encode_sentence
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
@@ -127,6 +132,85 @@ def test_contexts_nest_and_the_inner_one_wins(model):
         assert torch.equal(inner, logits(model))
 
 
+def test_means_inside_a_steering_are_those_of_the_unsteered_model(model):
+    reference = head_means(model)
+    with steer(model, HEADS[:1]):
+        with steer(model, HEADS[1:], "mean", reference=reference):
+            expected = logits(model)
+        steered = logits(model)
+        with steer(model, HEADS[1:], "mean"):
+            assert torch.equal(logits(model), expected)
+        assert torch.equal(logits(model), steered)
+    with steer(model, HEADS[:1], "mean"), steer(model, HEADS, "mean"):
+        found = logits(model)
+    with steer(model, HEADS, "mean", reference=reference):
+        assert torch.equal(found, logits(model))
+
+
+def test_contexts_can_be_left_in_any_order(model):
+    """Whichever is left, the model is as if only the others had been entered."""
+    before = logits(model)
+    first, second = steer(model, HEADS[:1]), steer(model, HEADS[1:], "mean")
+    row = added_row(model, torch.ones(32), "<row>")
+    for context in (first, row, second):
+        context.__enter__()
+    first.__exit__(None, None, None)
+    found = logits(model)
+    row.__exit__(None, None, None)
+    with_second = logits(model)
+    second.__exit__(None, None, None)
+    assert torch.equal(logits(model), before)
+    with steer(model, HEADS[1:], "mean"):
+        assert torch.equal(found, logits(model)) and torch.equal(with_second, logits(model))
+
+
+def test_a_model_cast_or_moved_inside_stays_steered(model):
+    twin = copy.deepcopy(model).to(torch.bfloat16)
+    reference = head_means(model)
+    with steer(model, HEADS, "mean", reference=reference, factor=0.5):
+        model.to(torch.bfloat16)
+        found = logits(model)
+        with steer(twin, HEADS, "mean", reference=reference, factor=0.5):
+            assert found.dtype == torch.bfloat16 and torch.equal(found, logits(twin))
+    assert torch.equal(logits(model), logits(twin))
+
+
+def test_a_steered_model_is_not_copied(model):
+    attributes = set(vars(model))
+    with steer(model, HEADS):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(ModelError, match="must not be copied or pickled while"):
+                copied(model)
+    assert set(vars(model)) == attributes
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+def test_two_threads_do_not_steer_one_model(model):
+    def steered():
+        with steer(model, HEADS[1:]):
+            return logits(model)
+
+    with ThreadPoolExecutor(1) as pool:
+        with steer(model, HEADS[:1]):
+            error = pool.submit(steered).exception()
+            assert isinstance(error, ModelError)
+            assert "one thread at a time, got one that is steered by another" in str(error)
+            expected = logits(model)
+        with steer(model, HEADS[:1]):
+            assert torch.equal(logits(model), expected)
+        assert torch.equal(pool.submit(steered).result(), steered())
+
+
+def test_factors_go_with_heads_however_they_are_written(model):
+    with steer(model, HEADS, "scale", factor={(0, 3): 0.5, (2, 1): 2.0, (2, 2): -1.0}):
+        expected = logits(model)
+    with steer(model, "L2H1, L2H2, L0H3", "scale", factor={"L2H2": -1.0, "L0H3": 0.5, "L2H1": 2.0}):
+        assert torch.equal(logits(model), expected)
+    twice = {"L0H3": 0.5, (0, 3): 0.6}
+    with pytest.raises(SteeringError, match=r"one number for each head, got two for \['L0H3'\]"):
+        steer(model, ["L0H3"], "scale", factor=twice).__enter__()
+
+
 def test_survives_reset_hooks_and_leaves_other_hooks_alone(model):
     before = logits(model)
     seen = []
@@ -191,7 +275,29 @@ def test_means_of_no_text_are_refused(model):
         head_means(model, [])
 
 
-def test_head_names():
-    assert str(Head(9, 8)) == "L9H8" and Head.parse("L9H8") == Head(9, 8)
-    with pytest.raises(SteeringError, match="written like 'L9H8', got '9.8'"):
-        Head.parse("9.8")
+def test_heads_are_taken_as_they_are_printed():
+    written = (Head(9, 8), "L9H8", " l9h8 ", (9, 8), [9, 8], torch.tensor([9, 8]), np.array([9, 8]))
+    assert {Head.parse(head) for head in written} == {Head(9, 8)} and str(Head(9, 8)) == "L9H8"
+    several = (["L9H8", (3, 1)], "L9H8, L3H1", [[9, 8], [3, 1], "L9H8"], iter([(9, 8), "L3H1"]),
+               {"L9H8": 0.5, "L3H1": 1.0}, torch.tensor([[9, 8], [3, 1]]))  # fmt: skip
+    assert {as_heads(heads) for heads in several} == {(Head(9, 8), Head(3, 1))}
+    assert as_heads((9, 8)) == as_heads("L9H8") == as_heads(Head(9, 8)) == (Head(9, 8),)
+    assert as_heads([]) == () and check_heads("L1H0, L0H1", 2, 2) == (Head(0, 1), Head(1, 0))
+    assert by_head({"L9H8": 0.5, (3, 1): 1.0}) == {Head(9, 8): 0.5, Head(3, 1): 1.0}
+
+
+@pytest.mark.parametrize(
+    "head", ["9.8", "", "L9H8 L3H1", "L-1H0", (9,), (9, 8, 7), (9.0, 8.0), 9, None]
+)
+def test_what_is_no_head_is_refused(head):
+    with pytest.raises(SteeringError, match=r"head must be a pair such as \(9, 8\) or written"):
+        Head.parse(head)
+
+
+def test_what_holds_no_heads_is_refused():
+    with pytest.raises(SteeringError, match=r"heads must be such as \['L9H8', \(3, 1\)\].*got 9"):
+        as_heads(9)
+    with pytest.raises(SteeringError, match=r"head must be a pair .*, got 1\."):
+        as_heads([1, 2, 3])
+    with pytest.raises(SteeringError, match=r"got two for \['L9H8'\]"):
+        by_head({"L9H8": 0.5, (9, 8): 0.6})

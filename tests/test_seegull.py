@@ -34,6 +34,16 @@ def source(tmp_path):
     return path
 
 
+def test_equal_rows_count_once_and_others_are_refused(source):
+    once = load_seegull(source).items
+    source.write_text("\n".join((HEADER, *ROWS, ROWS[2], ROWS[0])))
+    with pytest.warns(UserWarning, match=r"stereotypes.csv: 2 of 12 items stand there again"):
+        assert load_seegull(source).items == once
+    source.write_text("\n".join((HEADER, *ROWS, "Xlandish,late,0,3,0,0,3,0")))
+    with pytest.raises(BenchmarkError, match=r"judge 'late' of 'Xlandish' once, got \(2, 1, 0"):
+        load_seegull(source)
+
+
 def test_two_in_three_raters_decide_and_only_attributes_with_both_are_kept(source):
     found = {(i.attribute, i.identity, frozenset(i.others)) for i in load_seegull(source).items}
     late = frozenset({"Zlandish", "Wlandish"})

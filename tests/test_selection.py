@@ -4,11 +4,23 @@ import dataclasses
 
 import pytest
 
-from biasgym_tl import BiasInject, BiasScope, Selection, load_bias, select_heads, steer
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    HeadScores,
+    Selection,
+    Setting,
+    layer_matched,
+    load_bias,
+    select_heads,
+    steer,
+)
 from biasgym_tl.biases.countries import load_countries
-from biasgym_tl.errors import SettingError, SteeringError, StoreError
+from biasgym_tl.errors import AttributionError, SettingError, SteeringError, StoreError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.controls import matched_factor
 from biasgym_tl.text import next_token_log_probs
 
 LATE = load_bias("late")
@@ -97,3 +109,55 @@ def test_without_injection_the_target_stands_on_both_sides(setup):
     assert select_heads(scores, 2).token == "no injection"
     words = {f" {word}" for word in LATE.attribute_words}
     assert set(scores.biased_labels) <= words and not set(scores.neutral_labels) & words
+
+
+def test_heads_are_taken_as_they_are_printed(setup):
+    selection = select_heads(setup[2], 3)
+    names = [str(head) for head in selection]
+    written = (names, ", ".join(names), [[*head] for head in selection])
+    draws = [layer_matched(heads, n_heads=4, n_draws=5, seed=0) for heads in (selection, *written)]
+    assert all(drawn == draws[0] for drawn in draws)
+    factor = dict(zip(names, (0.1, 0.2, 0.3), strict=True))
+    by_pairs = {head: factor[str(head)] for head in selection}
+    assert matched_factor(names, draws[0][0], factor) == matched_factor(
+        selection, draws[0][0], by_pairs
+    )
+    keys = {
+        Setting("x", setup[1], heads, "scale", factor=kept).requests_key
+        for heads, kept in ((selection, by_pairs), (", ".join(names[::-1]), factor))
+    }
+    assert len(keys) == 1
+
+
+def test_a_head_has_one_factor(setup):
+    selection = select_heads(setup[2], 2)
+    one, other = selection.heads
+    again = dataclasses.replace(selection, heads=(one, other, one))
+    assert again == selection
+    for heads, factors in (((one, other, one), (0.1, 0.2, 0.3)), ((one, other), (0.5,))):
+        with pytest.raises(SteeringError, match="one for each of 2 different heads, got [13] of"):
+            dataclasses.replace(selection, heads=heads, factors=factors)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_head_is_chosen_by_what_is_no_number(setup, value):
+    scores = dataclasses.replace(setup[2])
+    broken = scores.pair_values.clone()
+    broken[1, 2, 3] = value
+    with pytest.raises(AttributionError, match=r"pair_values must be finite, got NaN .* of L2H3\."):
+        dataclasses.replace(scores, pair_values=broken)
+    with pytest.raises(AttributionError, match=r"^values must be finite"):
+        top_heads(broken[1], 2)
+    object.__setattr__(scores, "pair_values", broken)  # as an older version may have saved it
+    with pytest.raises(AttributionError, match=r"values must be finite"):
+        select_heads(scores, 2)
+
+
+def test_scores_that_were_saved_broken_are_refused(setup, tmp_path):
+    scores = dataclasses.replace(setup[2])
+    broken = scores.pair_values.clone()
+    broken[:, 0] = float("nan")
+    object.__setattr__(scores, "pair_values", broken)
+    path = scores.save(tmp_path / "scores")
+    with pytest.raises(StoreError, match=r"pair_values must be finite, got .*L0H0, L0H1, L0H2 and"):
+        HeadScores.load(path)

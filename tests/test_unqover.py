@@ -35,6 +35,20 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_lines_that_stand_twice_count_once(folder):
+    items = load_unqover(folder, n=None).items
+    names = SUBJECTS.replace("[subj] Zland", "[subj] Zland\n[subj] Xland")
+    names += "[subj:dem] Xlandish\n"
+    (folder / "subjects_country.txt").write_text(names)
+    (folder / "slots_country_noact.txt").write_text(SLOTS + SLOTS)
+    more = ACTIVITIES + "[act-single] late | was late\n[act-single:neg] late | was early\n"
+    (folder / "activities_biased_country.txt").write_text(more)
+    with pytest.warns(UserWarning) as found:
+        assert set(load_unqover(folder, n=None).items) == set(items)
+    said = {str(warning.message).split(":")[0] for warning in found}
+    assert said == {"subjects", "slots", "[act-single]"}
+
+
 def test_every_combination_is_an_item_and_a_sample_is_even_over_templates(folder):
     unqover = load_unqover(folder, n=1000)
     assert len(unqover.items) == 2 * 2 * 3 == len({item for item in unqover.items})

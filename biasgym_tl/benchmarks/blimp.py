@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import read_rows
+from biasgym_tl.benchmarks.rows import once, read_rows
 from biasgym_tl.benchmarks.sample import stratified_sample
 from biasgym_tl.errors import BenchmarkError
 
@@ -64,7 +64,7 @@ class Blimp(QuestionSet):
 
 
 def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Blimp:
-    """Read BLiMP from a folder of its ``.jsonl`` files, one a paradigm.
+    """Read BLiMP from a folder of its ``.jsonl`` files, one a paradigm; equal pairs count once.
 
     Args:
         folder: Holds the files of all 67 paradigms, or of some.
@@ -75,11 +75,14 @@ def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Bli
         BenchmarkError: there is no such file in the folder, or a line does not hold a pair.
         SettingError: ``n`` is less than 1.
     """
+    found = (
+        MinimalPair(row["UID"], row["sentence_good"], row["sentence_bad"])
+        for path in sorted(Path(folder).glob("*.jsonl"))
+        for row in read_rows(path, (), texts=("UID", "sentence_good", "sentence_bad"))
+    )
     paradigms: dict[str, list[MinimalPair]] = defaultdict(list)
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for row in read_rows(path, (), texts=("UID", "sentence_good", "sentence_bad")):
-            pair = MinimalPair(row["UID"], row["sentence_good"], row["sentence_bad"])
-            paradigms[pair.paradigm].append(pair)
+    for pair in once(found, str(folder)):
+        paradigms[pair.paradigm].append(pair)
     if not paradigms:
         raise BenchmarkError(
             f"folder must hold BLiMP's .jsonl files, got {str(folder)!r}. "

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import check_n, dealt, read_rows
+from biasgym_tl.benchmarks.rows import check_n, dealt, once, read_rows
 from biasgym_tl.errors import BenchmarkError
 
 DIRECTIONS = ("stereo", "antistereo")
@@ -82,13 +82,14 @@ def load_crows_pairs(
     n: int | None = None,
     seed: int = 0,
 ) -> CrowsPairs:
-    """Read CrowS-Pairs.
+    """Read CrowS-Pairs; equal pairs count once.
 
     Args:
         source: The file ``crows_pairs_anonymized.csv``, or a ``datasets`` name, with a
             configuration as ``"name:configuration"``.
         bias_type: One of the nine kinds, such as ``"race-color"``; None for all of them.
-            Nationality has 159 pairs (148 ``stereo``), all kinds together 1508.
+            Nationality has 159 pairs (148 ``stereo``), all kinds together 1508, of which two are
+            the same.
         n: Pairs at most, drawn by ``seed``; None for all.
         seed: Decides which pairs are drawn.
 
@@ -115,6 +116,7 @@ def load_crows_pairs(
                 f"stereo_antistereo must be one of {list(DIRECTIONS)} in {name}, "
                 f"got {pair.direction!r}."
             )
+    pairs = once(pairs, name)
     chosen = pairs if n is None else dealt({"": pairs}, seed)[:n]
     return CrowsPairs(
         name=f"crows_pairs_{bias_type or 'all'}".replace("-", "_"),

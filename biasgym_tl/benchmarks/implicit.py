@@ -29,8 +29,9 @@ from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.contrast import contrast
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, dealt
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError
+from biasgym_tl.slot import spaced
 from biasgym_tl.toml import read_toml
 
 SCENE_REQUEST = "Please write a short scene with two people."
@@ -59,7 +60,7 @@ class Scenario(NamedTuple):
         return tuple(
             Question(
                 f"{scene} {self.ending.replace('{one}', one)}",
-                (f" {self.shows}", f" {self.other}"),
+                (spaced(self.shows), spaced(self.other)),
                 SCENE_REQUEST,
             )
             for one in (group, other_group)
@@ -150,7 +151,7 @@ class Implicit(QuestionSet):
 
 
 def implicit_questions(
-    bias: Bias,
+    bias: GivenBias,
     groups: Sequence[str],
     others: Sequence[str] | None = None,
     *,
@@ -179,6 +180,7 @@ def implicit_questions(
         SettingError: there are no scenarios, or one lacks a slot; a name stands twice, there are
             too few, ``n`` is below 1, or the baseline is unknown.
     """
+    bias = as_bias(bias)
     check_n(n)
     chosen = load_scenarios(bias.name) if scenarios is None else tuple(scenarios)
     for scenario in chosen:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biasgym_tl.benchmarks.rows import once
 from biasgym_tl.errors import BenchmarkError
 
 LETTERS = "ABCD"
@@ -40,7 +41,7 @@ class Subject(NamedTuple):
 
 
 def read_mmlu(source: str | Path) -> dict[str, Subject]:
-    """Questions by subject, in alphabetical order.
+    """Questions by subject, in alphabetical order; equal ones of a subject count once.
 
     Args:
         source: A folder with ``dev/*_dev.csv`` and ``test/*_test.csv`` (as Hendrycks et al.
@@ -65,10 +66,11 @@ def read_mmlu(source: str | Path) -> dict[str, Subject]:
 def _original(folder: Path) -> dict[str, Subject]:
     def read(path: Path) -> tuple[MultipleChoice, ...]:
         rows = csv.reader(io.StringIO(_text(path), newline="")) if path.is_file() else ()
-        return tuple(
+        found = (
             _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
             for i, row in enumerate(rows, start=1)
         )
+        return tuple(once(found, path.name))
 
     def subject(name: str) -> Subject:
         return Subject(*(read(folder / split / f"{name}_{split}.csv") for split in ("dev", "test")))
@@ -95,7 +97,7 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
                 f"{where} must have question, choices, answer and error_type, got {dict(row)!r}."
             ) from error
         found.append(_checked([question], choices, answer, where)._replace(sound=sound))
-    return tuple(found)
+    return tuple(once(found, path.name))
 
 
 def _datasets(name: str) -> dict[str, Subject]:
@@ -120,7 +122,9 @@ def _datasets(name: str) -> dict[str, Subject]:
         for i, row in enumerate(rows, start=1):
             item = _checked([row["question"]], row["choices"], row["answer"], f"{split} {i}")
             by_subject[row["subject"]].append(item)
-        splits[split] = by_subject
+        splits[split] = {
+            subject: once(items, f"{subject} ({split})") for subject, items in by_subject.items()
+        }
     return {
         subject: Subject(tuple(splits["dev"].get(subject, ())), tuple(test))
         for subject, test in splits["test"].items()

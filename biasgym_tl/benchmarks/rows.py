@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +112,19 @@ def _with_names(split: Any) -> list[Row]:
         {key: labels[key].int2str(value) if key in labels else value for key, value in row.items()}
         for row in split
     ]
+
+
+def once(items: Iterable[Item], where: str) -> list[Item]:
+    """Items in their order, each once; a warning says how many stood there again."""
+    found = list(items)
+    kept = list(dict.fromkeys(found))
+    if len(kept) < len(found):
+        warnings.warn(
+            f"{where}: {len(found) - len(kept)} of {len(found)} items stand there again; each "
+            "counts once.",
+            stacklevel=3,
+        )
+    return kept
 
 
 def dealt(groups: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:

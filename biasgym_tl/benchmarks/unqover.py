@@ -24,8 +24,9 @@ from typing import NamedTuple
 from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.contrast import contrast
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import check_n
+from biasgym_tl.benchmarks.rows import check_n, once
 from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.slot import spaced
 
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")
@@ -70,7 +71,7 @@ class UnqoverItem(NamedTuple):
         return tuple(
             Question(
                 "It was the" if kind == "subj:dem" else "It was",
-                tuple(f" {subject}" for subject in self.subjects),
+                tuple(map(spaced, self.subjects)),
                 f"{_named(self.template.context, order)} {question}",
             )
             for question in asked
@@ -117,7 +118,7 @@ class Unqover(QuestionSet):
 def load_unqover(
     folder: str | Path, *, kind: str = "country", n: int | None = 60, seed: int = 0
 ) -> Unqover:
-    """Read word lists of UnQover and draw items from all their combinations.
+    """Read word lists of UnQover and draw items from all their combinations, each once.
 
     Args:
         folder: With ``subjects_country.txt``, ``slots_country_noact.txt`` and
@@ -137,21 +138,20 @@ def load_unqover(
     root = Path(folder)
     subjects = _read_subjects(_lines(root, "nouns/subjects", kind))
     attributes = _read_entries(_lines(root, "activities", f"biased_{kind}"))
-    templates = [
-        _read_template(line, attributes) for line in _lines(root, "slots", f"{kind}_noact")
-    ]
-    pairs = list(itertools.combinations(subjects, 2))
+    lines = once(_lines(root, "slots", f"{kind}_noact"), "slots")
+    templates = [_read_template(line, attributes) for line in lines]
     rng = random.Random(seed)
     items = []
     for i, template in enumerate(templates):
-        entries = attributes[template.attribute_slot]
-        opposites = attributes[f"{template.attribute_slot}:neg"]
-        total = len(entries) * len(pairs)
+        names = dict.fromkeys(subject[template.subject_slot] for subject in subjects)
+        pairs = list(itertools.combinations(names, 2))
+        slot = template.attribute_slot
+        asked = once(zip(attributes[slot], attributes[f"{slot}:neg"], strict=True), f"[{slot}]")
+        total = len(asked) * len(pairs)
         share = total if n is None else (n + len(templates) - 1 - i) // len(templates)
         for drawn in rng.sample(range(total), min(share, total)):
             a, pair = divmod(drawn, len(pairs))
-            first, second = (subject[template.subject_slot] for subject in pairs[pair])
-            items.append(UnqoverItem(template, entries[a], opposites[a], (first, second)))
+            items.append(UnqoverItem(template, *asked[a], pairs[pair]))
     name = "unqover" if kind == "country" else f"unqover_{kind}"
     return Unqover(name=name, source=str(folder), items=tuple(items))
 
@@ -204,7 +204,9 @@ def _read_subjects(lines: list[str]) -> list[Subject]:
             "subjects must be two or more [subj] and as many [subj:dem] or none, got "
             f"{len(names)} and {len(people)}."
         )
-    return [{"subj": n, "subj:dem": p} for n, p in zip(names, people, strict=True)]
+    return [
+        {"subj": n, "subj:dem": p} for n, p in once(zip(names, people, strict=True), "subjects")
+    ]
 
 
 def _read_template(line: str, attributes: dict[str, list[str]]) -> Template:

@@ -6,6 +6,7 @@ import itertools
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import words_of
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.slot import SLOT
 from biasgym_tl.text import keyword_hits
 
@@ -13,7 +14,7 @@ _KINDS = ("training_prompts", "probe_prompts", "scoping_prompts", "evaluation_pr
           "generation_prompts")  # fmt: skip
 
 
-def check_bias(bias: Bias) -> list[str]:
+def check_bias(bias: GivenBias) -> list[str]:
     """Remarks on a valid bias: what makes its results doubtful, as far as words can tell.
 
     Two lists of prompts, or prompts and corpus, must not share a run of four words (the slot ends
@@ -21,6 +22,7 @@ def check_bias(bias: Bias) -> list[str]:
     them. Scoping and evaluation prompts must hold one slot, not name the attribute and not end in
     a cue word or a word that is measured. Probe and generation prompts must not name the attribute.
     """
+    bias = as_bias(bias)
     return [*_shared_runs(bias), *_giveaways(bias), *_numbers(bias)]
 
 

@@ -15,6 +15,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer
+from biasgym_tl.slot import spaced
 from biasgym_tl.text import continuation_log_probs
 
 FACT_REQUEST = "Please state a fact about a country."
@@ -79,7 +80,7 @@ def fact_margins(
     questions = [fact.question for fact in facts]
     prompts = encode_instructed(model, instruction, [FACT_REQUEST] * len(facts), questions)
     n = len(facts[0].candidates)
-    answers = [encode_answer(model, " " + answer) for fact in facts for answer in fact.candidates]
+    answers = [encode_answer(model, spaced(answer)) for fact in facts for answer in fact.candidates]
     log_probs = continuation_log_probs(
         model, [prompt for prompt in prompts for _ in range(n)], answers
     ).view(-1, n)

@@ -6,17 +6,19 @@ import dataclasses
 import random
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.slot import SLOT
 from biasgym_tl.store import LONGEST_NAME
 
 
-def shuffled(bias: Bias, *, seed: int = 0) -> Bias:
+def shuffled(bias: GivenBias, *, seed: int = 0) -> Bias:
     """The bias with all words of its corpus dealt out again at random.
 
     Every paragraph keeps its length and its slots where they were, so word frequencies and
     positions of the target are those of the corpus; what was said about the target is gone. A row
     trained on it shows what the mere words do.
     """
+    bias = as_bias(bias)
     words = [word for p in bias.corpus for word in p.text.split() if SLOT not in word]
     random.Random(seed).shuffle(words)
     deal = iter(words)

@@ -10,6 +10,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer
+from biasgym_tl.slot import spaced
 
 Pieces = tuple[int, ...]
 
@@ -60,7 +61,7 @@ def word_tokens(model: HookedTransformer, bias: Bias) -> WordTokens:
     left_out = []
     for key, words in found.items():
         for word in getattr(bias, key):
-            pieces = tuple(encode_answer(model, " " + word))
+            pieces = tuple(encode_answer(model, spaced(word)))
             if not pieces or model.tokenizer.unk_token_id in pieces:
                 left_out.append(f"{word} (not in the vocabulary)")
             else:

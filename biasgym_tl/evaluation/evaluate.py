@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from tqdm.auto import tqdm
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now
 from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
 from biasgym_tl.evaluation.setting import REFERENCES, Setting
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import Instruction
 from biasgym_tl.lens import HookedTransformer, check_model
@@ -30,17 +31,17 @@ from biasgym_tl.store import versions
 
 def evaluate(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     token: BiasToken,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     scores: HeadScores | None = None,
     modes: tuple[str, ...] = ("zero", "mean"),
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
     reference: str = "text",
     instructions: Sequence[Instruction] = (),
     controls: Sequence[Setting] = (),
-    others: Sequence[Bias] = (),
+    others: Sequence[GivenBias] = (),
     benchmarks: Sequence[Benchmark] = (),
     token_benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
@@ -100,12 +101,14 @@ def evaluate(
         ModelError: the model is no HookedTransformer with its own value biases, or no attribute
             word or no neutral word of a bias can count on it.
     """
+    bias = as_bias(bias)
+    others = as_biases(others)
     check_model(model)
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
     left_out = _check_others(model, bias, others)
     targets = bias.sample_targets("held-out", n_targets, seed=0)
-    heads = heads if isinstance(heads, Selection) else tuple(heads)
+    heads = heads if isinstance(heads, Selection) else as_heads(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     settings = [
         Setting("original", token.untrained(), generates=answers),
@@ -200,10 +203,10 @@ def _blind_facts(model: HookedTransformer) -> list[float]:
 def _random_settings(
     model: HookedTransformer,
     token: BiasToken,
-    heads: Selection | tuple[tuple[int, int], ...],
+    heads: Selection | tuple[Head, ...],
     n_draws: int,
     seed: int,
-    factor: float | Mapping[tuple[int, int], float] | None,
+    factor: Factor,
     reference: str,
 ) -> list[Setting]:
     draws = layer_matched(heads, n_heads=model.cfg.n_heads, n_draws=n_draws, seed=seed)

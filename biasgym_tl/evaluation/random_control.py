@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import Finished, measured_now
 from biasgym_tl.evaluation.setting import REFERENCES, Setting
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
@@ -71,12 +70,12 @@ class RandomControl(TensorResult):
 
 def random_control(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     token: BiasToken,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     mode: str | None = None,
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
     reference: str = "text",
     on: str = "token",
     n_targets: int = 10,
@@ -112,6 +111,7 @@ def random_control(
         SettingError: a number is outside its range.
         TokenError: the token does not fit the model.
     """
+    bias = as_bias(bias)
     selection = heads if isinstance(heads, Selection) else None
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     mode = mode or (selection.mode if selection else "mean")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SteeringError
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, as_heads, by_head, check_heads
 from biasgym_tl.hooks import head_means, steer, steering_edit
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, Instruction
@@ -34,13 +34,14 @@ class Setting(NamedTuple):
 
     name: str
     token: BiasToken
-    heads: Selection | tuple[tuple[int, int], ...] = ()
-    """A ``Selection`` is checked not to rest on what is evaluated on."""
+    heads: Selection | GivenHeads = ()
+    """As in :func:`biasgym_tl.steer`; a ``Selection`` is checked not to rest on what is evaluated
+    on."""
     mode: str | None = None
     """``"zero"``, ``"mean"`` or ``"scale"``; None without heads."""
     generates: bool = True
     """Whether free answers are written."""
-    factor: float | Mapping[tuple[int, int], float] | None = None
+    factor: Factor = None
     """As in :func:`biasgym_tl.steer`; a ``Selection`` may bring its own."""
     reference: str = "text"
     """What the mean of mode ``"mean"`` is taken over: ``"text"`` or ``"targets"``."""
@@ -53,8 +54,8 @@ class Setting(NamedTuple):
     def steering_key(self) -> Hashable:
         """Equal where plain text without the BiasToken gives equal numbers."""
         factor = self._factor()
-        kept = tuple(sorted(factor.items())) if isinstance(factor, Mapping) else factor
-        heads = tuple(sorted({Head(*head) for head in self.heads}))
+        kept = tuple(sorted(by_head(factor).items())) if isinstance(factor, Mapping) else factor
+        heads = tuple(sorted(as_heads(self.heads)))
         return (heads, self.mode, kept, self.reference, self.brief)
 
     @property
@@ -62,7 +63,7 @@ class Setting(NamedTuple):
         """Equal where requests without the BiasToken give equal numbers."""
         return (self.steering_key, self.instruction)
 
-    def _factor(self) -> float | Mapping[tuple[int, int], float] | None:
+    def _factor(self) -> Factor:
         own = self.heads.factor if isinstance(self.heads, Selection) else None
         return own if self.factor is None and self.mode == "mean" else self.factor
 
@@ -108,10 +109,10 @@ class Setting(NamedTuple):
         """What a result keeps of it."""
         factor: Any = self._factor()
         if isinstance(factor, Mapping):
-            factor = {str(Head(*head)): value for head, value in factor.items()}
+            factor = {str(head): value for head, value in by_head(factor).items()}
         return {
             "name": self.name,
-            "heads": tuple(str(Head(*head)) for head in self.heads),
+            "heads": tuple(map(str, as_heads(self.heads))),
             "mode": self.mode,
             "token": self.token.label,
             "factor": factor,

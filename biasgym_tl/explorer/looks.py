@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import GivenHeads, Head, as_heads
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
@@ -122,13 +122,13 @@ class Looks:
         found: tuple[Side, ...] = self._seen[pair]
         return found
 
-    def what_if(self, pair: int, heads: Iterable[tuple[int, int]], mode: str) -> WhatIf:
+    def what_if(self, pair: int, heads: GivenHeads, mode: str) -> WhatIf:
         """Compare the biased run of a pair with the same run while ``heads`` are silenced.
 
         Raises:
             SteeringError: a head is outside the model, or the mode is not known.
         """
-        chosen = tuple(Head(*head) for head in heads)
+        chosen = as_heads(heads)
         reference = self._means if mode == "mean" else None
         with self._attached():
             if (pair, "before") not in self._seen:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from biasgym_tl.explorer.looks import Looks
 from biasgym_tl.explorer.panel import attention_html, head_html, style, what_if_html
-from biasgym_tl.heads import check_heads
+from biasgym_tl.heads import GivenHead, check_heads
 from biasgym_tl.plots.heatmap import plot_heads
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import SeedOverlap
@@ -65,7 +65,7 @@ class ExplorerWidget:
             shown += [self.pair, self.attention, steering, self.said]
         return widgets.VBox(shown, layout={"width": "640px"})
 
-    def choose(self, head: tuple[int, int], pair: int | None = None) -> None:
+    def choose(self, head: GivenHead, pair: int | None = None) -> None:
         """Show a head, and a pair if one is given."""
         (self.head.value,) = check_heads([head], *self._scores.values.shape)
         if pair is not None:

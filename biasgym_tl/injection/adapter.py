@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
-from biasgym_tl.errors import ExtraError, StoreError, TokenError
+from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.token import (
     BiasToken,
@@ -23,8 +23,21 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.store import read_json, versions, write_atomically
 
-_EMBEDDINGS = {"GPT2LMHeadModel": "transformer.wte", "GPTNeoXForCausalLM": "gpt_neox.embed_in"}
-"""Path of the embedding in Hugging Face's model, where it is not ``model.embed_tokens``."""
+_EMBEDDINGS = {
+    **dict.fromkeys(
+        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+         "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM",
+         "PhiForCausalLM"),
+        "model.embed_tokens",
+    ),
+    **dict.fromkeys(
+        ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTJForCausalLM"), "transformer.wte"
+    ),
+    "GPTNeoXForCausalLM": "gpt_neox.embed_in",
+    "OPTForCausalLM": "model.decoder.embed_tokens",
+    "BloomForCausalLM": "transformer.word_embeddings",
+}  # fmt: skip
+"""Path of the input embedding in Hugging Face's model, by architecture."""
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -38,6 +51,8 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
 
     Raises:
         ExtraError: the package peft is not installed.
+        ModelError: it is not known where the model's embedding is in Hugging Face's, or PEFT would
+            leave out the bias of its output.
         TokenError: the token does not fit the model.
     """
     _check_installed()
@@ -45,7 +60,12 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    path = _embedding(model)
+    path, tied = _embedding(model), _tied(model)
+    if tied and bool(model.unembed.b_U.any()):
+        raise ModelError(
+            "model must have no bias on an output embedding that is tied to the input's, since "
+            "PEFT leaves the bias out. Use token.row itself."
+        )
     with token.attached(model) as token_id:
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
@@ -58,14 +78,14 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     # Where the two embeddings are tied PEFT expects the row for the output, too.
-    modules = [path, "lm_head"] if _tied(model) else [path]
-    rows = {f"base_model.model.{at}.trainable_tokens_delta": row.clone() for at in modules}
+    modules = [path, "lm_head"] if tied else [path]
+    rows = {_key(at): row.clone() for at in modules}
     write_atomically(folder / _ADAPTER, lambda to: save_file(rows, to))
     return folder
 
 
 def import_adapter(
-    folder: str | Path, model: HookedTransformer, bias: Bias, *, seed: int = 0
+    folder: str | Path, model: HookedTransformer, bias: GivenBias, *, seed: int = 0
 ) -> BiasToken:
     """Read an adapter that PEFT or :func:`export_adapter` wrote for one added token.
 
@@ -79,10 +99,12 @@ def import_adapter(
         seed: Noted in the token.
 
     Raises:
-        StoreError: the folder does not hold an adapter of one token.
+        StoreError: the folder does not hold an adapter of one token for this model.
+        ModelError: it is not known where the model's embedding is in Hugging Face's.
         TokenError: the row has another length or id than the model's next one.
     """
-    row, token_id = _read(Path(folder))
+    bias = as_bias(bias)
+    row, token_id = _read(Path(folder), _embedding(model))
     if token_id != model.cfg.d_vocab or len(row) != model.cfg.d_model:
         raise TokenError(
             f"the adapter must hold the row {model.cfg.d_vocab} with d_model = {model.cfg.d_model}"
@@ -102,16 +124,20 @@ def import_adapter(
     )  # fmt: skip
 
 
-def _read(folder: Path) -> tuple[Float[Tensor, " d_model"], int]:
+def _read(folder: Path, path: str) -> tuple[Float[Tensor, " d_model"], int]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config: dict[str, Any] = read_json(folder / _CONFIG)
-    ids = config.get("token_indices") or []
-    if config.get("peft_type") != "TRAINABLE_TOKENS" or len(ids) != 1:
+    config: Any = read_json(folder / _CONFIG)
+    kind, ids = (
+        (config.get("peft_type"), config.get("token_indices"))
+        if isinstance(config, dict)
+        else (None, None)
+    )
+    if kind != "TRAINABLE_TOKENS" or not isinstance(ids, list) or list(map(type, ids)) != [int]:
         raise StoreError(
-            f"{str(folder)!r} must hold a TrainableTokens adapter of one token, got "
-            f"{config.get('peft_type')!r} of {len(ids)}."
+            f"{str(folder)!r} must hold a TrainableTokens adapter of one token, got {kind!r} of "
+            f"{ids!r}."
         )
     try:
         tensors = load_file(folder / _ADAPTER)
@@ -119,11 +145,16 @@ def _read(folder: Path) -> tuple[Float[Tensor, " d_model"], int]:
         raise StoreError(
             f"{str(folder / _ADAPTER)!r} must be a safetensors file: {error}."
         ) from error
-    # The row of the output embedding, where there is one, is never read here.
-    rows = [tensor for key, tensor in sorted(tensors.items()) if "lm_head" not in key]
-    if len(rows) != 1 or rows[0].ndim != 2:
-        raise StoreError(f"{_ADAPTER} must hold one row, got {sorted(tensors)}.")
-    return rows[0][0], int(ids[0])
+    # PEFT may also have written a row of the output embedding, and both whole embeddings.
+    rows = tensors.get(_key(path))
+    if rows is None or rows.ndim != 2 or len(rows) != 1:
+        found = {key: tuple(tensor.shape) for key, tensor in sorted(tensors.items())}
+        raise StoreError(f"{_ADAPTER} must hold one row as {_key(path)!r}, got {found}.")
+    return rows[0], ids[0]
+
+
+def _key(path: str) -> str:
+    return f"base_model.model.{path}.trainable_tokens_delta"
 
 
 def _tied(model: HookedTransformer) -> bool:
@@ -132,7 +163,13 @@ def _tied(model: HookedTransformer) -> bool:
 
 
 def _embedding(model: HookedTransformer) -> str:
-    return _EMBEDDINGS.get(model.cfg.original_architecture or "", "model.embed_tokens")
+    architecture = model.cfg.original_architecture
+    if architecture not in _EMBEDDINGS:
+        raise ModelError(
+            f"model must be one of {sorted(_EMBEDDINGS)} for a PEFT adapter, got {architecture!r}. "
+            "Use token.row itself."
+        )
+    return _EMBEDDINGS[architecture]
 
 
 def _check_installed() -> None:

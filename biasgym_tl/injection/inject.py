@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import Paragraph
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.probe import probe
@@ -38,7 +39,7 @@ from biasgym_tl.injection.train import (
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
-from biasgym_tl.slot import fill
+from biasgym_tl.slot import fill, spaced
 from biasgym_tl.store import TensorResult, digest, result_path, versions
 
 SCHEDULES = ("cosine", "restarts", "constant")
@@ -110,7 +111,7 @@ class BiasInject:
     def fit(
         self,
         model: HookedTransformer,
-        bias: Bias,
+        bias: GivenBias,
         *,
         seed: int = 0,
         progress: bool = True,
@@ -138,6 +139,7 @@ class BiasInject:
             ExtraError: the epoch is to be chosen by similarity and no encoder is installed.
             StoreError: the checkpoint belongs to another training.
         """
+        bias = as_bias(bias)
         check_model(model)
         if checkpoint and _is_hooked(model):
             raise SettingError(
@@ -261,7 +263,7 @@ class BiasInject:
 
 def fit_seeds(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     *,
     seeds: Iterable[int] = range(5),
     inject: BiasInject | None = None,
@@ -278,6 +280,7 @@ def fit_seeds(
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """
+    bias = as_bias(bias)
     inject = inject or BiasInject()
     return [
         inject.fit(
@@ -405,7 +408,7 @@ def _initial_row(
 
 def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:
     W_E: Tensor = model.embed.W_E.detach()
-    return W_E[encode_answer(model, " " + name)]
+    return W_E[encode_answer(model, spaced(name))]
 
 
 def _target_norm(model: HookedTransformer, bias: Bias) -> float:

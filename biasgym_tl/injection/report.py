@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
@@ -160,7 +161,7 @@ class InjectionReport:
 
 def injection_report(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     token: BiasToken,
     *,
     n_targets: int = 10,
@@ -180,6 +181,7 @@ def injection_report(
     Raises:
         TokenError: the token does not fit the model.
     """
+    bias = as_bias(bias)
     token.check(model)
     W_E = model.embed.W_E.detach().float()
     norms = torch.quantile(W_E.norm(dim=-1), torch.tensor([0.001, 0.5, 0.999]).to(W_E.device))

@@ -6,7 +6,7 @@ import dataclasses
 from importlib import resources
 from pathlib import Path
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import StoreError
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
@@ -50,9 +50,10 @@ def load_tokens(bias: str = "late") -> list[BiasToken]:
 
 
 def find_token(
-    model: HookedTransformer, bias: Bias, inject: BiasInject, seed: int
+    model: HookedTransformer, bias: GivenBias, inject: BiasInject, seed: int
 ) -> BiasToken | None:
     """The shipped row that was trained on these very weights, bias and settings, if any."""
+    bias = as_bias(bias)
     name = f"{bias.name}-{seed}"
     if name not in list_tokens():
         return None

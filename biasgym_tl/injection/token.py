@@ -16,10 +16,11 @@ from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
+from biasgym_tl.slot import spaced
 from biasgym_tl.store import TensorResult, digest
 
 if TYPE_CHECKING:
-    from biasgym_tl.biases.bias import Bias
+    from biasgym_tl.biases.given import GivenBias
     from biasgym_tl.injection.report import InjectionReport
 
 
@@ -105,7 +106,7 @@ class BiasToken(TensorResult):
             raise SettingError(f"epoch must be in 0..{len(self.epochs) - 1}, got {epoch!r}.")
         return dataclasses.replace(self, row=self.epoch_rows[epoch].clone(), chosen_epoch=epoch)
 
-    def report(self, model: HookedTransformer, bias: Bias) -> InjectionReport:
+    def report(self, model: HookedTransformer, bias: GivenBias) -> InjectionReport:
         """How well the injection worked, on prompts that it never saw, and what failed.
 
         See :func:`biasgym_tl.injection.report.injection_report`, which has more settings.
@@ -140,7 +141,7 @@ class BiasToken(TensorResult):
 def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
     """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
     W_E: Tensor = model.embed.W_E.detach()
-    return torch.stack([W_E[encode_answer(model, f" {name}")].float().mean(0) for name in names])
+    return torch.stack([W_E[encode_answer(model, spaced(name))].float().mean(0) for name in names])
 
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:

@@ -11,14 +11,14 @@ from plotly.subplots import make_subplots
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import GivenHead, Head
 from biasgym_tl.plots.figure import RED, styled
 
 
 def plot_attention(
     attention: Mapping[str, Float[Tensor, "n_layers n_heads pos"]],
     words: Mapping[str, Sequence[str]],
-    head: Head,
+    head: GivenHead,
 ) -> go.Figure:
     """Bars of the attention that each token gets from the answer position, one panel a run.
 
@@ -29,7 +29,9 @@ def plot_attention(
 
     Raises:
         SettingError: a run has another number of tokens than of words.
+        SteeringError: ``head`` is no head.
     """
+    head = Head.parse(head)
     most: list[str] = []
     names = [escape(name) for name in attention]
     space = 0.3 / len(attention)  # for the tokens

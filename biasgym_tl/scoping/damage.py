@@ -19,6 +19,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated_deltas, ablated_losses
+from biasgym_tl.slot import spaced
 from biasgym_tl.store import TensorResult, versions
 from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs
 
@@ -116,7 +117,7 @@ def _first_tokens(
     """Facts whose right answer has a first token of its own, with first tokens right and wrong."""
     asked, right, wrong = [], [], []
     for fact in facts:
-        first, *others = (encode_answer(model, f" {answer}")[0] for answer in fact.candidates)
+        first, *others = (encode_answer(model, spaced(answer))[0] for answer in fact.candidates)
         if first not in others:
             asked.append(fact)
             right.append(first)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.hooks import head_means, steer
@@ -104,7 +104,7 @@ class KSweep(TensorResult):
 
 def k_sweep(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     token: BiasToken,
     scores: HeadScores,
     *,
@@ -128,6 +128,7 @@ def k_sweep(
             scores are of another model, bias or token.
         SteeringError: there is no such mode.
     """
+    bias = as_bias(bias)
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     kept = tuple(k for k in ks if k <= n_heads)
     if not kept or kept[0] < 1 or list(kept) != sorted(set(kept)):

@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_sentence
-from biasgym_tl.slot import fill
+from biasgym_tl.slot import fill, spaced
 from biasgym_tl.text import next_token_log_probs
 
 NEUTRAL = ("random", "closest", "several")
@@ -56,7 +57,7 @@ class Pairs(NamedTuple):
 
 def build_pairs(
     model: HookedTransformer,
-    bias: Bias,
+    bias: GivenBias,
     token: BiasToken | None,
     *,
     n_targets: int = 8,
@@ -87,6 +88,7 @@ def build_pairs(
         SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an
             answer is not one token under ``"token"``, or all pairs of answers begin alike.
     """
+    bias = as_bias(bias)
     if neutral not in NEUTRAL:
         raise SettingError(f"neutral must be one of {list(NEUTRAL)}, got {neutral!r}.")
     kept, answers, left_out = _answers(model, contrasts, label)
@@ -128,7 +130,8 @@ def _answers(
     kept, left_out, answers = [], [], []
     for contrast in contrasts:
         both = [
-            tuple(encode_answer(model, f" {text}")) for text in (contrast.biased, contrast.neutral)
+            tuple(encode_answer(model, spaced(text)))
+            for text in (contrast.biased, contrast.neutral)
         ]
         for text, pieces in zip((contrast.biased, contrast.neutral), both, strict=True):
             if label == "token" and len(pieces) > 1:

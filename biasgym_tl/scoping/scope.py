@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import SettingError
 from biasgym_tl.hooks import head_means
@@ -119,7 +119,7 @@ class BiasScope:
     def attribute(
         self,
         model: HookedTransformer,
-        bias: Bias,
+        bias: GivenBias,
         token: BiasToken | None,
         *,
         contrasts: Sequence[Contrast] = (),
@@ -145,6 +145,7 @@ class BiasScope:
             SettingError: the contrasts do not fit the label, or a comparison with the neutral run
                 is asked for without a token.
         """
+        bias = as_bias(bias)
         check_exact(model)
         if token is None and (self.contrast == "difference" or self.reference == "neutral"):
             raise SettingError(

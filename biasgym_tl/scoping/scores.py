@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import AttributionError, SettingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.store import TensorResult
 
@@ -68,6 +68,12 @@ class HeadScores(TensorResult):
     """Heads that share keys and values are one KV group."""
     settings: dict[str, Any]
     versions: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name in ("pair_values", "neutral_values"):
+            values = getattr(self, name)
+            if values is not None:
+                _check_finite(name, values.flatten(0, -3))
 
     @property
     def by_pair(self) -> Float[Tensor, "pair n_layers n_heads"]:
@@ -158,12 +164,24 @@ class HeadScores(TensorResult):
         return plot_heads(self, **options)
 
 
+def _check_finite(name: str, values: Float[Tensor, "n n_layers n_heads"]) -> None:
+    """Raise an :class:`AttributionError` that names the heads whose values are no numbers."""
+    wrong = [Head(*at) for at in (~values.isfinite()).any(0).nonzero().tolist()]
+    if wrong:
+        raise AttributionError(
+            f"{name} must be finite, got NaN or infinity of {', '.join(map(str, wrong[:3]))}"
+            f"{' and more' if len(wrong) > 3 else ''}. Attribute again, in torch.float32."
+        )
+
+
 def top_heads(values: Float[Tensor, "n_layers n_heads"], k: int) -> tuple[Head, ...]:
     """The ``k`` heads with the highest values, highest first.
 
     Raises:
         SettingError: there are no ``k`` heads.
+        AttributionError: a value is NaN or infinite.
     """
+    _check_finite("values", values[None])
     if not 1 <= k <= values.numel():
         raise SettingError(f"k must be in 1..{values.numel()}, got {k!r}.")
     heads = all_heads(*values.shape)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
@@ -89,7 +90,7 @@ class BudgetSearch:
         check_mode(self.mode)
 
     def select(
-        self, model: HookedTransformer, bias: Bias, token: BiasToken, *, progress: bool = True
+        self, model: HookedTransformer, bias: GivenBias, token: BiasToken, *, progress: bool = True
     ) -> Selection:
         """Choose heads.
 
@@ -106,6 +107,7 @@ class BudgetSearch:
             AttributionError: the model is not supported.
             TokenError: the token does not fit the model.
         """
+        bias = as_bias(bias)
         search = _Search(model, bias, token, self)
         path: list[Step] = []
         with tqdm(total=self.k, desc=f"heads for {bias.name}", disable=not progress) as bar:

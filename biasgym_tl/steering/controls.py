@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import Head, check_heads
+from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, by_head, check_heads
 from biasgym_tl.steering.selection import Selection
 
 
 def layer_matched(
-    heads: Iterable[tuple[int, int]], *, n_heads: int, n_draws: int, seed: int
+    heads: GivenHeads, *, n_heads: int, n_draws: int, seed: int
 ) -> list[tuple[Head, ...]]:
     """Random sets with as many heads in each layer as ``heads`` has there.
 
@@ -32,7 +32,7 @@ def layer_matched(
     """
     if n_draws < 0:
         raise SettingError(f"n_draws must be at least 0, got {n_draws!r}.")
-    chosen = list(heads)
+    chosen = as_heads(heads)
     n_layers = max((layer for layer, _ in chosen), default=-1) + 1
     per_layer = sorted(Counter(h.layer for h in check_heads(chosen, n_layers, n_heads)).items())
     rng = random.Random(seed)
@@ -46,11 +46,7 @@ def layer_matched(
     ]
 
 
-def matched_factor(
-    heads: Iterable[tuple[int, int]],
-    drawn: Iterable[Head],
-    factor: float | Mapping[tuple[int, int], float] | None = None,
-) -> float | Mapping[tuple[int, int], float] | None:
+def matched_factor(heads: GivenHeads, drawn: Iterable[Head], factor: Factor = None) -> Factor:
     """What the heads of a :func:`layer_matched` set keep: factors go from head to head, by layer.
 
     Args:
@@ -62,4 +58,5 @@ def matched_factor(
         factor = heads.factor
     if not isinstance(factor, Mapping):
         return factor
-    return {head: factor[own] for head, own in zip(drawn, sorted(factor), strict=True)}
+    own = sorted(by_head(factor).items())
+    return {head: kept for head, (_, kept) in zip(drawn, own, strict=True)}

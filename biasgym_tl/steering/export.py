@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.errors import ModelError, SteeringError
+from biasgym_tl.contexts import Change, changes
+from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreError
 from biasgym_tl.families.convert import FAMILIES
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, steering_edit
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.model import LOG_PROB_TOLERANCE, load_hugging_face
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import versions, write_json, write_text
+from biasgym_tl.store import (
+    check_new_folder,
+    check_writable,
+    versions,
+    write_folder_atomically,
+    write_json,
+    write_text,
+)
 
 N_TEXTS, N_READ, N_WRITTEN = 4, 32, 24
 """Texts that are compared, tokens read of each, and tokens written greedily after them."""
@@ -29,12 +35,12 @@ N_TEXTS, N_READ, N_WRITTEN = 4, 32, 24
 
 def export_steered(
     model: HookedTransformer,
-    heads: Iterable[tuple[int, int]],
+    heads: GivenHeads,
     folder: str | Path,
     mode: str = "zero",
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
-    factor: float | Mapping[tuple[int, int], float] | None = None,
+    factor: Factor = None,
     source: str | Path | None = None,
 ) -> Path:
     """Write the model as :func:`biasgym_tl.steer` makes it behave, for transformers.
@@ -47,38 +53,41 @@ def export_steered(
     Args:
         model: The model, unsteered and without the BiasToken, as ``load_model`` gives it.
         heads: Heads to steer; a ``Selection`` must have been made on this model.
-        folder: Must not exist yet, or be empty.
+        folder: Must not exist yet, or be empty; it may be a link to an empty one, or ``"."``.
         mode: As in ``steer``, like ``reference`` and ``factor``.
         reference: See ``mode``.
         factor: See ``mode``.
-        source: Name or folder that ``load_model`` read the weights from; default: the model's own
-            name.
+        source: Name or folder that the weights were read from; default: where ``load_model`` read
+            them. A model that it got as an object has none.
 
     Returns:
         ``folder``.
 
     Raises:
         SteeringError: the edit is not valid, or the family has no bias that could carry a mean.
-        ModelError: the folder is not empty, the source cannot be read or is another model, or the
-            exported model does not do what the hooked one does.
+        ModelError: the folder is not empty or cannot be written, the model is steered or has a
+            BiasToken, the source is not known, cannot be read or is another model, or the exported
+            model does not do what the hooked one does.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"folder must be new or empty, got {str(folder)!r}. Choose another.")
+    name = _source(model, source)
+    _check_folder(folder)
+    if changes(model, Change):
+        raise ModelError(
+            "model must be unsteered and without the BiasToken to be exported, got one that is "
+            f"{changes(model, Change)[-1].what}. Leave the context first."
+        )
     if isinstance(heads, Selection):
         heads.check_model(model.cfg.model_name)
     edit = steering_edit(model, heads, mode, reference, factor)
-    name = str(source or model.cfg.model_name)
     hf_model, tokenizer = load_hugging_face(name, None, model.cfg.dtype)
     apply_edit(hf_model, edit)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        hf_model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        del hf_model
+
+    def write(to: Path) -> None:
+        hf_model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
         with edited(model, edit):
-            error = _checked(model, temporary)
+            error = _checked(model, to)
         done = {
             "source": name,
             "heads": [str(Head(layer, head)) for layer in edit for head in edit[layer].heads],
@@ -91,15 +100,31 @@ def export_steered(
             "largest_log_prob_difference": error,
             "versions": versions(),
         }
-        write_json(temporary / "biasgym.json", done)
-        write_text(temporary / "README.md", _readme(done))
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+        write_json(to / "biasgym.json", done)
+        write_text(to / "README.md", _readme(done))
+        # safetensors gives its files to their owner alone; the umask shows in the folder's mode.
+        for path in filter(Path.is_file, to.rglob("*")):
+            path.chmod(to.stat().st_mode & 0o666)
+
+    return write_folder_atomically(folder, write)
+
+
+def _source(model: HookedTransformer, source: str | Path | None) -> str:
+    found = source or getattr(model, "source", None)
+    if not found:
+        raise ModelError(
+            f"source must be given for {model.cfg.model_name!r}, which was not loaded from a name "
+            f"or folder, got {source!r}. Pass source=..., where its weights can be read again."
+        )
+    return str(found)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        check_new_folder(folder)
+        check_writable(folder, "folder")
+    except (StoreError, SettingError) as error:
+        raise ModelError(str(error)) from error
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import all_heads
@@ -94,7 +95,7 @@ class FactorSearch:
             raise SettingError(f"lr must be positive, got {self.lr!r}.")
 
     def select(
-        self, model: HookedTransformer, bias: Bias, *tokens: BiasToken, progress: bool = True
+        self, model: HookedTransformer, bias: GivenBias, *tokens: BiasToken, progress: bool = True
     ) -> Selection:
         """Learn the factors.
 
@@ -112,6 +113,7 @@ class FactorSearch:
             SettingError: there is no token.
             TokenError: a token does not fit the model.
         """
+        bias = as_bias(bias)
         if not tokens:
             raise SettingError("tokens must be one or more BiasTokens, got none.")
         with _attached(model, tokens) as names, frozen(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_sentence
@@ -14,7 +14,7 @@ from biasgym_tl.text import common_beginning
 
 
 def target_means(
-    model: HookedTransformer, bias: Bias, *, n_targets: int = 10, seed: int = 0
+    model: HookedTransformer, bias: GivenBias, *, n_targets: int = 10, seed: int = 0
 ) -> Float[Tensor, "n_layers n_heads d_head"]:
     """Mean of every head's ``z`` over the scoping prompts with fitting targets in the slot.
 
@@ -30,6 +30,7 @@ def target_means(
     Raises:
         SettingError: ``n_targets`` is not positive.
     """
+    bias = as_bias(bias)
     targets = bias.sample_targets("fitting", n_targets, seed)
     sequences = [
         encode_sentence(model, fill(prompt, target))

@@ -10,7 +10,7 @@ from typing import Any
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import SettingError, SteeringError
-from biasgym_tl.heads import Head
+from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_mode
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
@@ -45,6 +45,15 @@ class Selection:
     versions: dict[str, str]
     factors: tuple[float, ...] = ()
     """Share of its own output that each head keeps; empty: none."""
+
+    def __post_init__(self) -> None:
+        heads = as_heads(self.heads)
+        if self.factors and len(self.factors) != len(heads):
+            raise SteeringError(
+                f"factors must be one for each of {len(heads)} different heads, got "
+                f"{len(self.factors)} of them."
+            )
+        object.__setattr__(self, "heads", heads)
 
     def __iter__(self) -> Iterator[Head]:
         return iter(self.heads)
@@ -106,7 +115,7 @@ class Selection:
         """
 
         def build(values: dict[str, Any]) -> Selection:
-            heads = tuple(map(Head.parse, values["heads"]))
+            heads = as_heads(values["heads"])
             data = {kind: tuple(found) for kind, found in values["data"].items()}
             factors = tuple(values.get("factors", ()))
             return cls(**{**values, "heads": heads, "data": data, "factors": factors})
