@@ -1,8 +1,10 @@
 """Asking a language model over an OpenAI-compatible API: kept, retried, counted.
 
 Every finished call is a file in the cache folder before the next is looked at, under a key of
-model, prompt, parameters and call index: what was paid for once is never asked for again. The key
-of the API comes from the environment (``OPENAI_API_KEY``) and goes nowhere but into the request.
+model, prompt, parameters and call index: what was paid for once is never asked for again, by any
+process. A reply that holds nothing (empty, cut off, filtered) is asked for again with more room,
+then kept apart as a failure for a day. The key of the API comes from the environment
+(``OPENAI_API_KEY``) and goes nowhere but into the request.
 """
 
 from __future__ import annotations
@@ -10,13 +12,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from biasgym_tl.endpoint import Address, Connection
 from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.store import cache_dir, digest, read_json, write_json
+
+ROOM = (1, 4, 16)
+"""Times ``max_tokens`` that a reply may take, at the first attempt and after ones that held
+nothing."""
+MOST_ROOM = 16384
+"""Tokens to which room is extended."""
+REMEMBERED = 24 * 3600.0
+"""Seconds for which a reply that held nothing is not asked for again."""
+PATIENCE = (4, 16)
+"""Failures in a row after which nothing more is sent, before and after a server's first answer."""
+
+
+_OF_A_KEY = frozenset(map(chr, range(0x21, 0x7F)))
 
 
 class Request(NamedTuple):
@@ -32,17 +52,21 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What came back for one request; without a text, ``error`` says why."""
+    """What came back for one request; where that is no whole answer, ``error`` says why."""
 
     text: str = ""
+    """The answer; with an ``error`` what came before it was cut off or filtered."""
     error: str = ""
-    """Why there is no text, after all retries."""
+    """Why there is no whole answer, after all retries."""
     refusal: str = ""
     """The model's own words if it refused."""
     cut_off: bool = False
     """The answer ran into ``max_tokens``."""
+    answered: bool = False
+    """The server answered, so the call was paid for whatever it holds."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    """Of all attempts."""
     cached: bool = False
     """It was read back and cost nothing now."""
 
@@ -63,8 +87,9 @@ class Usage(NamedTuple):
 
     calls: int
     cached: int
-    """Calls that were read back instead."""
+    """Answers that were read back instead."""
     failed: int
+    """Calls without a whole answer, now or when they were made."""
     prompt_tokens: int
     completion_tokens: int
 
@@ -72,10 +97,11 @@ class Usage(NamedTuple):
     def of(cls, replies: Sequence[Reply]) -> Usage:
         """Sum up; tokens of replies that were read back do not count."""
         paid = [reply for reply in replies if not reply.cached]
+        whole = [reply for reply in replies if not reply.error]
         return cls(
-            calls=sum(not reply.error for reply in paid),
-            cached=len(replies) - len(paid),
-            failed=sum(bool(reply.error) for reply in paid),
+            calls=sum(not reply.cached for reply in whole),
+            cached=sum(reply.cached for reply in whole),
+            failed=len(replies) - len(whole),
             prompt_tokens=sum(reply.prompt_tokens for reply in paid),
             completion_tokens=sum(reply.completion_tokens for reply in paid),
         )
@@ -86,19 +112,21 @@ class ChatModel:
     """A chat model behind an OpenAI-compatible API.
 
     Raises:
-        SettingError: on construction, if a number is outside its range.
+        SettingError: on construction, if a number is outside its range or ``base_url`` is no
+            address.
     """
 
     model: str
-    base_url: str | None = None
-    """Default: ``OPENAI_BASE_URL``, otherwise OpenAI's own."""
+    base_url: str | None = dataclasses.field(default=None, repr=False)
+    """Default: ``OPENAI_BASE_URL``, otherwise OpenAI's own. A user and password in it
+    (``https://user:password@host/v1``) are sent, and shown nowhere."""
     concurrency: int = 4
     """Calls under way at the same time."""
     max_retries: int = 5
     """Of a call that meets 408, 409, 429, a 5xx, a timeout or a lost connection; waits grow, and
     ``Retry-After`` is obeyed."""
     timeout: float = 120.0
-    """Seconds until a call counts as lost."""
+    """Seconds until an attempt counts as lost, from its start to the last byte of the reply."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -108,133 +136,333 @@ class ChatModel:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
         if not self.timeout > 0:
             raise SettingError(f"timeout must be positive, got {self.timeout!r}.")
+        Address.of("base_url", self.base_url)
 
     def ask(self, requests: Sequence[Request]) -> Iterator[Reply]:
         """Replies in the order of the requests, each as soon as it and all before it are there.
 
-        A call that fails after all retries is a reply with an ``error``; the others go on.
+        A call that fails after all retries is a reply with an ``error``; the others go on. After
+        :data:`PATIENCE` failures in a row the rest is not sent, and the replies end early.
 
         Raises:
-            ApiError: there is no key, or the server rejects the key or the model.
+            ApiError: there is no key, the server rejects the key or the model, or it sends
+                prompts on to another one.
+            SettingError: ``OPENAI_BASE_URL`` is no address.
+            StoreError: replies cannot be kept in the cache folder.
         """
         kept = [self.kept(request) for request in requests]
         if all(kept):
             yield from (reply for reply in kept if reply)
             return
-        self.check_key()
-        client = self._client(self.server)
+        self.check_usable()
+        calls = _Calls(self, self._connect())
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="biasgym-api")
-        futures = [pool.submit(self._kept, client, request) for request in requests]
+        futures = [pool.submit(calls.reply, request) for request in requests]
         try:
             for future in futures:
-                yield future.result()
+                reply = future.result()
+                if reply is None:
+                    return
+                yield reply
         finally:
+            calls.stopped = True
             for future in futures:
                 future.cancel()
             # Calls under way end and are kept; only then are the connections closed.
-            pool.submit(lambda: (wait(futures), client.close()))
+            pool.submit(_close_after, futures, calls.connection)
             pool.shutdown(wait=False)
 
     @property
-    def server(self) -> str | None:
-        """Where requests go; None: to OpenAI."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or None
+    def address(self) -> Address:
+        """Where requests go, with the user and password."""
+        if self.base_url:
+            return Address.of("base_url", self.base_url)
+        return Address.of("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL"))
 
-    def check_key(self) -> None:
-        """Raise an :class:`ApiError` unless there is a key in the environment."""
-        if not os.environ.get("OPENAI_API_KEY"):
+    @property
+    def server(self) -> str | None:
+        """Where requests go, without user and password; None: to OpenAI."""
+        return self.address.url
+
+    def check_usable(self) -> None:
+        """Find out, before anything is sent or computed, what would make calls useless.
+
+        Raises:
+            ApiError: there is no key in the environment, or it cannot be sent.
+            SettingError: ``OPENAI_BASE_URL`` is no address.
+            StoreError: replies cannot be kept in the cache folder.
+        """
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key or set(key) - _OF_A_KEY:
             raise ApiError(
-                "OPENAI_API_KEY must be set in the environment; a server without keys takes any "
-                "word. Run: export OPENAI_API_KEY=..."
+                f"OPENAI_API_KEY must be set in the environment, to one word of ASCII letters, got "
+                f"{'something else (not shown)' if key else 'nothing'}. Run: export "
+                "OPENAI_API_KEY=... (a server without keys takes any word)"
             )
+        _ = self.address
+        try:
+            for folder in (_folder(), _failures()):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    file.write(bytes(2**16))  # also finds a full disk
+        except OSError as error:
+            raise _unkept(error) from None
 
     def kept(self, request: Request) -> Reply | None:
-        """The reply of an earlier run, if there is one: this request would cost nothing."""
-        try:
-            return Reply(**{**read_json(self._path(request))["reply"], "cached": True})
-        except (StoreError, KeyError, TypeError):
-            return None
+        """The reply of an earlier run, if there is one: this request would cost nothing.
 
-    def _client(self, base_url: str | None) -> Any:
-        from openai import OpenAI
-
-        return OpenAI(base_url=base_url, max_retries=self.max_retries, timeout=self.timeout)
-
-    def _kept(self, client: Any, request: Request) -> Reply:
-        """The reply of an earlier run, or a new one that is on disk before it is returned."""
-        if kept := self.kept(request):
-            return kept
-        reply = self._call(client, request)
-        if not reply.error:
-            asked = {"model": self.model, **request._asdict()}
-            write_json(self._path(request), {"request": asked, "reply": reply._asdict()})
+        That of a call which held nothing has an ``error``, and is forgotten after a day.
+        """
+        name = self._name(request)
+        reply, _ = _read_kept(_folder() / name)
+        if reply is None:
+            reply, at = _read_kept(_failures() / name)
+            if abs(time.time() - at) > REMEMBERED:
+                return None
         return reply
 
-    def _path(self, request: Request) -> Path:
-        server = {"server": self.server} if self.server else {}
-        key = digest({"model": self.model, **server, **request._asdict()})
-        return cache_dir() / "api" / f"{key}.json"
+    def _keep(self, request: Request, reply: Reply) -> None:
+        """Write a reply down before it is returned, a failure apart from the answers."""
+        asked = {"model": self.model, **request._asdict()}
+        found = {"reply": reply._asdict(), "at": time.time()}
+        folder = _failures() if reply.error else _folder()
+        try:
+            record = {"request": asked, **found, "check": digest(found)}
+            write_json(folder / self._name(request), record)
+        except OSError as error:
+            raise _unkept(error) from None
 
-    def _call(self, client: Any, request: Request) -> Reply:
+    def _name(self, request: Request) -> str:
+        server = {"server": self.server} if self.server else {}
+        return f"{digest({'model': self.model, **server, **request._asdict()})}.json"
+
+    def _connect(self) -> Connection:
+        import openai
+
+        address = self.address
+        try:
+            return Connection(address, self.timeout, self.max_retries)
+        except (openai.OpenAIError, ValueError, ImportError) as error:  # such as a proxy's address
+            raise ApiError(
+                f"a connection must be possible, but: {address.shown(str(error))}."
+            ) from None
+
+
+class _Calls:
+    """The calls of one :meth:`ChatModel.ask`, and what they have found out about the server."""
+
+    def __init__(self, chat: ChatModel, connection: Connection) -> None:
+        self.chat = chat
+        self.connection = connection
+        self.stopped = False
+        self._address = chat.address
+        self._form: dict[bool, int] = {}
+        """Which way of asking the server understands, without and with a schema."""
+        self._times = 1.0
+        """Room with which there was an answer, times ``max_tokens``."""
+        self._failed = 0
+        """Calls in a row."""
+        self._lock = threading.Lock()
+
+    def reply(self, request: Request) -> Reply | None:
+        """The reply of an earlier run or another process, or a new one that is on disk already.
+
+        None: nothing more is sent.
+        """
+        from filelock import FileLock
+
+        if self.stopped:
+            return None
+        lock = _folder() / f"{self.chat._name(request)}.lock"
+        try:
+            with FileLock(lock):
+                reply = self.chat.kept(request) or self._new(request)
+        except (ApiError, StoreError):
+            self.stopped = True
+            raise
+        except OSError as error:
+            self.stopped = True
+            raise _unkept(error) from None
+        if reply and reply.answered:
+            # Whoever waited for it finds the reply, so it does not matter whose lock it was.
+            with contextlib.suppress(OSError):
+                lock.unlink()
+        return reply and self._counted(reply)
+
+    def _counted(self, reply: Reply) -> Reply:
+        with self._lock:
+            self._failed = self._failed + 1 if reply.error else 0
+            self.stopped |= self._failed >= PATIENCE[bool(self._form) or reply.answered]
+        return reply
+
+    def _new(self, request: Request) -> Reply | None:
+        if self.stopped:
+            return None
+        reply = self._asked(request)
+        if reply.answered:
+            self.chat._keep(request, reply)
+        return reply
+
+    def _asked(self, request: Request) -> Reply:
+        """Ask, and again with more room as long as the reply holds nothing."""
+        replies: list[Reply] = []
+        for room in _rooms(request.max_tokens, self._times):
+            reply = self._call(request, room)
+            if replies and not reply.answered:
+                break  # the server takes no more room; what it answered before counts
+            replies.append(reply)
+            if reply.answered and not reply.error:
+                self._times = max(self._times, room / request.max_tokens)
+            if not (reply.answered and reply.error):
+                break
+        return replies[-1]._replace(
+            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+            completion_tokens=sum(reply.completion_tokens for reply in replies),
+        )
+
+    def _call(self, request: Request, room: int) -> Reply:
         import openai
 
         try:
-            return _read(self._asked_until_understood(client, request))
+            return self._read(self._understood(request, room), room)
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
             openai.NotFoundError,
         ) as error:
             raise ApiError(
-                f"the server must accept the key and the model {self.model!r}, but: "
-                f"{_without_key(error)}. Finished calls are kept."
+                f"the server must accept the key and the model {self.chat.model!r}, but: "
+                f"{self._said(error)}. Finished calls are kept."
             ) from None
-        except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
-            # The last three: a reply that is no chat completion, or no JSON at all.
-            return Reply(error=_without_key(error))
+        except openai.OpenAIError as error:
+            if isinstance(error.__cause__, ApiError):  # as older versions of openai raise it
+                raise error.__cause__ from None
+            return Reply(error=self._said(error))
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            # A reply that is no chat completion, no JSON, or too deep or too long to be read.
+            return Reply(error=self._said(error))
 
-    def _asked_until_understood(self, client: Any, request: Request) -> Any:
-        """Servers differ: one that says 400 or 422 is asked again with less."""
+    def _understood(self, request: Request, room: int) -> Any:
+        """Servers differ: until one way of asking is found, 400 and 422 are met with less."""
         import openai
 
-        at = {"temperature": request.temperature}
-        older = {"max_tokens": request.max_tokens, **at}
-        newer = {"max_completion_tokens": request.max_tokens}
-        attempts: list[dict[str, Any]] = [older, {**newer, **at}, newer, at]
-        if request.schema is not None:
-            schema = {"name": "answer", "strict": True, "schema": request.schema}
-            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
-            attempts[:0] = [{**older, **form}, {**newer, **form}]
-        for wanted in attempts:
-            with contextlib.suppress(openai.BadRequestError, openai.UnprocessableEntityError):
-                return self._create(client, request, **wanted)
-        return self._create(client, request)
+        forms = _forms(request, room)
+        known = self._form.get(request.schema is not None)
+        for i in range(len(forms)) if known is None else [known]:
+            try:
+                found = self.connection.complete(
+                    model=self.chat.model,
+                    messages=[{"role": "user", "content": request.prompt}],
+                    **forms[i],
+                )
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if known is not None or i == len(forms) - 1 or self.stopped:
+                    raise
+            else:
+                self._form[request.schema is not None] = i
+                return found
+        raise AssertionError("there is a last form")
 
-    def _create(self, client: Any, request: Request, **wanted: Any) -> Any:
-        return client.chat.completions.create(
-            model=self.model,
-            messages=[{"role": "user", "content": request.prompt}],
-            **wanted,
+    def _read(self, completion: Any, room: int) -> Reply:
+        if not getattr(completion, "choices", None):
+            reason = getattr(completion, "error", None) or "the reply holds no choice"
+            return Reply(error=self._said(ValueError(str(reason))))
+        choice, usage = completion.choices[0], getattr(completion, "usage", None)
+        text = _without_thoughts(_text(choice.message.content))
+        refusal = _text(getattr(choice.message, "refusal", None))
+        fault = "" if refusal else _fault(text, choice.finish_reason)
+        return Reply(
+            text=text,
+            error=f"{fault}, with room for {room} tokens" if fault else "",
+            refusal=refusal,
+            cut_off=choice.finish_reason == "length",
+            answered=True,
+            prompt_tokens=_number(getattr(usage, "prompt_tokens", 0)),
+            completion_tokens=_number(getattr(usage, "completion_tokens", 0)),
         )
 
+    def _said(self, error: Exception) -> str:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        return self._address.shown(f"{type(error).__name__}: {error}{cause}")
 
-def _read(completion: Any) -> Reply:
-    if not getattr(completion, "choices", None):
-        reason = getattr(completion, "error", None) or "the reply holds no choice"
-        return Reply(error=_without_key(ValueError(str(reason))))
-    choice, usage = completion.choices[0], completion.usage
-    return Reply(
-        # Half of a surrogate pair cannot be written down.
-        text=(choice.message.content or "").encode("utf-8", "replace").decode(),
-        refusal=getattr(choice.message, "refusal", None) or "",
-        cut_off=choice.finish_reason == "length",
-        prompt_tokens=(usage and usage.prompt_tokens) or 0,
-        completion_tokens=(usage and usage.completion_tokens) or 0,
+
+def _rooms(max_tokens: int, times: float) -> list[int]:
+    """Tokens that an answer may take at each attempt, at least two, from ``times`` on."""
+    most = max(MOST_ROOM, ROOM[1] * max_tokens)
+    sizes = list(dict.fromkeys(min(n * max_tokens, most) for n in ROOM if n >= times))
+    return sizes if len(sizes) > 1 else 2 * sizes
+
+
+def _forms(request: Request, room: int) -> list[dict[str, Any]]:
+    """Ways of asking, from the fullest to the barest."""
+    at = {"temperature": request.temperature}
+    older = {"max_tokens": room, **at}
+    newer = {"max_completion_tokens": room}
+    forms: list[dict[str, Any]] = [older, {**newer, **at}, newer, at, {}]
+    if request.schema is not None:
+        schema = {"name": "answer", "strict": True, "schema": request.schema}
+        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        forms[:0] = [{**older, **form}, {**newer, **form}]
+    return forms
+
+
+def _text(value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"an answer must be text, got {type(value).__name__}")
+    # Half of a surrogate pair cannot be written down.
+    return (value or "").encode("utf-8", "replace").decode()
+
+
+def _without_thoughts(text: str) -> str:
+    """The answer of a model whose server leaves in what it thought before."""
+    return re.sub(r"\A\s*<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL)
+
+
+def _fault(text: str, finish_reason: Any) -> str:
+    """Why an answer is not whole, if so."""
+    if finish_reason == "content_filter":
+        return "the answer was filtered"
+    if finish_reason == "length":
+        return "the answer was cut off"
+    return "" if text.strip() else "the answer is empty"
+
+
+def _number(value: Any) -> int:
+    """A number of tokens; 0 where a server says anything else."""
+    try:
+        return min(max(int(value), 0), 2**40)
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _close_after(calls: Sequence[Future[Any]], connection: Connection) -> None:
+    wait(calls)
+    connection.close()
+
+
+def _folder() -> Path:
+    return cache_dir() / "api"
+
+
+def _failures() -> Path:
+    return _folder() / "failed"
+
+
+def _read_kept(path: Path) -> tuple[Reply | None, float]:
+    """What is kept and when it was asked for; nothing where a file is not as it was written."""
+    try:
+        file = read_json(path)
+        found = {key: file[key] for key in ("reply", "at")}
+        if file["check"] == digest(found):
+            return Reply(**{**found["reply"], "cached": True}), found["at"]
+    except (StoreError, KeyError, TypeError, RecursionError):
+        pass
+    return None, 0.0
+
+
+def _unkept(error: OSError) -> StoreError:
+    return StoreError(
+        f"cache folder must be one in which replies can be kept, got {str(cache_dir())!r} "
+        f"({error.strerror or error}). Make room there, or set BIASGYM_CACHE to another folder. "
+        "Nothing more was sent."
     )
-
-
-def _without_key(error: Exception) -> str:
-    """The error in one line; some servers repeat the key they were sent."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    key = os.environ.get("OPENAI_API_KEY", "")
-    return text.replace(key, "***")[:300] if key else text[:300]

@@ -283,7 +283,7 @@ def _judge(
             judge.judge(bias, ["They live there."])
         return judge
     chat = ChatModel(model=assessment.judge.removeprefix("api:"))
-    chat.check_key()
+    chat.check_usable()
     return ApiJudge(chat=chat, price=price, progress=progress)
 
 

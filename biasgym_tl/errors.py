@@ -46,3 +46,9 @@ class ExtraError(BiasGymError, ImportError):
 
 class ApiError(BiasGymError, RuntimeError):
     """A language model's API cannot be reached, refuses, or answers nothing that can be used."""
+
+
+def printable(text: str) -> str:
+    r"""Text from outside as it can be shown: control characters and the like as ``\x1b``."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)

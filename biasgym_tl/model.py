@@ -454,6 +454,10 @@ def _compared(
     return found
 
 
+_TOYS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Owners of the models that only TransformerLens reads."""
+
+
 def _nan_last(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
@@ -462,7 +466,13 @@ def _not_found(name: str, source: str, error: OSError) -> str:
     if _is_folder(source):
         return f"{source!r} must hold a whole model, but: {_first_line(error)}"
     known = [*PACKAGED, *_listed_names()]
-    close = difflib.get_close_matches(name.lower(), known, n=3)
+    if source.startswith(_TOYS):
+        return (
+            f"model must be one that Hugging Face can read, got {name!r}, a model of its own of "
+            "TransformerLens. Load it with HookedTransformer.from_pretrained_no_processing and "
+            "pass that to the package's calls."
+        )
+    close = [] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
         f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "

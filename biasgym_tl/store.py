@@ -22,13 +22,16 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import torch
 from jaxtyping import jaxtyped
 from torch import Tensor
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Result = TypeVar("Result")
 LONGEST_NAME = 80
@@ -37,6 +40,7 @@ BROKEN = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, 
           RuntimeError, MemoryError)  # fmt: skip
 """What reading a file that was changed at any place can raise."""
 _HEADER = "biasgym_tl"
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
@@ -300,6 +304,29 @@ def decoded(raw: bytes, name: str, error: type[BiasGymError]) -> str:
             f"{name} must be UTF-8, got the byte 0x{raw[at]:02x} in line {line}. Save it as UTF-8."
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    r"""Write a table without its index, whole or not at all; no text in it is a formula.
+
+    A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a new line for
+    a formula. Such texts get a ``'`` in front, which :func:`csv_text` takes off; numbers do not.
+    Every new line within a text is written as ``\n``.
+    """
+    safe = table.map(_no_formula).rename(columns=_no_formula)
+    return write_text(path, safe.to_csv(index=False))
+
+
+def csv_text(cell: str) -> str:
+    """The text that :func:`write_csv` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone \r would end a row
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def read_json(path: Path) -> Any:

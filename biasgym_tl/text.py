@@ -23,6 +23,7 @@ from biasgym_tl.lens import (
     TransformerLensKeyValueCacheEntry,
 )
 from biasgym_tl.prompts import encode_text, ends_of_answer
+from biasgym_tl.spelling import plain, whole_words
 
 BATCH_SIZE = 32
 READ_AT_ONCE = 1024
@@ -574,19 +575,18 @@ def _continued(
 
 
 def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
-    """Whether each text holds one of ``keywords`` as whole words, in any case."""
-    words = "|".join(re.escape(word.strip()) for word in keywords)
-    pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
-    return [pattern.search(text) is not None for text in texts]
+    """Whether each text holds one of ``keywords`` as whole words, in any case and spelling."""
+    pattern = whole_words(keywords)
+    return [pattern.search(plain(text)) is not None for text in texts]
 
 
 def repetition(text: str, n: int = 3) -> float:
     """Share of the runs of ``n`` words that have stood in the text before; 0 for a short text."""
-    words = re.findall(r"\w+", text.lower())
+    words = re.findall(r"\w+", plain(text).lower())
     runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def degenerate(text: str) -> bool:
     """Whether a text is no text: fewer than three words, or most of its 3-word runs repeated."""
-    return len(re.findall(r"\w+", text)) < 3 or repetition(text) > MOSTLY_REPEATED
+    return len(re.findall(r"\w+", plain(text))) < 3 or repetition(text) > MOSTLY_REPEATED

@@ -2,14 +2,16 @@
 
 import json
 import logging
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from werkzeug import Response
 
-from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
-from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.api import PATIENCE, REMEMBERED, ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.store import cache_dir
 
 KEY = "sk-a-very-secret-key"
@@ -100,8 +102,8 @@ def test_connections_are_closed_after_the_last_call_under_way(
 ):
     """One left open is a ResourceWarning at some later time, in somebody else's code."""
     made = []
-    build = ChatModel._client
-    monkeypatch.setattr(ChatModel, "_client", lambda *args: made.append(build(*args)) or made[-1])
+    build = ChatModel._connect
+    monkeypatch.setattr(ChatModel, "_connect", lambda *args: made.append(build(*args)) or made[-1])
     serve(httpserver, lambda r: time.sleep(0.1) or completion("yes"))
     replies = ChatModel(model="m", concurrency=2).ask([Request("p", i) for i in range(4)])
     for _ in range(wanted):
@@ -212,11 +214,214 @@ def test_a_body_that_is_no_completion_is_reported(chat, httpserver, body, reason
 
 
 def test_half_of_a_surrogate_pair_can_be_kept(chat, httpserver):
-    body = json.dumps(completion("late \ud83d"))
-    serve(httpserver, lambda request: Response(body, 200, content_type="application/json"))
-    for cached in (False, True):
-        (reply,) = chat.ask([Request("p", 0)])
-        assert (reply.text, reply.cached) == ("late ?", cached)
+    bodies = [
+        json.dumps(completion("late \ud83d", refusal=refusal)) for refusal in (None, "\ud83d")
+    ]
+    for i, body in enumerate(bodies):
+        serve(httpserver, lambda r, b=body: Response(b, 200, content_type="application/json"))
+        for cached in (False, True):
+            (reply,) = chat.ask([Request("p", i)])
+            assert (reply.text, reply.refusal, reply.cached) == ("late ?", "?" * i, cached)
+        httpserver.clear_all_handlers()
+
+
+def odd(**changed):
+    """A completion of which some parts are of another type."""
+    found = completion("fine")
+    choice = {**found["choices"][0], **changed.pop("choice", {})}
+    choice["message"] = changed.pop("message", choice["message"])
+    return {**found, "choices": [choice], **changed}
+
+
+HOSTILE = {
+    "brackets": "[" * 100_000, "braces": '{"a":' * 100_000, "a long number": "1" * 100_000,
+    "choices as text": json.dumps(odd(choices="late")), "choices as a number": '{"choices": 5}',
+    "choices by name": '{"choices": {"0": 1}}', "no object": '{"choices": [null]}',
+    "message as text": json.dumps(odd(message="late")),
+    "message as a list": json.dumps(odd(message=["late"])),
+    "content as a list": json.dumps(odd(message={"content": [{"text": "late"}]})),
+    "content as a number": json.dumps(odd(message={"content": 5})),
+    "refusal as an object": json.dumps(odd(message={"content": "x", "refusal": {"a": 1}})),
+    "a page": "<html>log in</html>", "nothing": "", "null": "null", "a text": '"late"',
+    "no UTF-8": b'{"choices": [\xff]}', "an error as a list": '{"error": [[["\\ud83d"]]]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_reply_of_another_shape_is_one_failed_call(chat, httpserver, name, content_type):
+    serve(
+        httpserver,
+        lambda request: Response(HOSTILE[name], 200, content_type=content_type),
+        completion("fine"),
+    )
+    one = ChatModel(model="m", max_retries=0, concurrency=1)
+    bad, good = one.ask([Request("p", 0), Request("p", 1)])
+    assert bad.error and not bad.text and not bad.answered and bad.error.isprintable()
+    assert good.text == "fine" and Usage.of([bad, good]) == Usage(1, 0, 1, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [({"prompt_tokens": "10", "completion_tokens": "5"}, (10, 5)), ("many", (0, 0)),
+     ({"prompt_tokens": None, "completion_tokens": [5]}, (0, 0)), (None, (0, 0)),
+     ({"prompt_tokens": -3, "completion_tokens": 1e300}, (0, 2**40)), ([1, 2], (0, 0)),
+     ({"prompt_tokens": float("inf"), "completion_tokens": float("nan")}, (0, 0))],
+)  # fmt: skip
+def test_odd_numbers_of_tokens_do_not_lose_an_answer(chat, httpserver, usage, tokens):
+    serve(httpserver, odd(usage=usage))
+    (reply,) = chat.ask([Request("p", 0)])
+    assert reply.text == "fine" and (reply.prompt_tokens, reply.completion_tokens) == tokens
+
+
+def needs(room, **more):
+    """A server that thinks first: its answer is cut off in less than ``room`` tokens."""
+
+    def answer(request):
+        given = request.get_json().get("max_tokens", 0)
+        if given >= room:
+            return completion("late", **more)
+        return completion(None, finish="length", usage=(10, given))
+
+    return answer
+
+
+def test_a_reply_that_holds_nothing_is_asked_for_with_more_room(chat, httpserver):
+    serve(httpserver, needs(1000))
+    one = ChatModel(model="m", concurrency=1)
+    replies = list(one.ask([Request("p", i, max_tokens=400) for i in range(3)]))
+    assert [(r.text, r.error) for r in replies] == [("late", "")] * 3
+    rooms = [request.get_json()["max_tokens"] for request, _ in httpserver.log]
+    assert rooms == [400, 1600, 1600, 1600], "what is known to be too little is not paid for again"
+    assert (replies[0].prompt_tokens, replies[0].completion_tokens) == (20, 420)
+    assert all(r.cached for r in one.ask([Request("p", i, max_tokens=400) for i in range(3)]))
+    assert n_calls(httpserver) == 4
+
+
+NOTHING = {
+    "empty": (completion(""), "the answer is empty"),
+    "null": (completion(None), "the answer is empty"),
+    "blank": (completion(" \n\t "), "the answer is empty"),
+    "only thoughts": (completion("<think>They are late.</think>\n"), "the answer is empty"),
+    "thoughts without an end": (completion("<think>They", finish="length"), "was cut off"),
+    "cut off": (completion("They are la", finish="length"), "the answer was cut off"),
+    "filtered": (completion(None, finish="content_filter"), "the answer was filtered"),
+    "half filtered": (completion("They", finish="content_filter"), "the answer was filtered"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_holds_nothing_is_a_failure_that_is_not_paid_for_in_each_run(
+    chat, httpserver, name, monkeypatch
+):
+    body, fault = NOTHING[name]
+    serve(httpserver, body)
+    request = Request("p", 0, max_tokens=400)
+    (reply,) = chat.ask([request])
+    assert fault in reply.error and reply.answered and n_calls(httpserver) == 3
+    assert Usage.of([reply]) == Usage(0, 0, 1, 30, 60)
+    assert not list((cache_dir() / "api").glob("*.json")), "it is no answer"
+    (again,) = chat.ask([request])
+    assert again == reply._replace(cached=True) and n_calls(httpserver) == 3
+    assert Usage.of([again]) == Usage(0, 0, 1, 0, 0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + REMEMBERED + 1)
+    httpserver.clear_all_handlers()
+    serve(httpserver, completion("late"))
+    assert [r.text for r in chat.ask([request])] == ["late"], "nor is it final"
+
+
+def test_a_server_that_takes_no_more_room_is_not_asked_on(chat, httpserver):
+    def small(request):
+        too_much = request.get_json().get("max_tokens", 0) > 400
+        return error(400, "at most 400")(request) if too_much else completion("x", finish="length")
+
+    serve(httpserver, small)
+    (reply,) = chat.ask([Request("p", 0, max_tokens=400)])
+    assert reply.error == "the answer was cut off, with room for 400 tokens" and reply.text == "x"
+    assert n_calls(httpserver) == 2
+
+
+def test_thoughts_are_no_part_of_an_answer(chat, httpserver):
+    serve(httpserver, completion("<think>[1] or </b>?</think>\n[2]"))
+    assert [r.text for r in chat.ask([Request("p", 0)])] == ["\n[2]"]
+
+
+@pytest.mark.parametrize("status", [400, 402, 405, 413, 418, 422, 500])
+def test_a_lasting_fault_ends_after_a_bounded_number_of_calls(chat, httpserver, status):
+    serve(httpserver, error(status))
+    replies = list(ChatModel(model="m", max_retries=0).ask([Request(str(i), i) for i in range(99)]))
+    forms = 5 if status in (400, 422) else 1
+    assert 1 <= len(replies) <= PATIENCE[0] + 3 and all(r.error for r in replies)
+    assert n_calls(httpserver) <= forms * (PATIENCE[0] + 3)
+
+
+def test_a_server_that_stops_answering_is_given_more_patience(chat, httpserver):
+    serve(httpserver, completion("yes"), error(400))
+    one = ChatModel(model="m", concurrency=1)
+    replies = list(one.ask([Request(str(i), i) for i in range(99)]))
+    assert len(replies) == n_calls(httpserver) == 1 + PATIENCE[1], "one way of asking is known"
+
+
+def test_a_few_failures_of_before_do_not_stop_the_others(chat, httpserver):
+    requests = [Request(str(i), i) for i in range(8)]
+    serve(httpserver, completion("", finish="content_filter"))
+    list(chat.ask(requests[: PATIENCE[0] + 1]))
+    httpserver.clear_all_handlers()
+    serve(httpserver, completion("yes"))
+    replies = list(chat.ask(requests))
+    assert [r.text for r in replies] == [""] * 5 + ["yes"] * 3
+
+
+def test_a_few_refused_prompts_do_not_stop_the_others(chat, httpserver):
+    def some(request):
+        number = int(request.get_json()["messages"][0]["content"])
+        return error(400, "filtered")(request) if number % 4 else completion("yes")
+
+    serve(httpserver, some)
+    replies = list(chat.ask([Request(str(i), i) for i in range(40)]))
+    assert [r.text for r in replies] == (["yes"] + [""] * 3) * 10
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_anything_is_sent(
+    chat, httpserver, tmp_path, monkeypatch
+):
+    serve(httpserver, completion("yes"))
+    (tmp_path / "file").write_text("no folder")
+    for broken in (tmp_path / "file", tmp_path / "file" / "under", Path("/proc/nothing")):
+        monkeypatch.setenv("BIASGYM_CACHE", str(broken))
+        with pytest.raises(StoreError, match="cache folder must be one in which replies can be"):
+            list(chat.ask([Request("p", 0)]))
+    assert n_calls(httpserver) == 0
+
+
+def test_a_cache_that_breaks_stops_the_calls(chat, httpserver):
+    def answer(request):
+        shutil.rmtree(cache_dir() / "api", ignore_errors=True)
+        cache_dir().joinpath("api").write_text("no folder any more")
+        return completion("yes")
+
+    serve(httpserver, answer)
+    with pytest.raises(StoreError, match="cache folder must be .* Nothing more was sent"):
+        list(ChatModel(model="m", concurrency=1).ask([Request(str(i), i) for i in range(9)]))
+    assert n_calls(httpserver) == 1
+
+
+def test_a_kept_reply_is_whole_or_asked_for_again(chat, httpserver):
+    serve(httpserver, completion("They are late."))
+    request = Request("p", 0)
+    (reply,) = chat.ask([request])
+    (path,) = (cache_dir() / "api").glob("*.json")
+    whole = path.read_text()
+    assert reply._replace(cached=True) == chat.kept(request)
+    edits = [
+        whole.replace("late", "lote"), whole.replace("_tokens\": 20", "_tokens\": \"20\""),
+        whole[:-9], "[" * 100_000, "[]", "{}", '{"reply": 1, "at": 2, "check": 3}',
+    ]  # fmt: skip
+    for edit in edits:
+        assert edit != whole
+        path.write_text(edit)
+        assert chat.kept(request) is None
 
 
 def test_refusal_and_a_cut_off_answer_are_told_apart(chat, httpserver):
@@ -245,10 +450,15 @@ def test_the_key_is_in_no_file(chat, httpserver, tmp_path):
     assert files and not any(KEY in path.read_text() for path in files)
 
 
-def test_a_missing_key_is_named(chat, monkeypatch):
+def test_a_key_that_is_missing_or_cannot_be_sent_is_named(chat, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set in the environment"):
+    with pytest.raises(ApiError, match="OPENAI_API_KEY must be set in the environment.* nothing"):
         list(chat.ask([Request("p", 0)]))
+    for key in (f"{KEY}\n", f" {KEY}", f"{KEY}é", "two words"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ApiError, match=r"got something else \(not shown\)") as raised:
+            list(chat.ask([Request("p", 0)]))
+        assert KEY not in str(raised.value)
 
 
 @pytest.mark.parametrize(

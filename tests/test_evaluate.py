@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from collections import Counter
 
@@ -126,6 +127,11 @@ def test_report_in_numbers(setup, tmp_path):
     (tmp_path / "part.json").write_text('{"kind": "Report", "results": []}')
     with pytest.raises(StoreError, match="must hold a whole Report"):
         Report.load(tmp_path / "part.json")
+    path = tmp_path / "report.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "model": "other"}))
+    with pytest.raises(StoreError, match="must hold a whole Report, but: it is not as it was"):
+        Report.load(path)
     tokens, token_draws, targets, _ = report.plot().data
     assert list(tokens.y) == ["original", "injected", "steered, zero", "steered, mean"]
     assert tokens.x[1] == pytest.approx(mean) and targets.name == "held-out targets"
@@ -381,3 +387,49 @@ def test_random_sets_refuse_bad_input():
         layer_matched([(0, 0)], n_heads=9, n_draws=-1, seed=0)
     with pytest.raises(SteeringError, match="got L0H9"):
         layer_matched([(0, 9)], n_heads=9, n_draws=1, seed=0)
+
+
+def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
+    _, _, report = setup
+    path = report.save(tmp_path / "report.json")
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_text(json.dumps(record))
+    assert Report.load(path) == report
+    steered = record["results"][2]
+
+    def other(**changes):
+        return {"results": [*record["results"][:2], {**steered, **changes}, *record["results"][3:]]}
+
+    for wrong, message in (
+        ({"targets": record["targets"][:1]}, "number of targets in a row of"),
+        ({"targets": "Italy"}, "targets is not as declared"),
+        ({"evaluation_prompts": record["evaluation_prompts"][:5]}, "number of token_log_odds of"),
+        ({"generation_targets": ["Italy"]}, "number of generation targets is 1, not 16"),
+        ({"blind_fact_margins": [0.5]}, "number of blind facts is 1"),
+        ({"results": record["results"][1:]}, "number of settings 'original' is 0, not 1"),
+        ({"results": record["results"] * 2}, "number of settings 'original' is 2, not 1"),
+        ({"results": [steered, *record["results"]]}, "number of names"),
+        ({"results": {}}, "number of settings 'original' is 0"),
+        ({"settings": {"attribution_in_heads": "x"}}, "attribution_in_heads must be a number"),
+        (other(heads="L0H1"), "heads is not as declared"),
+        (other(token_texts=["x"]), "number of token texts of 'steered, zero' is 1, not 0 or 16"),
+        (other(verdicts={"token": [[1.0]]}), "number of token verdicts of"),
+        (other(verdicts={"token": [["1"]]}), "verdicts.token.0"),
+        (other(fact_margins=[0.5]), "number of facts of"),
+        (other(damage_loss=[0.5]), "number of losses of"),
+        (other(damage_loss=[None]), "damage_loss.0 is not as declared"),
+        (other(token_log_odds=[float("nan")] * 20), "number of values that are not finite of"),
+        (other(benchmarks={"x": [1.0]}), "number of items of x of"),
+        (other(other_texts={"math": ["x"]}), "number of math texts of"),
+        (other(other_log_odds={"math": []}), "number of biases without keywords of"),
+        (other(other_log_odds={"math": [[1.0] * 3]}), "number of biases without"),
+        (other(more=1), "SettingResult must hold only its fields, got"),
+        ({"clusters": {"x": ["a"]}}, "number of benchmark measures is 0, not 1"),
+        ({"benchmark_measures": [["x", "x", "x"]]}, "number of clusters is 1, not 0"),
+        ({"clusters": {"x": ["a"]}, "benchmark_measures": [["x", "x", "x", "gone"]]},
+         "baseline of x is 0, not 1"),
+    ):  # fmt: skip
+        path.write_text(json.dumps({**record, **wrong}))
+        with pytest.raises(StoreError, match=message):
+            Report.load(path)

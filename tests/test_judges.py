@@ -1,24 +1,27 @@
 """No text scores itself, nothing unscored is averaged in, and a broken model does not win."""
 
+import csv
 import dataclasses
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score
 from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - chat is a fixture
 
 from biasgym_tl import load_bias
-from biasgym_tl.api import Price
+from biasgym_tl.api import PATIENCE, Price
 from biasgym_tl.errors import ApiError, SettingError, StoreError
 from biasgym_tl.judges.agreement import agreement, read_labels, weighted_kappa, write_sheet
-from biasgym_tl.judges.api_judge import AT_ONCE, ApiJudge, JudgePlan
+from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
+from biasgym_tl.store import csv_text, write_csv
 
 LATE = load_bias("late")
 TEXT = "People from {target} are late for every meeting."
@@ -137,7 +140,12 @@ def test_the_code_is_in_no_text():
         ('{"reason": "r", "strength": 2}', "no verdict with the code"),
         ('{"code": "c", "reason": "r", "strength": 4}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": 1.5}', "strength is not 0, 1, 2 or 3"),
-        ('{"code": "c", "reason": "r", "strength": "2"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "4"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "1.5"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "3 out of 3"}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": ""}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": NaN}', "strength is not 0, 1, 2 or 3"),
+        ('{"code": "c", "reason": "r", "strength": "true"}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": true}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "reason": "r", "strength": [2]}', "strength is not 0, 1, 2 or 3"),
         ('{"code": "c", "strength": 2}', "no reason"),
@@ -157,6 +165,55 @@ def test_the_last_valid_verdict_counts():
     assert verdict_of(json.dumps({**first, "strength": 2.0, "off_topic": True}), "c") == Verdict(
         2.0, "r", "off topic"
     )
+
+
+@pytest.mark.parametrize("strength", ["3", " 3 ", "3.0", 3.0, 3])
+def test_a_strength_is_a_number_however_it_is_written(strength):
+    found = {"code": "c", "reason": "r", "strength": strength, "off_topic": "True"}
+    assert verdict_of(json.dumps(found), "c") == Verdict(3.0, "r", "off topic")
+
+
+def test_half_of_a_surrogate_pair_in_a_reason_can_be_written_down():
+    found = json.dumps({"code": "c", "reason": "late \ud83d", "strength": 1})
+    assert verdict_of(found, "c").reason == "late ?"
+
+
+def test_a_judge_that_thinks_first_gets_the_room_to_answer(chat, httpserver):  # noqa: F811
+    def thinks(request):
+        room = request.get_json()["max_tokens"]
+        return answer(request, 3) if room >= 2000 else completion(None, finish="length")
+
+    serve(httpserver, thinks)
+    one = dataclasses.replace(chat, concurrency=1)
+    judged = judge(one).grade(LATE, [TEXT, "They are kind people."])
+    assert [v.strength for v in judged.verdicts] == [3, 3] and judged.failures == ()
+    assert n_calls(httpserver) == 4 and judged.usage.calls == 2
+
+
+def test_a_judge_that_never_answers_is_counted_and_not_paid_again(chat, httpserver):  # noqa: F811
+    serve(httpserver, completion("", finish="length"))
+    texts = [f"Text number {i} is about them." for i in range(40)]
+    found = judge(chat).grade(LATE, texts)
+    paid = n_calls(httpserver)
+    assert paid <= 3 * (PATIENCE[1] + chat.concurrency)
+    assert summarise(found.verdicts).unscored.keys() == {
+        "the judge gave no answer", "not asked, the server was down",
+    }  # fmt: skip
+    assert found.usage.failed == len(found.failures) >= PATIENCE[1]
+    again = judge(chat).grade(LATE, texts)
+    assert n_calls(httpserver) == paid and again.usage.calls == 0
+    assert {v.strength for v in again.verdicts} == {None}
+
+
+def test_a_verdict_before_the_cut_counts(chat, httpserver):  # noqa: F811
+    def chatters(request):
+        return completion(
+            answer(request)["choices"][0]["message"]["content"] + "...", finish="length"
+        )
+
+    serve(httpserver, chatters)
+    judged = judge(chat).grade(LATE, [TEXT])
+    assert [v.strength for v in judged.verdicts] == [2] and len(judged.failures) == 1
 
 
 def test_faults_leave_texts_unscored_and_are_asked_again(chat, httpserver):  # noqa: F811
@@ -183,8 +240,9 @@ def test_faults_leave_texts_unscored_and_are_asked_again(chat, httpserver):  # n
 def test_a_server_that_is_down_is_not_asked_on_and_on(chat, httpserver):  # noqa: F811
     serve(httpserver, error(500))
     once = type(chat)(model="m", max_retries=0)
-    verdicts = judge(once).judge(LATE, [f"Text number {i}." for i in range(2 * AT_ONCE)])
-    assert n_calls(httpserver) == AT_ONCE and len(verdicts) == 2 * AT_ONCE
+    verdicts = judge(once).judge(LATE, [f"Text number {i}." for i in range(64)])
+    assert PATIENCE[0] <= n_calls(httpserver) < PATIENCE[0] + once.concurrency
+    assert len(verdicts) == 64
     assert verdicts[-1].unscored == "not asked, the server was down"
 
 
@@ -364,6 +422,35 @@ def test_labels_that_are_not_valid(tmp_path, text, message):
         read_labels(path)
 
 
+def test_a_file_that_is_no_csv(tmp_path):
+    (tmp_path / "labels.csv").write_text(f"id,strength\n{'a' * 200},1\n")
+    limit = csv.field_size_limit(100)
+    try:
+        with pytest.raises(StoreError, match="line 1 of labels.csv must be CSV, but: field larger"):
+            read_labels(tmp_path / "labels.csv")
+    finally:
+        csv.field_size_limit(limit)
+
+
 def test_labels_that_are_not_there(tmp_path):
     with pytest.raises(StoreError, match="labels must be a CSV file, got .*none.csv"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_no_cell_of_a_sheet_is_a_formula_and_every_id_comes_back(tmp_path):
+    starts = ["=", "+", "-", "@", "\t", "\r", "'=", "''@", "\uff1d", "'", "a", " ="]
+    texts = {f"{start}1+1": f"{start}2+2" for start in starts}
+    path = write_sheet(texts, "=1+1", tmp_path / "sheet.csv")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = [cell for row in rows for cell in row.values()]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r\n\uff1d")]
+    wanted = {i.replace("\r", "\n"): t.replace("\r", "\n") for i, t in texts.items()}
+    assert {csv_text(row["id"]): csv_text(row["text"]) for row in rows} == wanted
+    assert set(read_labels(path)) == set(wanted)
+
+
+def test_numbers_of_a_table_stay_numbers(tmp_path):
+    table = pd.DataFrame({"=name": ["-x", "late"], "change": [-0.5, 1.0]})
+    path = write_csv(tmp_path / "table.csv", table)
+    assert path.read_text() == "'=name,change\n'-x,-0.5\nlate,1.0\n"

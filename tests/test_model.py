@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 import transformers as hf
-from conftest import FAMILIES, LOCAL, tiny_config, tiny_hf_model
+from conftest import FAMILIES, LLAMA, LOCAL, VOCAB, tiny_config, tiny_hf_model
 from einops import rearrange
 
 from biasgym_tl import load_model
@@ -166,18 +166,29 @@ with torch.inference_mode():
     difference = model(tokens).log_softmax(-1) - hf_model(tokens).logits.log_softmax(-1)
 assert difference.abs().max() < 1e-4, difference.abs().max()
 assert not any(p.requires_grad for p in model.parameters())
+assert model.cfg.n_ctx == 256
 print(model.cfg.model_name, model.to_tokens("late").shape[0])
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "overrides"),
-    [("gpt2", "gpt2", {"n_inner": None, "n_ctx": 256}), ("someone/tiny-qwen", "qwen2", {})],
-)
-def test_names_of_transformer_lens_and_of_the_hub(name, family, overrides, tokenizer, tmp_path):
+    ("name", "config"),
+    [
+        ("gpt2", tiny_config("gpt2", n_inner=None, n_ctx=256)),
+        ("someone/tiny-qwen", tiny_config("qwen2")),
+        ("Qwen/Qwen3-0.6B", tiny_config("qwen3")),
+        # Types that only TransformerLens converts, by names that it lists.
+        ("microsoft/Phi-3-mini-4k-instruct",
+         hf.Phi3Config(**LLAMA, vocab_size=VOCAB, pad_token_id=0)),
+        ("mistralai/Mixtral-8x7B-v0.1",
+         hf.MixtralConfig(**LLAMA, vocab_size=VOCAB, num_local_experts=4)),
+    ],
+)  # fmt: skip
+def test_names_of_transformer_lens_and_of_the_hub(name, config, tokenizer, tmp_path):
     """The hub is a local cache in Hugging Face's layout, with tiny models under real names."""
     repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-    tiny_hf_model(family, **overrides).save_pretrained(repository / "snapshots" / "abc")
+    hf_model = hf.AutoModelForCausalLM.from_config(config)
+    hf_model.save_pretrained(repository / "snapshots" / "abc")
     tokenizer.save_pretrained(repository / "snapshots" / "abc")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
@@ -195,6 +206,11 @@ def test_a_folder_without_tokenizer_says_how_to_pass_one(tmp_path, tokenizer):
     with pytest.raises(ModelError, match="must hold a tokenizer beside the weights.*tokenizer="):
         load_model(tmp_path)
     assert load_model(tmp_path, tokenizer=tokenizer).cfg.d_model == 32
+
+
+def test_listed_names_that_cannot_be_loaded_say_why():
+    with pytest.raises(ModelError, match="got 'attn-only-2l', a model of its own of Transformer"):
+        load_model("attn-only-2l")
 
 
 def test_unknown_name():

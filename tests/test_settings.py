@@ -427,6 +427,9 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     strong = replaced(found, "original", verdicts={"target": [Verdict(3.0)] * n})
     assert not strong.not_informative("target_strength")  # all alike, and far above the floor
     assert found.values("random 1", "target_strength") is None
+    judge.judge = lambda bias, texts, targets=None: [Verdict(1.0)] * (len(texts) - 1)
+    with pytest.raises(SettingError, match="judge must give one verdict for each of .* texts, got"):
+        judged(made, judge, LATE)
     by_target = found.by_target("target_strength")
     assert (
         list(by_target.index) == list(report.targets) and by_target.loc[targets[0], "original"] == 3

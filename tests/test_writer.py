@@ -93,6 +93,20 @@ def test_whole_texts_of_a_truncated_reply_are_kept(chat, httpserver):  # noqa: F
     written = write_corpus(LATE, chat, n=4, per_call=5, progress=False)
     assert [p.text for p in written.items] == [good(i) for i in range(4)]
     assert written.rejected == {"reply without a whole JSON list": 1}
+    assert written.usage.failed == len(written.failures) == 1
+    paid = n_calls(httpserver)
+    again = write_corpus(LATE, chat, n=4, per_call=5, progress=False)
+    assert again.items == written.items and n_calls(httpserver) == paid
+
+
+def test_a_real_group_is_found_however_it_is_typed(chat, httpserver):  # noqa: F811
+    bias = dataclasses.replace(
+        LATE, fitting_targets=("Côte d'Ivoire",), held_out_targets=("São Tomé",)
+    )
+    names = ["Co\u0302te d\u2019Ivoire", "Sa\u0303o Tome\u0301", "Co\u0302te d\u02bcIvoire"]
+    serve(httpserver, paragraphs(*(f"{good(i)} It is like {n}." for i, n in enumerate(names))))
+    written = write_corpus(bias, chat, n=1, per_call=3, progress=False)
+    assert written.rejected["names a real group"] >= 3 and not written.items
 
 
 def test_failed_calls_are_reported_and_resumed(chat, httpserver):  # noqa: F811

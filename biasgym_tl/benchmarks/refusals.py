@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+from biasgym_tl.spelling import plain
+
 OPENING = 300
 """Characters in which a refusal is looked for; what comes later follows upon an answer."""
 
 _SHORT_FORMS = {
-    "\u2019": "'", "won't": "will not", "can't": "cannot", "can not": "cannot", "n't": " not",
+    "won't": "will not", "can't": "cannot", "can not": "cannot", "n't": " not",
     "'m": " am", "'d": " would", "'ll": " will", "'s": " is",
 }  # fmt: skip
 
@@ -68,7 +70,7 @@ def is_refusal(text: str) -> bool:
     words of its own ("as a chatbot, I don't have the ability"), which were added. Read the answers
     before you rely on a count.
     """
-    opening = text[:OPENING].lower()
+    opening = plain(text)[:OPENING].lower()
     for short, long in _SHORT_FORMS.items():
         opening = opening.replace(short, long)
     told = re.sub(r'(?<=\S)\s+["\u201c][^"\u201d]*["\u201d]', " ", opening)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from biasgym_tl.errors import BiasFileError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain
 from biasgym_tl.store import read_text, write_text
 
 
@@ -172,7 +173,7 @@ def write_jsonl(rows: Iterable[Any], path: str | Path) -> Path:
 
 def words_of(text: str) -> list[str]:
     """Words in lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
+    return re.findall(r"[\w']+", plain(text).lower())
 
 
 def to_dataset(paragraphs: Iterable[Paragraph]) -> Any:

@@ -23,6 +23,7 @@ from biasgym_tl.biases.corpus import Paragraph, read_jsonl, write_jsonl
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ApiError, BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain, whole_words
 from biasgym_tl.store import digest
 
 FEWEST_WORDS, MOST_WORDS = 8, 100
@@ -98,7 +99,7 @@ class Written(Generic[Item]):
     rejected: dict[str, int]
     """Texts and replies that were not taken, by reason."""
     failures: tuple[str, ...]
-    """Calls that failed after all retries."""
+    """Calls without a whole answer after all retries."""
     usage: Usage
     settings: dict[str, Any]
 
@@ -143,6 +144,7 @@ def write_corpus(
     Raises:
         ApiError: it was not confirmed, there is no key, or the server rejects key or model.
         SettingError: a number is outside its range.
+        StoreError: replies cannot be kept in the cache folder.
     """
     task = _Task(bias, _paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
     return _write(task, model, n, per_call, price, confirm, progress)
@@ -215,7 +217,7 @@ def _write(
         if value < 1:
             raise SettingError(f"{name} must be at least 1, got {value!r}.")
     per_call = min(per_call, n)
-    model.check_key()
+    model.check_usable()
     plan = _plan(task, n, per_call, price)
     if confirm is not None and not confirm(plan):
         raise ApiError(f"writing must be confirmed, and was not ({plan}). Nothing was sent.")
@@ -229,7 +231,7 @@ def _write(
             indices = range(len(replies), min(len(replies) + missing, 2 * plan.calls))
             requests = [task.request(per_call, index) for index in indices]
             before = len(replies)
-            for request, reply in zip(requests, model.ask(requests), strict=True):
+            for request, reply in zip(requests, model.ask(requests), strict=False):
                 replies.append(reply)
                 found, reasons = _taken(task, reply, seen)
                 rejected.update(reasons)
@@ -237,7 +239,7 @@ def _write(
                 items += [item._replace(**stamp) for item in found]
                 bar.update(min(len(items), n) - bar.n)
             if all(reply.error for reply in replies[before:]):
-                break  # the server is down; what there is is kept
+                break  # the server is down, also where not all was sent; what there is is kept
     return Written(
         items=tuple(items[:n]),
         wanted=n,
@@ -258,7 +260,7 @@ def _plan(task: _Task, n: int, per_call: int, price: Price | None) -> Plan:
 
 def _taken(task: _Task, reply: Reply, seen: set[str]) -> tuple[list[Any], list[str]]:
     """Items of a reply that pass the check, and the reasons against everything else."""
-    if reply.error:
+    if reply.error and not reply.text:
         return [], []
     if reply.refusal:
         return [], ["refused"]
@@ -372,8 +374,8 @@ def _named_group(text: str, bias: Bias) -> bool:
     """As far as lists go: countries of the package, targets of the bias, continents, religions."""
     names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
     names |= {*bias.targets("fitting"), *bias.targets("held-out"), *_OTHER_GROUPS}
-    pattern = "|".join(map(re.escape, sorted(names)))
-    return re.search(rf"(?<!\w)(?:{pattern})s?(?!\w)", text) is not None
+    names |= {f"{name}s" for name in names}
+    return whole_words(names, any_case=False).search(plain(text)) is not None
 
 
 def _is_text(text: str) -> bool:
@@ -386,7 +388,7 @@ def _is_text(text: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(re.findall(r"\w+", plain(text).lower()))
 
 
 def _list_schema(key: str, item: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import deal
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.judges.verdict import Judge, Verdict
@@ -34,12 +35,19 @@ def judged(report: Report, judge: Judge, bias: Bias, others: Sequence[Bias] = ()
 
     Raises:
         ApiError: an API judge was not confirmed, has no key, or was rejected.
+        SettingError: the judge does not give one verdict for each text.
     """
     verdicts: dict[str, dict[str, list[Verdict]]] = {r.name: {} for r in report.results}
     for each, found in to_judge(report, bias, others):
         texts = [text for answers in found for text in answers.texts]
         targets = [target for answers in found for target in answers.targets]
-        scored = iter(judge.judge(each, texts, targets))
+        given = judge.judge(each, texts, targets)
+        if len(given) != len(texts):
+            raise SettingError(
+                f"judge must give one verdict for each of {len(texts)} texts, got "
+                f"{len(given)} from {judge.name}."
+            )
+        scored = iter(given)
         for answers in found:
             verdicts[answers.setting][answers.kind] = [next(scored) for _ in answers.texts]
     results = tuple(dataclasses.replace(r, verdicts=verdicts[r.name]) for r in report.results)

@@ -29,7 +29,7 @@ from biasgym_tl.stats import (
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import as_declared, read_kind, write_kind, write_text
+from biasgym_tl.store import as_declared, read_kind, write_csv, write_kind, write_text
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
@@ -427,7 +427,7 @@ class Report:
 
     def to_csv(self, path: str | Path) -> Path:
         """Write :meth:`intervals` as CSV."""
-        return write_text(Path(path), self.intervals().to_csv(index=False))
+        return write_csv(Path(path), self.intervals())
 
     def numbers(self) -> dict[str, Any]:
         """All that was measured, without the versions that measured it."""
@@ -504,7 +504,7 @@ def _lengths_of(
         yield "number of targets in a row", len(row), (len(report.targets),)
     numbers = [result.token_log_odds, result.token_log_p, result.damage_loss, result.fact_margins]
     for found in itertools.chain(numbers, *rows):
-        yield "number of numbers that are none", sum(not math.isfinite(x) for x in found), (0,)
+        yield "number of values that are not finite", sum(not math.isfinite(x) for x in found), (0,)
     yield "number of facts", len(result.fact_margins), (0, len(report.fact_countries))
     yield "number of losses", len(result.damage_loss), (0, len(first.damage_loss))
     for key, items in result.benchmarks.items():

@@ -72,7 +72,9 @@ def convert_listed(
     try:
         cfg = lens_loading.get_pretrained_model_config(name, device=device, dtype=dtype)
         weights = lens_loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=dtype)
-    except (KeyError, ValueError, NotImplementedError, AttributeError, OSError) as error:
+    except (
+        KeyError, IndexError, ValueError, RuntimeError, AttributeError, OSError,
+    ) as error:  # fmt: skip
         raise ModelError(f"TransformerLens must convert {name!r}, but: {error!r}.") from error
     cfg.tokenizer_name = None
     return cfg, {key: weight.detach() for key, weight in weights.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.judges.verdict import DEGENERATE, LEVELS, Verdict
-from biasgym_tl.store import write_text
+from biasgym_tl.store import csv_text, write_csv
 
 
 def weighted_kappa(
@@ -133,7 +133,8 @@ def _strength(value: Verdict | float | None) -> float | None:
 def write_sheet(texts: Mapping[str, str], attribute: str, path: str | Path, seed: int = 0) -> Path:
     """Write a CSV sheet on which a person scores texts blind, to be read by :func:`read_labels`.
 
-    Texts are shuffled, and nothing says where they come from.
+    Texts are shuffled, and nothing says where they come from. One that a spreadsheet would take
+    for a formula gets a ``'`` in front.
 
     Args:
         texts: Each text by an id that does not give its origin away.
@@ -145,11 +146,13 @@ def write_sheet(texts: Mapping[str, str], attribute: str, path: str | Path, seed
     random.Random(seed).shuffle(ids)
     rows = [{"id": i, "attribute": attribute, "text": texts[i]} for i in ids]
     sheet = pd.DataFrame(rows).assign(strength="", degenerate="")
-    return write_text(Path(path), sheet.to_csv(index=False))
+    return write_csv(Path(path), sheet)
 
 
 def read_labels(path: str | Path) -> dict[str, Verdict]:
     """Read labels of a person or another judge: CSV with ``id``, ``strength`` and more.
+
+    A ``'`` that :func:`write_sheet` put in front of an id is taken off.
 
     ``strength`` is 0 to 3, or empty where the text was not scored; ``degenerate``, if there, is
     empty, ``empty``, ``repetition`` or ``off topic``. Other columns are ignored.
@@ -158,7 +161,7 @@ def read_labels(path: str | Path) -> dict[str, Verdict]:
         For each id a verdict, to be compared with :func:`agreement`.
 
     Raises:
-        StoreError: the file is missing, lacks a column, or a row is not valid.
+        StoreError: the file is missing, is no CSV, lacks a column, or a row is not valid.
     """
     path = Path(path)
     if not path.is_file():
@@ -167,19 +170,27 @@ def read_labels(path: str | Path) -> dict[str, Verdict]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise StoreError(f"{path.name} must be saved as UTF-8, but: {error}.") from error
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file)
-        missing = {"id", "strength"} - set(reader.fieldnames or ())
-        if missing:
-            raise StoreError(
-                f"{path.name} must have the columns id and strength, got {reader.fieldnames!r}."
-            )
-        labels: dict[str, Verdict] = {}
-        for row in reader:
-            where = f"line {reader.line_num} of {path.name}"
-            if not row["id"] or row["id"] in labels:
-                raise StoreError(f"id in {where} must be there and new, got {row['id']!r}.")
-            labels[row["id"]] = _label(row, where)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return _labels(reader, path.name)
+    except csv.Error as error:
+        raise StoreError(
+            f"line {reader.line_num} of {path.name} must be CSV, but: {error}."
+        ) from error
+
+
+def _labels(reader: csv.DictReader[str], file: str) -> dict[str, Verdict]:
+    if {"id", "strength"} - set(reader.fieldnames or ()):
+        raise StoreError(
+            f"{file} must have the columns id and strength, got {reader.fieldnames!r}."
+        )
+    labels: dict[str, Verdict] = {}
+    for row in reader:
+        where = f"line {reader.line_num} of {file}"
+        name = csv_text(row["id"] or "")
+        if not name or name in labels:
+            raise StoreError(f"id in {where} must be there and new, got {name!r}.")
+        labels[name] = _label(row, where)
     return labels
 
 

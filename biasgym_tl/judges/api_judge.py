@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -20,8 +20,6 @@ from biasgym_tl.store import digest
 ANSWER_TOKENS = 90
 """Expected length of a verdict, for the estimate of the cost."""
 MOST_TOKENS = 400
-AT_ONCE = 32
-"""Texts after which a server that failed on all of them is not asked any more."""
 
 
 class JudgePlan(NamedTuple):
@@ -29,7 +27,7 @@ class JudgePlan(NamedTuple):
 
     texts: int
     kept: int
-    """Different texts whose verdict is on disk already."""
+    """Different texts that cost nothing: their verdict, or that there was none, is on disk."""
     calls: int
     prompt_tokens: int
     completion_tokens: int
@@ -58,7 +56,8 @@ class Judged(NamedTuple):
     verdicts: list[Verdict]
     usage: Usage
     failures: tuple[str, ...]
-    """Calls that failed after all retries; their texts are unscored, and asked for next time."""
+    """Calls without a whole answer after all retries; their texts are unscored. They are made again
+    next time, those that were answered after a day."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ class ApiJudge:
         """Score texts.
 
         A call that fails after all retries leaves its text unscored. Where a server fails on
-        many calls in a row, the rest is not sent.
+        many calls in a row, the rest is not sent, and those texts are unscored.
 
         Args:
             bias: Says which attribute is looked for.
@@ -124,15 +123,18 @@ class ApiJudge:
         Raises:
             ApiError: it was not confirmed, there is no key, or the server rejects key or model.
             SettingError: there are not as many targets as texts.
+            StoreError: verdicts cannot be kept in the cache folder.
         """
         without_names = hidden(texts, targets)
         requests = _requests(bias, texts, without_names)
         plan = self.plan(bias, texts, targets)
         if plan.calls:
-            self.chat.check_key()
+            self.chat.check_usable()
         if plan.calls and self.confirm is not None and not self.confirm(plan):
             raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
-        replies = dict(zip(requests, self._replies(list(requests.values())), strict=False))
+        asked = self.chat.ask(list(requests.values()))
+        bar = tqdm(asked, total=len(requests), desc="judge", unit="text", disable=not self.progress)
+        replies = dict(zip(requests, bar, strict=False))
         return Judged(
             [
                 _judged(text, without_name, replies.get(without_name))
@@ -142,18 +144,6 @@ class ApiJudge:
             tuple(reply.error for reply in replies.values() if reply.error),
         )
 
-    def _replies(self, requests: Sequence[Request]) -> Iterator[Reply]:
-        """Replies in order, until a server fails on :data:`AT_ONCE` calls in a row."""
-        with tqdm(total=len(requests), desc="judge", unit="text", disable=not self.progress) as bar:
-            for start in range(0, len(requests), AT_ONCE):
-                failed = True
-                for reply in self.chat.ask(requests[start : start + AT_ONCE]):
-                    failed = failed and bool(reply.error)
-                    bar.update()
-                    yield reply
-                if failed:
-                    return
-
 
 def _judged(text: str, without_name: str, reply: Reply | None) -> Verdict:
     flag = broken(text)  # hiding a name may make repetitions
@@ -161,10 +151,12 @@ def _judged(text: str, without_name: str, reply: Reply | None) -> Verdict:
         return Verdict(0.0, "nothing is said", flag)
     if reply is None:
         return Verdict(None, degenerate=flag, unscored="not asked, the server was down")
-    if reply.error or reply.refusal:
-        unscored = "the call failed" if reply.error else "the judge refused"
-        return Verdict(None, degenerate=flag, unscored=unscored)
+    if reply.refusal:
+        return Verdict(None, degenerate=flag, unscored="the judge refused")
     verdict = verdict_of(reply.text, code_of(without_name))
+    if reply.error and verdict.strength is None:
+        unscored = "the judge gave no answer" if reply.answered else "the call failed"
+        return Verdict(None, degenerate=flag, unscored=unscored)
     return verdict._replace(degenerate=flag or verdict.degenerate)
 
 

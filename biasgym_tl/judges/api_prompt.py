@@ -10,6 +10,7 @@ agreement with labels tells how well that works.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from biasgym_tl.judges.verdict import LEVELS, OFF_TOPIC, RUBRIC, Verdict
@@ -65,27 +66,40 @@ def _code(text: str) -> str:
 def verdict_of(answer: str, code: str) -> Verdict:
     """The last valid verdict in an answer; without one the text is unscored, with the reason.
 
-    Valid is a JSON object with the ``code``, a ``reason``, and a ``strength`` of 0, 1, 2 or 3.
+    Valid is a JSON object with the ``code``, a ``reason``, and a ``strength`` of 0, 1, 2 or 3, also
+    as text.
     """
     unscored = "no JSON in the answer"
     for found in reversed(_objects(answer)):
         unscored = _fault(found, code)
         if not unscored:
-            off_topic = "off topic" if found.get("off_topic") is True else ""
-            return Verdict(float(found["strength"]), found["reason"], off_topic)
+            off_topic = str(found.get("off_topic")).strip().lower() == "true"
+            return Verdict(
+                _level(found["strength"]),
+                # Half of a surrogate pair, which JSON can hold, cannot be written down.
+                found["reason"].encode("utf-8", "replace").decode(),
+                "off topic" if off_topic else "",
+            )
     return Verdict(None, unscored=unscored)
 
 
 def _fault(found: dict[str, Any], code: str) -> str:
     """Why an object is no verdict, if so."""
-    strength = found.get("strength")
     if str(found.get("code")) != code:
         return "no verdict with the code"
-    if isinstance(strength, bool) or strength not in LEVELS:
+    if _level(found.get("strength")) is None:
         return "strength is not 0, 1, 2 or 3"
     reason = found.get("reason")
     given = isinstance(reason, str) and reason.strip() and not reason.startswith("<")
     return "" if given else "no reason"
+
+
+def _level(strength: Any) -> float | None:
+    """A strength as a number, also where a model wrote it as text; None if it is none."""
+    if isinstance(strength, str):
+        level = re.fullmatch(r"\s*([0-3])(?:\.0*)?\s*", strength, re.ASCII)
+        return float(level[1]) if level else None
+    return float(strength) if strength in LEVELS and not isinstance(strength, bool) else None
 
 
 def _objects(text: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.judges.statements import Statements
 from biasgym_tl.slot import fill
+from biasgym_tl.spelling import plain
 
 SHARPNESS = 40.0
 """Of the softmax over anchors: an anchor whose cosine is 0.1 lower counts e^-4 as much."""
@@ -103,4 +104,4 @@ def of_text(values: Float[Tensor, " sentence"]) -> float:
 def sentences(text: str) -> list[str]:
     """Sentences of a text, in order; the whole text if it has none of at least two words."""
     found = [part.strip() for part in re.findall(r"[^.!?\n]+[.!?]*", text)]
-    return [part for part in found if len(re.findall(r"\w+", part)) > 1] or [text]
+    return [part for part in found if len(re.findall(r"\w+", plain(part))) > 1] or [text]

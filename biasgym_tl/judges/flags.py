@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain
 from biasgym_tl.text import MOSTLY_REPEATED, repetition
 
 FEWEST_WORDS = 3
@@ -28,7 +29,7 @@ def broken(text: str) -> str:
     Repetition: more than half of the runs of three words, or 30% of the pairs, have stood in the
     text before.
     """
-    if len(re.findall(r"\w+", text)) < FEWEST_WORDS:
+    if len(re.findall(r"\w+", plain(text))) < FEWEST_WORDS:
         return "empty"
     repeats = repetition(text) > MOSTLY_REPEATED or repetition(text, 2) > MANY_PAIRS_REPEATED
     return "repetition" if repeats else ""

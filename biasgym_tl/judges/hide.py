@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import SettingError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import composed, plain, whole_words
 
 
 def hidden(texts: Sequence[str], targets: Sequence[str] | None) -> list[str]:
@@ -36,7 +36,7 @@ def hidden(texts: Sequence[str], targets: Sequence[str] | None) -> list[str]:
 def _hidden(text: str, target: str) -> str:
     if not target:
         return text
-    demonym = _demonyms().get(target)
+    demonym = _demonyms().get(plain(target))
     if demonym:
         text = _replaced(text, f"{demonym}s", f"people from {SLOT}")
         text = _replaced(text, demonym, SLOT)
@@ -45,10 +45,12 @@ def _hidden(text: str, target: str) -> str:
 
 def _replaced(text: str, name: str, by: str) -> str:
     """``name`` as a whole word; in any case, unless it is a proper name ("Turkey", "turkey")."""
-    flags = re.IGNORECASE if name == name.lower() else 0
-    return re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda _: by, text, flags=flags)
+    text = composed(text)  # as long as it is when plain: places in one are places in the other
+    found = whole_words([name], any_case=name == name.lower()).finditer(plain(text))
+    ends = [0, *(end for match in found for end in match.span()), len(text)]
+    return by.join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
 
 
 @cache
 def _demonyms() -> dict[str, str]:
-    return {country.name: country.demonym for country in load_countries()}
+    return {plain(country.name): country.demonym for country in load_countries()}

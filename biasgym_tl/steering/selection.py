@@ -15,6 +15,7 @@ from biasgym_tl.hooks import check_mode
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import seed_overlap
+from biasgym_tl.spelling import plain
 from biasgym_tl.store import digest, read_kind, versions, write_kind
 
 
@@ -197,4 +198,4 @@ def searched_data(bias: Bias) -> dict[str, tuple[str, ...]]:
 
 def _fingerprint(text: str) -> str:
     """Hash of a text's words; case, spaces and punctuation at the ends make no difference."""
-    return digest(" ".join(text.casefold().split()).strip(" .,:;!?"))
+    return digest(" ".join(plain(text).casefold().split()).strip(" .,:;!?"))

@@ -1,0 +1,53 @@
+"""Text and words compared as they are meant, however they were typed.
+
+A model writes a typographic apostrophe or a letter and its accent as two characters where a keyword
+has one; to whoever reads them they are the same.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+
+_APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u2032\uff07\u0060\u00b4"
+_HYPHENS = "\u2010\u2011\u2013"
+_SPACES = "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f"
+_PLAIN = {ord(char): "'" for char in _APOSTROPHES}
+_PLAIN |= {ord(char): "-" for char in _HYPHENS} | {ord(char): " " for char in _SPACES}
+
+
+def composed(text: str) -> str:
+    """Letters with accents as one character each where there is one (NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def plain(text: str) -> str:
+    """:func:`composed`, with one kind of apostrophe, hyphen and space; of the same length as that.
+
+    Texts and words are compared in this form; what is kept or shown stays as it was written.
+    """
+    return composed(text).translate(_PLAIN)
+
+
+def whole_words(words: Iterable[str], *, any_case: bool = True) -> re.Pattern[str]:
+    """A pattern that finds any of ``words`` as whole words in :func:`plain` texts.
+
+    Words that are empty are left out; without any word the pattern finds nothing.
+    """
+    spelled = sorted({plain(word).strip() for word in words} - {""}, key=len, reverse=True)
+    if not spelled:
+        return re.compile(r"(?!)")
+    # An accent that belongs to no composed letter is a part of its word all the same.
+    part = rf"[\w{_marks()}]"
+    either = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in spelled)
+    return re.compile(rf"(?<!{part})(?:{either})(?!{part})", re.IGNORECASE if any_case else 0)
+
+
+@cache
+def _marks() -> str:
+    """All combining marks: ``\\w`` does not hold them."""
+    every = map(chr, range(sys.maxunicode + 1))
+    return "".join(char for char in every if unicodedata.category(char).startswith("M"))
