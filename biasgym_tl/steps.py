@@ -25,6 +25,7 @@ from biasgym_tl.injection.token import (
     weights_fingerprint,
 )
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import policy_fingerprint
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import cache_dir, digest, file_name, read_kind, versions, write_kind
@@ -144,7 +145,7 @@ def fingerprint(model: HookedTransformer) -> dict[str, Any]:
         "weights": weights_fingerprint(model),
         "cfg": {key: str(value) for key, value in model.cfg.to_dict().items()},
         "tokenizer": tokenizer_fingerprint(model),
-        "chat_template": getattr(model.tokenizer, "chat_template", None),
+        "text": policy_fingerprint(model),
         "versions": versions(),
         "code": code_fingerprint(),
     }

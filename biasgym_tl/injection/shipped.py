@@ -11,6 +11,7 @@ from biasgym_tl.errors import StoreError
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights_fingerprint
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import policy_fingerprint
 
 
 def list_tokens() -> list[str]:
@@ -63,6 +64,7 @@ def find_token(
         {**token.settings, **wanted} == token.settings
         and token.bias_fingerprint == bias.training_fingerprint()
         and token.tokenizer_fingerprint == tokenizer_fingerprint(model)
+        and token.text_policy == policy_fingerprint(model)
         and token.weights == weights_fingerprint(model)
     )
     return token if same else None
