@@ -85,9 +85,9 @@ def main() -> None:
 
 def _fault(error: OSError) -> str:
     """What the system says of a file, with its name; nothing of the package is at fault."""
-    if error.strerror is None or error.filename is None:
+    if error.strerror is None:
         return str(error) or type(error).__name__
-    return f"{error.strerror}: {str(error.filename)!r}."
+    return f"{error.strerror}: {str(error.filename or 'output')!r}."
 
 
 def _fail(reason: str) -> None:

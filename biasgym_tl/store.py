@@ -74,8 +74,13 @@ def check_writable(folder: Path, name: str) -> None:
         SettingError: it is a file or a broken link, below one, or belongs to somebody else.
     """
     place = folder.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
+    try:
+        while not _is_there(place):
+            place = place.parent
+    except OSError as error:  # such as a name that is too long
+        raise SettingError(
+            f"{name} must be a folder, got {str(folder)!r} ({error.strerror}). Choose another."
+        ) from error
     if not place.is_dir():
         raise SettingError(
             f"{name} must be a folder, got {str(folder)!r}, where {str(place)!r} is a file or a "
@@ -85,6 +90,13 @@ def check_writable(folder: Path, name: str) -> None:
         raise SettingError(
             f"{name} must be a folder that can be written to, got {str(folder)!r}. Choose another."
         )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, were it a broken link."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return bool(path.lstat())
+    return False
 
 
 @contextlib.contextmanager
@@ -147,6 +159,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         temporary.chmod(after)  # a writer may have put another file in its place
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as of a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path

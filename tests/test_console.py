@@ -95,7 +95,7 @@ def test_known_faults_are_one_line_before_a_model_is_loaded(tmp_path, monkeypatc
 
 def test_what_the_system_says_of_a_file_is_one_line(monkeypatch):
     faults = (
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: 'output'."),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "Permission denied: '/x'."),
         (OSError("cannot\nconnect"), "cannot connect"),
         (TimeoutError(), "TimeoutError"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -93,9 +94,9 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
 
     def fail(to):
         to.write_text("half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="disk full: '.*a.txt'"):
         store.write_atomically(path, fail)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -370,6 +371,8 @@ def test_a_folder_that_cannot_be_written_is_found_and_none_is_made(tmp_path, mon
     for name in ("file", "file/below", "link", "link/below"):
         with pytest.raises(SettingError, match="--out must be a folder, got .* a file or a broken"):
             store.check_writable(tmp_path / name, "--out")
+    with pytest.raises(SettingError, match="--out must be a folder, got .*File name too long"):
+        store.check_writable(tmp_path / ("x" * 300) / "below", "--out")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
     monkeypatch.setattr(os, "access", lambda *args: False)  # root may write everywhere
     with pytest.raises(SettingError, match="--out must be a folder that can be written to"):
