@@ -140,15 +140,19 @@ def test_equal_pairs_of_blimp_count_once(blimp_folder):
 
 
 def test_equal_questions_of_mmlu_count_once(tmp_path):
-    rows = [["Which?", "['1', '2', '3', '4']", i, "ok"] for i in (0, 1, 0)]
-    write_redux(tmp_path, "tea", rows)
-    with pytest.warns(UserWarning, match=r"mmlu_tea.csv: 1 of 3 items stand there again"):
-        assert [item.answer for item in read_mmlu(tmp_path)["tea"].test] == [0, 1]
+    """Of the subjects that are asked; in MMLU-Redux 11 of college_physics stand there twice."""
+    rows = [redux_row(i) for i in range(3)]
+    write_redux(tmp_path, "tea", [*rows, rows[1]])
+    write_redux(tmp_path, "lakes", rows)
+    options = {"shots": 0, "n": None}
+    with pytest.warns(UserWarning, match=r"tea: 1 of 4 items stand there again; each counts once"):
+        assert len(load_mmlu(tmp_path, subjects=["tea"], **options).parts["tea"].items) == 3
+    assert len(load_mmlu(tmp_path, subjects=["lakes"], **options).parts["lakes"].items) == 3
     write_original(tmp_path, subjects=["tea"], n=4)
     path = tmp_path / "test" / "tea_test.csv"
     path.write_text(path.read_text() * 2)
-    with pytest.warns(UserWarning, match=r"tea_test.csv: 4 of 8 items stand there again"):
-        assert len(read_mmlu(tmp_path)["tea"].test) == 4
+    with pytest.warns(UserWarning, match=r"tea: 4 of 8 items stand there again"):
+        assert len(load_mmlu(tmp_path, subjects=["tea"], **options).parts["tea"].items) == 4
 
 
 def test_blimp_samples_each_paradigm(blimp_folder):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
-from biasgym_tl.benchmarks.rows import check_n
+from biasgym_tl.benchmarks.rows import check_n, once
 from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer
@@ -113,6 +113,7 @@ def load_mmlu(
     seed: int = 0,
 ) -> Mmlu:
     """Read MMLU, or MMLU-Redux (Gema et al. 2024, arXiv 2406.04127), in which errors are marked.
+    Equal questions of a subject count once.
 
     Shots are the first questions of the split ``dev``. MMLU-Redux has none: there they are drawn
     from the subject's sound questions, which are then not asked.
@@ -142,7 +143,8 @@ def load_mmlu(
     wanted = sorted(set(found if subjects is None else subjects))
     if not wanted or set(wanted) - set(found):
         raise SettingError(f"subjects must be some of {list(found)}, got {wanted}.")
-    parts = {name: _part(name, found[name], shots, keep_unsound, seed) for name in wanted}
+    distinct = {name: Subject(*(tuple(once(q, name)) for q in found[name])) for name in wanted}
+    parts = {name: _part(name, of, shots, keep_unsound, seed) for name, of in distinct.items()}
     if n is None:
         return Mmlu(parts)
     check_n(n)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biasgym_tl.benchmarks.rows import once
 from biasgym_tl.errors import BenchmarkError
 
 LETTERS = "ABCD"
@@ -41,7 +40,7 @@ class Subject(NamedTuple):
 
 
 def read_mmlu(source: str | Path) -> dict[str, Subject]:
-    """Questions by subject, in alphabetical order; equal ones of a subject count once.
+    """Questions by subject, in alphabetical order.
 
     Args:
         source: A folder with ``dev/*_dev.csv`` and ``test/*_test.csv`` (as Hendrycks et al.
@@ -66,11 +65,10 @@ def read_mmlu(source: str | Path) -> dict[str, Subject]:
 def _original(folder: Path) -> dict[str, Subject]:
     def read(path: Path) -> tuple[MultipleChoice, ...]:
         rows = csv.reader(io.StringIO(_text(path), newline="")) if path.is_file() else ()
-        found = (
+        return tuple(
             _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
             for i, row in enumerate(rows, start=1)
         )
-        return tuple(once(found, path.name))
 
     def subject(name: str) -> Subject:
         return Subject(*(read(folder / split / f"{name}_{split}.csv") for split in ("dev", "test")))
@@ -97,7 +95,7 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
                 f"{where} must have question, choices, answer and error_type, got {dict(row)!r}."
             ) from error
         found.append(_checked([question], choices, answer, where)._replace(sound=sound))
-    return tuple(once(found, path.name))
+    return tuple(found)
 
 
 def _datasets(name: str) -> dict[str, Subject]:
@@ -122,9 +120,7 @@ def _datasets(name: str) -> dict[str, Subject]:
         for i, row in enumerate(rows, start=1):
             item = _checked([row["question"]], row["choices"], row["answer"], f"{split} {i}")
             by_subject[row["subject"]].append(item)
-        splits[split] = {
-            subject: once(items, f"{subject} ({split})") for subject, items in by_subject.items()
-        }
+        splits[split] = by_subject
     return {
         subject: Subject(tuple(splits["dev"].get(subject, ())), tuple(test))
         for subject, test in splits["test"].items()
