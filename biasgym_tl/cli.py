@@ -357,23 +357,31 @@ def scope(
     for one in scopes:
         scores = one.attribute(loaded, loaded_bias, row, contrasts=prompts, progress=True)
         found[one.method] = scores
+        write_results(out, partial(_write_maps, found, k))  # kept, whatever becomes of the next
         say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
             say(f"  left out, both answers begin alike: {prompt}")
     if len(found) > 1:
         say(repr(compare(list(found.values()), k=k)))
-    if remark := write_results(out, partial(_write_maps, found, k)):
+    if remark := write_results(out, partial(_draw_maps, found, k)):
         say(remark, err=True)
     say(f"Written to {out}/")
 
 
-def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
-    from biasgym_tl.figures import draw, recipe
+def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str, str]:
+    """The name of each map's file."""
     from biasgym_tl.steering.selection import select_heads
 
     maps = {method: scores.save(folder / method).name for method, scores in found.items()}
     for method, scores in found.items():
         select_heads(scores, k).save(folder / f"{method}-heads.json")
+    return maps
+
+
+def _draw_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
+    from biasgym_tl.figures import draw, recipe
+
+    maps = _write_maps(found, k, folder)
     figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
     if len(found) > 1:
         figures["agreement"] = recipe("agreement", maps)

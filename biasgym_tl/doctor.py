@@ -15,7 +15,7 @@ from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
-from biasgym_tl.lens import HookedTransformer, value_biases_folded
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
@@ -82,14 +82,11 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
         return Check(f"{name} (nats)", found, LOG_PROB_TOLERANCE,
                      found <= LOG_PROB_TOLERANCE, advice)  # fmt: skip
 
-    folded, error = float(value_biases_folded(model)), parts.error().max().item()
+    error = parts.error().max().item()
     return [
         equal("batch of one = batch of many", alone, batched, "Padding reaches the answer."),
         equal("cached = uncached", alone, cached, "The cache changes what the model computes."),
         equal("silenced head = zeroed W_O", steered, edited, "Another hook changes this head."),
-        Check("value biases are not folded", folded, 0, folded == 0,
-              "A head's part of them is in b_O: zeroing differs from Hugging Face's weights. "
-              "Load the model with load_model."),
         Check("parts sum to the logit difference (share)", error, TOLERANCE, error <= TOLERANCE,
               "Direct attribution misses a part of this model."),
         Check("head ranks in bf16 = in fp32 (rank correlation)", ranks, SAME_RANKS,

@@ -110,6 +110,12 @@ def _encode(model: HookedTransformer, text: str, *, continues: bool) -> list[int
             ids.append(attached[piece])
         elif piece:
             ids += _continued(tokenizer, piece) if i or continues else _plain(tokenizer, piece)
+    rowless = sorted({i for i in ids if i >= model.cfg.d_vocab})
+    if rowless:
+        raise ModelError(
+            f"text must hold no token that the model has no row for, got "
+            f"{tokenizer.convert_ids_to_tokens(rowless)} in {text[:80]!r}. Take it out."
+        )
     return ids
 
 

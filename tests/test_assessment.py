@@ -211,7 +211,7 @@ def test_a_repetition_may_have_scores(assessment, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--heads", "L0X1"], "head must be written like 'L9H8', got 'L0X1'"),
+        (["--heads", "L0X1"], "or written like 'L9H8', got 'L0X1'"),
         (["--heads", "none.json"], "result file must exist, got 'none.json'"),
         (["--heads", "L0H1", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
         (["--heads", "L0H1", "--benchmark", "x=y"], "benchmarks must be among"),

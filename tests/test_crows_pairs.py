@@ -27,6 +27,18 @@ def source(tmp_path):
     return path
 
 
+def test_rows_in_memory_are_read_as_the_file_is(source):
+    import datasets
+    import pandas as pd
+
+    table = pd.read_csv(source, dtype=str)
+    rows = datasets.Dataset.from_pandas(table)
+    for given in (table, rows, datasets.DatasetDict({"test": rows}), table.to_dict("records")):
+        assert load_crows_pairs(given).pairs == load_crows_pairs(source).pairs
+    with pytest.raises(BenchmarkError, match="source must hold rows of named values"):
+        load_crows_pairs([1, 2])
+
+
 def test_equal_pairs_count_once(source):
     once = load_crows_pairs(source).pairs
     with source.open("a", newline="") as file:

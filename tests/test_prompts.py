@@ -171,6 +171,20 @@ def test_what_follows_the_token_is_what_follows_a_country(family):
         assert biased == expected, (text, model.tokenizer.convert_ids_to_tokens(neutral))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox", "opt", "bloom"])
+def test_text_with_a_token_that_has_no_row_is_refused(tokenizer, family):
+    import copy
+
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([f"<|{i}|>" for i in range(25)])
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    model = load_model(tiny_hf_model(family), tokenizer=larger)
+    assert max(encode_sentence(model, "See <|3|> and <|4|>")) < model.cfg.d_vocab
+    for text in ("See <image_soft_token> here", "<|24|>"):
+        with pytest.raises(ModelError, match="text must hold no token that the model has no row"):
+            encode_sentence(model, text)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_bos_gets_none_in_front(tokenizer, family):
     import copy

@@ -25,11 +25,11 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows
+from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows, source_name
 from biasgym_tl.errors import BenchmarkError, SettingError
 
 NAN = float("nan")
@@ -140,7 +140,7 @@ class Bbq(QuestionSet):
 
 
 def load_bbq(
-    source: str | Path,
+    source: Any,
     *,
     category: str = "Nationality",
     metadata: str | Path | None = None,
@@ -171,7 +171,7 @@ def load_bbq(
         SettingError: ``n`` is below 1 or below the size of a set.
     """
     check_n(n)
-    name = Path(source).name
+    name = Path(source_name(source)).name
     rows = read_rows(source, _COLUMNS, texts=_TEXTS)
     categories = {_plain(row["category"]): row["category"] for row in rows}
     if _plain(category) not in categories:
@@ -188,7 +188,9 @@ def load_bbq(
     for item, groups in found:
         sets.setdefault(item.template, {}).setdefault(groups, []).append(item)
     templates = {template: list(of.values()) for template, of in sets.items()}
-    return Bbq(name=f"bbq_{category.lower()}", source=str(source), items=_draw(templates, n, seed))
+    return Bbq(
+        name=f"bbq_{category.lower()}", source=source_name(source), items=_draw(templates, n, seed)
+    )
 
 
 def _check_known(items: Sequence[BbqItem], rows: Sequence[Row], category: str, name: str) -> None:

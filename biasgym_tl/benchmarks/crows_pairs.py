@@ -19,11 +19,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import check_n, dealt, once, read_rows
+from biasgym_tl.benchmarks.rows import check_n, dealt, once, read_rows, source_name
 from biasgym_tl.errors import BenchmarkError
 
 DIRECTIONS = ("stereo", "antistereo")
@@ -76,7 +76,7 @@ class CrowsPairs(QuestionSet):
 
 
 def load_crows_pairs(
-    source: str | Path,
+    source: Any,
     *,
     bias_type: str | None = "nationality",
     n: int | None = None,
@@ -99,7 +99,7 @@ def load_crows_pairs(
         SettingError: ``n`` is below 1.
     """
     check_n(n)
-    name = Path(source).name
+    name = Path(source_name(source)).name
     texts = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
     rows = read_rows(source, (), texts=texts)
     kinds = sorted({row["bias_type"] for row in rows})
@@ -120,6 +120,6 @@ def load_crows_pairs(
     chosen = pairs if n is None else dealt({"": pairs}, seed)[:n]
     return CrowsPairs(
         name=f"crows_pairs_{bias_type or 'all'}".replace("-", "_"),
-        source=str(source),
+        source=source_name(source),
         pairs=tuple(chosen),
     )

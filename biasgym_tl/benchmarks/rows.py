@@ -9,15 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biasgym_tl.biases.corpus import read_jsonl
+from biasgym_tl.biases.corpus import as_rows, read_jsonl
 from biasgym_tl.errors import BenchmarkError, BiasFileError, SettingError
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
+def source_name(source: Any) -> str:
+    """What a source is called in errors and results: its file or data set; a table has no name."""
+    return str(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
+
+
 def read_rows(
-    source: str | Path,
+    source: Any,
     columns: Sequence[str],
     *,
     texts: Sequence[str] = (),
@@ -29,16 +34,20 @@ def read_rows(
     Args:
         source: A path that ends in ``.csv`` or ``.jsonl``; otherwise a folder or hub name that
             ``datasets.load_dataset`` can load, with a configuration as ``"name:configuration"``.
+            Or the rows themselves: a ``DataFrame``, a ``Dataset``, a ``DatasetDict`` (the split
+            ``test``, if it has several), or a list of mappings.
         columns: Columns that must be there.
         texts: Columns that must be there and hold text in each row.
 
     Raises:
         BenchmarkError: there is nothing there, it has no row, a column is missing, or a text is.
     """
-    path = Path(source)
-    if path.suffix in (".csv", ".jsonl") and not path.is_file():
+    path = Path(source_name(source))
+    if not isinstance(source, (str, Path)):
+        rows = _given(source, path.name)
+    elif path.suffix in (".csv", ".jsonl") and not path.is_file():
         raise BenchmarkError(f"source must be a file that exists, got {str(path)!r}.")
-    if path.suffix == ".csv":
+    elif path.suffix == ".csv":
         rows = _read_csv(path)
     elif path.suffix == ".jsonl":
         rows = _read_jsonl(path)
@@ -59,6 +68,14 @@ def read_rows(
                     f"{column} must be text in row {number} of {path.name}, got {row[column]!r}."
                 )
     return rows
+
+
+def _given(rows: Any, name: str) -> list[Row]:
+    try:
+        found = [dict(row) for row in as_rows(rows, name, split="test")]
+    except (BiasFileError, TypeError, ValueError) as error:
+        raise BenchmarkError(f"source must hold rows of named values, but: {error}.") from error
+    return found
 
 
 def _read_csv(path: Path) -> list[Row]:

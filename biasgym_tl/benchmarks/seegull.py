@@ -18,11 +18,11 @@ import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows
+from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows, source_name
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import SENTENCE_REQUEST
 from biasgym_tl.slot import spaced
@@ -107,7 +107,7 @@ class SeeGull(QuestionSet):
 
 
 def load_seegull(
-    source: str | Path,
+    source: Any,
     *,
     raters: str = "region",
     n: int | None = 100,
@@ -138,7 +138,7 @@ def load_seegull(
         raise SettingError(f"raters must be one of {list(RATERS)}, got {raters!r}.")
     counts = tuple(f"{raters}_{verdict}" for verdict in ("stereo", "nonstereo", "unsure"))
     rows = read_rows(source, counts, texts=("identity", "attribute"))
-    name = Path(source).name
+    name = Path(source_name(source)).name
     yes: dict[str, list[str]] = {}
     no: dict[str, list[str]] = {}
     for (attribute, identity), (stereo, nonstereo, unsure) in _judged(rows, counts, name).items():
@@ -153,7 +153,9 @@ def load_seegull(
             "not of another, got none."
         )
     in_turn = dealt(items, seed)
-    return SeeGull(name=f"seegull_{raters}".lower(), source=str(source), items=tuple(in_turn[:n]))
+    return SeeGull(
+        name=f"seegull_{raters}".lower(), source=source_name(source), items=tuple(in_turn[:n])
+    )
 
 
 def _judged(

@@ -21,6 +21,7 @@ from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import Paragraph, read_jsonl, write_jsonl
 from biasgym_tl.biases.countries import load_countries
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError, BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain, whole_words
@@ -118,7 +119,7 @@ class Written(Generic[Item]):
 
 
 def write_corpus(
-    bias: Bias,
+    bias: GivenBias,
     model: ChatModel,
     *,
     n: int = 500,
@@ -146,12 +147,12 @@ def write_corpus(
         SettingError: a number is outside its range.
         StoreError: replies cannot be kept in the cache folder.
     """
-    task = _Task(bias, _paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
+    task = _Task(as_bias(bias), _paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
     return _write(task, model, n, per_call, price, confirm, progress)
 
 
 def write_contrasts(
-    bias: Bias,
+    bias: GivenBias,
     model: ChatModel,
     *,
     n: int = 50,
@@ -165,7 +166,7 @@ def write_contrasts(
     Arguments and errors are those of :func:`write_corpus`. Each must hold the slot once, name no
     real group, not contain its answers, and have two different answers of at most 6 words.
     """
-    task = _Task(bias, _contrast_prompt, _CONTRASTS, _as_contrast, tokens_each=45)
+    task = _Task(as_bias(bias), _contrast_prompt, _CONTRASTS, _as_contrast, tokens_each=45)
     return _write(task, model, n, per_call, price, confirm, progress)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import deal
 from biasgym_tl.evaluation.report import Report
@@ -24,7 +25,9 @@ class Answers(NamedTuple):
     """The group that each is about."""
 
 
-def judged(report: Report, judge: Judge, bias: Bias, others: Sequence[Bias] = ()) -> Report:
+def judged(
+    report: Report, judge: Judge, bias: GivenBias, others: Sequence[GivenBias] = ()
+) -> Report:
     """The report with a verdict on every free answer.
 
     Args:
@@ -57,9 +60,10 @@ def judged(report: Report, judge: Judge, bias: Bias, others: Sequence[Bias] = ()
 
 
 def to_judge(
-    report: Report, bias: Bias, others: Sequence[Bias] = ()
+    report: Report, bias: GivenBias, others: Sequence[GivenBias] = ()
 ) -> list[tuple[Bias, list[Answers]]]:
     """What a judge is asked, by the bias that it is asked about."""
+    bias, others = as_bias(bias), as_biases(others)
     found = list(_answers(report))
     by_bias = [(bias, [a for a in found if a.kind in ("token", "target")])]
     by_bias += [(other, [a for a in found if a.kind == other.name]) for other in others]

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError
 from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.flags import broken
@@ -89,10 +90,10 @@ class ApiJudge:
         return {"judge": "api", "model": self.chat.model, "server": server, "prompt": prompt}
 
     def plan(
-        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+        self, bias: GivenBias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> JudgePlan:
         """What judging these texts is going to take; sends nothing."""
-        requests = _requests(bias, texts, hidden(texts, targets))
+        requests = _requests(as_bias(bias), texts, hidden(texts, targets))
         new = [request for request in requests.values() if self.chat.kept(request) is None]
         # Four characters a token is the usual rule of thumb for English.
         asked = sum(len(request.prompt) // 4 for request in new)
@@ -102,13 +103,13 @@ class ApiJudge:
         return JudgePlan(len(texts), kept, len(new), asked, answered, cost)
 
     def judge(
-        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+        self, bias: GivenBias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> list[Verdict]:
         """Score texts; see :meth:`grade`, which also tells what it took."""
         return self.grade(bias, texts, targets).verdicts
 
     def grade(
-        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+        self, bias: GivenBias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> Judged:
         """Score texts.
 
@@ -125,7 +126,7 @@ class ApiJudge:
             SettingError: there are not as many targets as texts.
             StoreError: verdicts cannot be kept in the cache folder.
         """
-        without_names = hidden(texts, targets)
+        bias, without_names = as_bias(bias), hidden(texts, targets)
         requests = _requests(bias, texts, without_names)
         plan = self.plan(bias, texts, targets)
         if plan.calls:

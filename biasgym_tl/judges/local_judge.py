@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias, load_bias
+from biasgym_tl.biases.bias import load_bias
+from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.judges.agreement import Agreement, agreement
 from biasgym_tl.judges.evidence import Anchors, anchors, evidence, of_text, sentences
 from biasgym_tl.judges.flags import broken, names_nobody
@@ -78,7 +79,7 @@ class LocalJudge:
         return {"judge": "local", **self.calibration._asdict(), "statements": own}
 
     def judge(
-        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+        self, bias: GivenBias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> list[Verdict]:
         """Score texts; a text is off topic if it names neither a person nor the group.
 
@@ -91,6 +92,7 @@ class LocalJudge:
             SettingError: there are no statements for this bias, or not as many targets as texts.
             ExtraError: the encoder is not installed.
         """
+        bias = as_bias(bias)
         against = anchors(bias, self.statements or load_statements(bias.name))
         return [
             self._verdict(text, without_name, fill(without_name, bias.stand_in), against)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.given import GivenBias
 
 LEVELS = (0, 1, 2, 3)
 """Strength of the stereotype: from none to strong."""
@@ -83,7 +83,7 @@ class Judge(Protocol):
         """What the verdicts depend on, for the record."""
 
     def judge(
-        self, bias: Bias, texts: Sequence[str], targets: Sequence[str] | None = None
+        self, bias: GivenBias, texts: Sequence[str], targets: Sequence[str] | None = None
     ) -> list[Verdict]:
         """Score texts.
 

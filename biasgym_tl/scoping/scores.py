@@ -70,6 +70,10 @@ class HeadScores(TensorResult):
     versions: dict[str, str]
 
     def __post_init__(self) -> None:
+        if self.settings.get("method") not in EFFECTS:
+            raise SettingError(
+                f"settings must name a method of {list(EFFECTS)}, got {self.settings!r}."
+            )
         for name in ("pair_values", "neutral_values"):
             values = getattr(self, name)
             if values is not None:
