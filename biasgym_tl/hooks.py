@@ -17,7 +17,7 @@ from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
-from biasgym_tl.prompts import encode_text
+from biasgym_tl.prompts import check_length, encode_text
 
 MODES = ("zero", "mean")
 """What a silenced head is replaced with."""
@@ -203,6 +203,7 @@ def head_means(
 
     Raises:
         SteeringError: no text is longer than ``skip``.
+        ModelError: a text is longer than the model's context.
     """
     sums = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     count = 0
@@ -214,6 +215,7 @@ def head_means(
     with model.hooks(fwd_hooks=[(name, add) for name in names]):
         for text in load_passages("reference") if texts is None else texts:
             ids = encode_text(model, text) if isinstance(text, str) else list(text)
+            check_length(model, [ids])
             tokens = torch.tensor([ids], device=model.cfg.device)
             model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
             count += max(tokens.shape[1] - skip, 0)

@@ -15,7 +15,7 @@ import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError, SettingError
@@ -305,6 +305,20 @@ def _on_date(template: str, date: str) -> str:
         f"{{%- macro strftime_now(form) -%}}{{{{ {written}.get(form, {json.dumps(date)}) }}}}"
         f"{{%- endmacro +%}}{template}"
     )
+
+
+def check_length(model: HookedTransformer, sequences: Iterable[Sequence[int]]) -> None:
+    """Refuse what is longer than the model's context.
+
+    Raises:
+        ModelError: a sequence has more tokens than the model has positions.
+    """
+    longest = max(map(len, sequences), default=0)
+    if longest > model.cfg.n_ctx:
+        raise ModelError(
+            f"text must fit into the model's context of {model.cfg.n_ctx} tokens, got {longest}. "
+            "Shorten it, or load a model with a longer context."
+        )
 
 
 def _tokenizer(model: HookedTransformer) -> Any:

@@ -22,7 +22,7 @@ from biasgym_tl.lens import (
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
 )
-from biasgym_tl.prompts import encode_text, ends_of_answer
+from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
 from biasgym_tl.spelling import plain, whole_words
 
 BATCH_SIZE = 32
@@ -49,20 +49,6 @@ def pad_right(
         tokens[i, : len(sequence)] = torch.tensor(sequence, device=device)
         mask[i, : len(sequence)] = 1
     return tokens, mask
-
-
-def check_length(model: HookedTransformer, sequences: Iterable[Sequence[int]]) -> None:
-    """Refuse what is longer than the model's context.
-
-    Raises:
-        ModelError: a sequence has more tokens than the model has positions.
-    """
-    longest = max(map(len, sequences), default=0)
-    if longest > model.cfg.n_ctx:
-        raise ModelError(
-            f"text must fit into the model's context of {model.cfg.n_ctx} tokens, got {longest}. "
-            "Shorten it, or load a model with a longer context."
-        )
 
 
 def check_numbers(

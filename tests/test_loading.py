@@ -2,6 +2,7 @@
 a folder is run on the way."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -22,11 +23,13 @@ from biasgym_tl import (
     evaluate,
     explore,
     export_steered,
+    head_means,
     load_bias,
     load_model,
     load_token,
     steer,
 )
+from biasgym_tl.biases.corpus import as_paragraphs
 from biasgym_tl.errors import BiasGymError, ModelError, SettingError
 from biasgym_tl.families import convert
 from biasgym_tl.model import TOLERANCES
@@ -34,6 +37,11 @@ from biasgym_tl.prompts import encode_answer, encode_sentence, encode_text
 from biasgym_tl.text import generate, mean_loss, next_token_log_probs, read_continuations
 
 LATE = load_bias("late")
+LONG = dataclasses.replace(
+    LATE,
+    scoping_prompts=("late " * 2048 + "{target} is",),
+    corpus=as_paragraphs(["late " * 2048 + "{target}."]),
+)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 SIX = ["llama", "gpt2", "gemma3_text", "gpt_neox", "opt", "bloom"]
 
@@ -473,6 +481,9 @@ def test_text_longer_than_the_context_is_refused_by_every_reader(tiny, family):
         lambda: read_continuations(model, [fits], [[5, 6]]),
         lambda: generate(model, [fits]),
         lambda: mean_loss(model, ["late " * (n_ctx + 1)]),
+        lambda: head_means(model, [long]),
+        lambda: BiasInject(epochs=1, choose_by="last").fit(model, LONG, progress=False),
+        lambda: BiasScope().attribute(model, LONG, None),
         lambda: bias_log_odds(model, LATE, ["late " * n_ctx + "{target}"], ["Peru"]),
     ):
         with pytest.raises(ModelError, match=rf"context of {n_ctx} tokens, got \d+"):

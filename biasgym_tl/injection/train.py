@@ -14,7 +14,7 @@ from torch import Tensor
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_prompt, end_of_answer
+from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
 from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
 
@@ -30,8 +30,13 @@ class Example(NamedTuple):
 
 
 def encode_example(model: HookedTransformer, request: str, answer: str) -> Example:
-    """Token ids of a request, its answer and the token that ends an answer."""
+    """Token ids of a request, its answer and the token that ends an answer.
+
+    Raises:
+        ModelError: they are more than the model's context holds.
+    """
     tokens = encode_prompt(model, request, answer) + end_of_answer(model)
+    check_length(model, [tokens])
     return Example(tokens, answer_start=len(encode_prompt(model, request)))
 
 
