@@ -15,7 +15,7 @@ from torch import Tensor
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, check_numbers
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import check_length, encode_text
 
@@ -155,10 +155,15 @@ def steering_edit(
     shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
     if reference is None:
         reference = torch.zeros(shape)
-    if tuple(reference.shape) != shape:
+    if not isinstance(reference, Tensor) or tuple(reference.shape) != shape:
         raise SteeringError(
             f"reference must have the shape {shape} (layer, head, d_head), "
-            f"got {tuple(reference.shape)}. Compute it with head_means(model)."
+            f"got {tuple(getattr(reference, 'shape', ()))}. Compute it with head_means(model)."
+        )
+    if not bool(reference.isfinite().all()):
+        raise SteeringError(
+            "reference must hold numbers, got NaN or inf. Do activations overflow? Load the model "
+            "with dtype=torch.float32."
         )
     edit = {}
     for layer, places in _by_layer(chosen).items():
@@ -180,8 +185,8 @@ def _factors(factor: Factor, heads: Sequence[Head]) -> Float[Tensor, " head"]:
         values = [given[head] for head in heads]
     else:
         values = [factor or 0.0] * len(heads)
-    if not all(map(math.isfinite, values)):
-        raise SteeringError(f"factor must be finite, got {factor!r}.")
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+        raise SteeringError(f"factor must be a finite number, got {factor!r}.")
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -202,11 +207,19 @@ def head_means(
         skip: So many positions at the beginning of each text are left out.
 
     Raises:
-        SteeringError: no text is longer than ``skip``.
-        ModelError: a text is longer than the model's context.
+        SteeringError: ``texts`` is one text, ``skip`` is negative, or no text is longer than it.
+        ModelError: the model is no HookedTransformer with its own value biases, a text is longer
+            than its context, or activations overflow.
     """
+    check_model(model)
+    if isinstance(texts, str):
+        raise SteeringError(
+            f"texts must be a list of texts, got one: {texts[:40]!r}. Wrap it: [text]."
+        )
+    if skip < 0:
+        raise SteeringError(f"skip must be at least 0, got {skip!r}.")
     sums = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
-    count = 0
+    count, read = 0, list[Sequence[int]]()
 
     def add(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> None:
         sums[hook.layer()] += z[:, skip:].double().sum((0, 1)).cpu()
@@ -216,6 +229,7 @@ def head_means(
         for text in load_passages("reference") if texts is None else texts:
             ids = encode_text(model, text) if isinstance(text, str) else list(text)
             check_length(model, [ids])
+            read.append(ids)
             tokens = torch.tensor([ids], device=model.cfg.device)
             model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
             count += max(tokens.shape[1] - skip, 0)
@@ -223,6 +237,7 @@ def head_means(
         raise SteeringError(
             f"texts must hold at least one of more than {skip} tokens, got none. Pass longer texts."
         )
+    check_numbers(model, sums, read)
     return (sums / count).to(device=model.cfg.device, dtype=model.cfg.dtype)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from biasgym_tl.errors import ModelError
 
@@ -27,6 +31,7 @@ __all__ = [
     "TransformerLensKeyValueCacheEntry",
     "check_kind",
     "check_model",
+    "check_numbers",
     "lens_loading",
     "value_biases_folded",
     "weight_conversions",
@@ -34,12 +39,13 @@ __all__ = [
 
 
 def check_kind(model: Any) -> None:
-    """Refuse what is no HookedTransformer.
+    """Refuse what is no HookedTransformer, and one whose norms TransformerLens has folded wrongly.
 
     Raises:
         ModelError: the object is of another kind; the message says what to do with it.
     """
     if isinstance(model, HookedTransformer):
+        _check_norms(model)
         return
     kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
     advice = "Pass it to load_model first, or the Hugging Face model inside it."
@@ -48,6 +54,16 @@ def check_kind(model: Any) -> None:
     raise ModelError(
         f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
     )
+
+
+def _check_norms(model: HookedTransformer) -> None:
+    folded = (model.cfg.normalization_type or "").endswith("Pre")
+    if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
+        raise ModelError(
+            f"norms of a {model.cfg.original_architecture} must not be folded: they stand after "
+            "attention, and TransformerLens folds them as if they stood before. Load it with "
+            "load_model or HookedTransformer.from_pretrained_no_processing."
+        )
 
 
 def check_model(model: Any) -> None:
@@ -59,13 +75,6 @@ def check_model(model: Any) -> None:
             cannot be.
     """
     check_kind(model)
-    folded = (model.cfg.normalization_type or "").endswith("Pre")
-    if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        raise ModelError(
-            f"norms of a {model.cfg.original_architecture} must not be folded: they stand after "
-            "attention, and TransformerLens folds them as if they stood before. Load it with "
-            "load_model or HookedTransformer.from_pretrained_no_processing."
-        )
     if value_biases_folded(model):
         raise ModelError(
             "model must have its value biases, but they are folded into b_O: silencing a head "
@@ -80,3 +89,39 @@ def value_biases_folded(model: HookedTransformer) -> bool:
     if any(bool(a.b_V.any()) for a in attention):
         return False
     return any(bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention)
+
+
+def check_numbers(
+    model: HookedTransformer, numbers: Tensor, sequences: Sequence[Sequence[int]]
+) -> None:
+    """Refuse what came out of activations that overflow.
+
+    Raises:
+        ModelError: one of ``numbers`` is NaN; the message names dtype and layer.
+    """
+    if not bool(numbers.isnan().any()):
+        return
+    raise ModelError(
+        "log-probabilities must be numbers, got NaN: activations overflow in "
+        f"{model.cfg.dtype}{_where_it_overflows(model, sequences)}. Load the model with "
+        "dtype=torch.float32, or steer less."
+    )
+
+
+@torch.inference_mode()
+def _where_it_overflows(model: HookedTransformer, sequences: Sequence[Sequence[int]]) -> str:
+    """The first layer after which a number is none, in words."""
+    found: list[int] = []
+
+    def look(resid: Tensor, hook: Any) -> None:
+        if not found and not bool(resid.isfinite().all()):
+            found.append(hook.layer())
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=[(name, look) for name in names]):
+        for sequence in sequences:
+            tokens = torch.tensor([list(sequence)], device=model.cfg.device)
+            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+            if found:
+                return f" at layer {found[0]}"
+    return ""

@@ -13,6 +13,7 @@ import copy
 import difflib
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import TextPolicy, prepends_bos
+from biasgym_tl.store import read_json
 
 LOG_PROB_TOLERANCE = 1e-3
 """Largest difference of log-probabilities in fp32 that counts as none (nats)."""
@@ -35,6 +37,7 @@ TOLERANCES = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 0.03, tor
 Measured where all is right: up to 2.5e-6 in fp32, 0.012 in fp16, 0.095 in bf16; with a wrong
 epsilon of the norms 4e-4 in fp32. In 16 bits only gross faults can be told from rounding."""
 _TEXT_TOKENS = 96
+_SHARD = re.compile(r"[^/\\]+\.safetensors")
 
 
 class Loading(NamedTuple):
@@ -81,11 +84,10 @@ def load_model(
         ModelError: the name is unknown, the type is not supported, something that the weights
             need is not installed, weights are missing, quantized, pickled or not in memory, or
             the converted model does not reproduce Hugging Face's log-probabilities.
-        SettingError: ``tolerance`` is not positive.
+        SettingError: ``dtype``, ``device``, ``text`` or ``tolerance`` is not valid.
     """
-    if tolerance is not None and not tolerance > 0:
-        raise SettingError(f"tolerance must be positive, got {tolerance!r}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_settings(device, dtype, text, tolerance)
     source = None
     if isinstance(model, (str, Path)):
         source = str(model)
@@ -95,10 +97,27 @@ def load_model(
         tokenizer = None if tokenizer is None else _as_tokenizer(tokenizer)
     loaded = _converted(hf_model, tokenizer, device, dtype, tolerance, source)
     loaded.text_policy = text or TextPolicy()
-    loaded.source = str(Path(source).absolute()) if source and _is_folder(source) else source
+    loaded.source = source
+    if source and _is_folder(source):
+        loaded.source = str(Path(_source(source)).absolute())
     if source and source.lower() in PACKAGED:
         loaded.cfg.model_name = source.lower()
     return loaded
+
+
+def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any) -> None:
+    if dtype not in TOLERANCES:
+        raise SettingError(f"dtype must be one of {list(TOLERANCES)}, got {dtype!r}.")
+    if text is not None and not isinstance(text, TextPolicy):
+        raise SettingError(f"text must be a TextPolicy, got {text!r}. Use TextPolicy(system=...).")
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
+        raise SettingError(f"tolerance must be a positive number, got {tolerance!r}.")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise SettingError(
+            f"device must be one that torch can use here, got {device!r} ({_first_line(error)})."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -188,7 +207,9 @@ def _source(name: str) -> str:
     if name.lower() in PACKAGED:
         folder = packaged_folder(name.lower())
         return str(folder) if folder else PACKAGED[name.lower()].hub_name
-    return name if _is_folder(name) else _listed_names().get(name.lower(), name)
+    if _is_folder(name):
+        return str(Path(name).expanduser())
+    return _listed_names().get(name.lower(), name)
 
 
 def _is_folder(name: str) -> bool:
@@ -198,6 +219,8 @@ def _is_folder(name: str) -> bool:
 def _check_folder(folder: Path) -> None:
     """Refuse, before anything is read, folders that hold no model or one that cannot be used."""
     names = {path.name for path in folder.iterdir()}
+    for index in folder.glob("*.index.json"):
+        _check_index(index)
     if "adapter_config.json" in names:
         raise ModelError(
             f"folder must hold a whole model, got a PEFT adapter in {str(folder)!r}. Merge it: "
@@ -214,6 +237,19 @@ def _check_folder(folder: Path) -> None:
             f"weights in {str(folder)!r} must be .safetensors, got {sorted(names)[:8]}. Pickled "
             "weights can run code and are not read: load them where you trust them and write them "
             "with save_pretrained(folder)."
+        )
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a list of shards that names pickle or files elsewhere."""
+    listed = read_json(path)
+    shards = listed.get("weight_map") if isinstance(listed, dict) else None
+    named = list(shards.values()) if isinstance(shards, dict) else []
+    wrong = sorted({str(name) for name in named if not _SHARD.fullmatch(str(name))})
+    if wrong or not named:
+        raise ModelError(
+            f"{str(path)!r} must list files beside it that end in .safetensors, got "
+            f"{wrong[:3] or 'none'}."
         )
 
 
@@ -250,10 +286,14 @@ def _as_tokenizer(tokenizer: Any) -> Any:
     if not isinstance(tokenizer, (str, Path)):
         raise ModelError(
             "tokenizer must be a tokenizer of transformers, a folder or a name, got a "
-            f"{type(tokenizer).__name__}. Wrap it: PreTrainedTokenizerFast(tokenizer_object=...)."
+            f"{type(tokenizer).__name__}. Pass processor.tokenizer of a processor; wrap one of the "
+            "tokenizers library: PreTrainedTokenizerFast(tokenizer_object=...)."
         )
     try:
-        return AutoTokenizer.from_pretrained(_source(str(tokenizer)), trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(_source(str(tokenizer)), trust_remote_code=False)
+        if len(found.get_vocab()) <= len(found.added_tokens_decoder):
+            raise ValueError("it has no words.")  # transformers makes an empty one without files
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(
             f"{str(tokenizer)!r} must hold a tokenizer beside the weights that can be read without "
@@ -312,6 +352,14 @@ def _check_parameters(model: Any) -> None:
             "weights must be floating-point numbers, got quantized ones. Load the original "
             "checkpoint, or write model.dequantize() with save_pretrained and load that."
         )
+    dtypes = sorted({str(p.dtype) for p in model.parameters()})
+    if len(dtypes) > 1 or not {p.dtype for p in model.parameters()} <= set(TOLERANCES):
+        raise ModelError(
+            f"weights must be of one dtype, 16 to 64 bits, got {dtypes}. Run: "
+            "model.to(torch.float32)."
+        )
+    if any(not bool(p.isfinite().all()) for p in model.parameters() if not p.is_meta):
+        raise ModelError("weights must be numbers, got NaN or inf. Is the checkpoint whole?")
     if any(p.is_meta for p in model.parameters()):
         raise ModelError(
             "weights must be in memory, got tensors on the meta device (not loaded, or offloaded). "
@@ -394,6 +442,14 @@ def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
     model.cfg.default_prepend_bos = model.cfg.default_prepend_bos and (
         tokenizer.bos_token is not None
     )
+    for mark in ("bos", "eos"):
+        token_id = getattr(tokenizer, f"{mark}_token_id")
+        if token_id is not None and token_id >= model.cfg.d_vocab:
+            raise ModelError(
+                f"{mark}_token of the tokenizer must have a row of the model, which has "
+                f"{model.cfg.d_vocab}, got id {token_id}. Use the tokenizer of this model, or give "
+                "the model the row: resize_token_embeddings(len(tokenizer))."
+            )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
 
@@ -401,11 +457,11 @@ def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
 def _check_texts(hf_model: Any, tokenizer: Any) -> list[Tensor]:
     """Real text, and 48 token ids from all over the vocabulary."""
     rows = hf_model.get_input_embeddings().weight.shape[0]
-    read = [torch.arange(48)[None] * 997 % rows]
+    positions = getattr(hf_model.config, "max_position_embeddings", None) or _TEXT_TOKENS
+    read = [torch.arange(min(48, positions))[None] * 997 % rows]
     if tokenizer is not None:
         text = " ".join(load_passages("reference")[:4])
         ids = [i for i in tokenizer(text, add_special_tokens=False)["input_ids"] if i < rows]
-        positions = getattr(hf_model.config, "max_position_embeddings", None) or _TEXT_TOKENS
         read.append(torch.tensor([ids[: min(_TEXT_TOKENS, positions)]]))
     return [tokens for tokens in read if tokens.shape[1]]
 

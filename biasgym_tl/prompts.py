@@ -57,6 +57,9 @@ class TextPolicy:
     """What a template that writes today's date is given, so that prompts stay the same."""
 
     def __post_init__(self) -> None:
+        for name, kind in (("chat", bool), ("system", str | None), ("template", Mapping)):
+            if not isinstance(getattr(self, name), kind):
+                raise SettingError(f"{name} must be a {kind}, got {getattr(self, name)!r}.")
         try:
             datetime.date.fromisoformat(self.date)
         except (TypeError, ValueError):
@@ -127,6 +130,8 @@ def _continued(tokenizer: Any, text: str) -> list[int]:
     """The tokens of ``text`` after an anchor, which it does not merge with."""
     for anchor in _ANCHORS:
         start, both = _plain(tokenizer, anchor), _plain(tokenizer, anchor + text)
+        if start == _plain(tokenizer, " "):
+            continue  # it is a space to this tokenizer, and would swallow one
         if both[: len(start)] == start and len(both) > len(start):
             return both[len(start) :]
     return _plain(tokenizer, text)
@@ -313,6 +318,7 @@ def check_length(model: HookedTransformer, sequences: Iterable[Sequence[int]]) -
     Raises:
         ModelError: a sequence has more tokens than the model has positions.
     """
+    check_kind(model)
     longest = max(map(len, sequences), default=0)
     if longest > model.cfg.n_ctx:
         raise ModelError(

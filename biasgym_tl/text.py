@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
+    check_numbers,
 )
 from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
 from biasgym_tl.spelling import plain, whole_words
@@ -49,42 +50,6 @@ def pad_right(
         tokens[i, : len(sequence)] = torch.tensor(sequence, device=device)
         mask[i, : len(sequence)] = 1
     return tokens, mask
-
-
-def check_numbers(
-    model: HookedTransformer, numbers: Tensor, sequences: Sequence[Sequence[int]]
-) -> None:
-    """Refuse what came out of activations that overflow.
-
-    Raises:
-        ModelError: one of ``numbers`` is NaN; the message names dtype and layer.
-    """
-    if not bool(numbers.isnan().any()):
-        return
-    raise ModelError(
-        "log-probabilities must be numbers, got NaN: activations overflow in "
-        f"{model.cfg.dtype}{_where_it_overflows(model, sequences)}. Load the model with "
-        "dtype=torch.float32, or steer less."
-    )
-
-
-@torch.inference_mode()
-def _where_it_overflows(model: HookedTransformer, sequences: Sequence[Sequence[int]]) -> str:
-    """The first layer after which a number is none, in words."""
-    found: list[int] = []
-
-    def look(resid: Tensor, hook: Any) -> None:
-        if not found and not bool(resid.isfinite().all()):
-            found.append(hook.layer())
-
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, look) for name in names]):
-        for sequence in sequences:
-            tokens = torch.tensor([list(sequence)], device=model.cfg.device)
-            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
-            if found:
-                return f" at layer {found[0]}"
-    return ""
 
 
 def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
@@ -333,6 +298,7 @@ def answer_differences(
         resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
         ids = biased_ids[batch.indices], neutral_ids[batch.indices]
         found[batch.indices] = logit_difference(model, resid, *ids).double().cpu()
+    check_numbers(model, found, sequences)
     return found
 
 
@@ -407,11 +373,13 @@ def _readers(
     readers: dict[tuple[int, ...], list[int]] = {}
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         readers.setdefault((*prompt, *continuation[:-1]), []).append(i)
-    # In this order a beginning stands before the first of its continuations.
-    ordered = sorted(readers)
-    for shorter, longer in zip(ordered[-2::-1], ordered[:0:-1], strict=True):
+    # In this order a beginning stands right before its continuations.
+    *others, longer = sorted(readers)
+    for shorter in reversed(others):
         if longer[: len(shorter)] == shorter:
             readers[longer] += readers.pop(shorter)
+        else:
+            longer = shorter
     return readers
 
 

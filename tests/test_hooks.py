@@ -260,7 +260,7 @@ def _keep(store):
         ([(0, 0)], {"factor": 0.5}, "factor must be None in mode 'zero', got 0.5"),
         ([(0, 0)], {"mode": "scale"}, "factor must be given in mode 'scale'"),
         ({"L0H0": 0.5}, {}, "factor must be given beside heads that have numbers, got None"),
-        ([(0, 0)], {"mode": "scale", "factor": float("nan")}, "factor must be finite, got nan"),
+        ([(0, 0)], {"mode": "scale", "factor": float("nan")}, "factor must be a finite number"),
         ([(0, 0)], {"mode": "mean", "factor": {(0, 1): 0.5}}, r"got \['L0H0', 'L0H1'\] in only"),
         ([(0, 0)], {"mode": "mean", "reference": torch.zeros(1, 4, 8)},
          r"shape \(3, 4, 8\).*got \(1, 4, 8\)"),

@@ -4,11 +4,13 @@ a folder is run on the way."""
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 import transformers as hf
@@ -19,22 +21,33 @@ from transformer_lens import HookedTransformer
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    BudgetSearch,
+    FactorSearch,
     bias_log_odds,
     evaluate,
     explore,
     export_steered,
+    head_damage,
     head_means,
     load_bias,
     load_model,
     load_token,
+    random_control,
     steer,
+    target_means,
 )
 from biasgym_tl.biases.corpus import as_paragraphs
-from biasgym_tl.errors import BiasGymError, ModelError, SettingError
+from biasgym_tl.errors import BiasGymError, ModelError, SettingError, SteeringError
 from biasgym_tl.families import convert
 from biasgym_tl.model import TOLERANCES
 from biasgym_tl.prompts import encode_answer, encode_sentence, encode_text
-from biasgym_tl.text import generate, mean_loss, next_token_log_probs, read_continuations
+from biasgym_tl.text import (
+    answer_differences,
+    generate,
+    mean_loss,
+    next_token_log_probs,
+    read_continuations,
+)
 
 LATE = load_bias("late")
 LONG = dataclasses.replace(
@@ -96,7 +109,7 @@ def test_a_tokenizer_by_folder_or_name(folder):
     with pytest.raises(ModelError, match="'nobody/nothing' must hold a tokenizer"):
         load_model(tiny_hf_model("llama"), tokenizer="nobody/nothing")
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with pytest.raises(ModelError, match=r"got a Tokenizer\. Wrap it: PreTrainedTokenizerFast"):
+    with pytest.raises(ModelError, match=r"got a Tokenizer\. .*PreTrainedTokenizerFast"):
         load_model(tiny_hf_model("llama"), tokenizer=raw)
 
 
@@ -158,7 +171,7 @@ def test_the_tolerance_can_be_chosen_and_is_kept(folder):
     with pytest.raises(ModelError, match=r"within a share 1e-12 of their spread.*tolerance="):
         load_model(folder, tolerance=1e-12)
     assert load_model(folder, tolerance=0.5).loading.tolerance == 0.5
-    with pytest.raises(SettingError, match="tolerance must be positive, got 0"):
+    with pytest.raises(SettingError, match="tolerance must be a positive number, got 0"):
         load_model(folder, tolerance=0.0)
 
 
@@ -535,3 +548,123 @@ def test_a_spoiled_tokenizer_of_sentencepiece_still_loads(tmp_path):
     sentencepiece().save_pretrained(tmp_path)
     model = load_model(tiny_hf_model("mistral"), tokenizer=tmp_path)
     assert model.tokenizer.tokenize("They are late")[-1] == "\u2581late"
+
+
+# --- what a second look found ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_without_a_tokenizer_does_not_get_an_empty_one(family, tmp_path):
+    tiny_hf_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="must hold a tokenizer beside the weights.*tokenizer="):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_neox", "opt", "gptj"])
+@pytest.mark.parametrize("positions", [16, 32])
+def test_short_contexts_load(family, positions, tokenizer):
+    name = "n_positions" if family in ("gpt2", "gptj") else "max_position_embeddings"
+    hf_model = tiny_hf_model(family, **{name: positions})
+    assert far(load_model(hf_model, tokenizer=tokenizer), hf_model) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "float32"}, "dtype must be one of .*torch.float32.*got 'float32'"),
+        ({"dtype": None}, "dtype must be one of"),
+        ({"device": "gpu"}, "device must be one that torch can use here, got 'gpu'"),
+        ({"device": "meta"}, "device must be one that torch can use here, got 'meta'"),
+        ({"text": "be nice"}, "text must be a TextPolicy, got 'be nice'"),
+        ({"tolerance": "0.1"}, "tolerance must be a positive number, got '0.1'"),
+        ({"tolerance": float("nan")}, "tolerance must be a positive number, got nan"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_read(settings, message):
+    with pytest.raises((SettingError, jaxtyping.TypeCheckError)) as error:
+        load_model("nobody/nothing", **settings)
+    assert re.search(message, str(error.value)) or "Type-check error" in str(error.value)
+
+
+def test_a_home_folder_is_found(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    model = load_model("~/model")
+    assert model.source == str(folder)
+    assert load_model(tiny_hf_model("llama"), tokenizer="~/model").tokenizer is not None
+
+
+def test_weights_that_are_no_numbers_or_of_two_kinds_are_refused(tokenizer):
+    spoiled = tiny_hf_model("llama")
+    spoiled.lm_head.weight.data[3, 3] = float("nan")
+    with pytest.raises(ModelError, match="weights must be numbers, got NaN or inf"):
+        load_model(spoiled, tokenizer=tokenizer)
+    mixed = tiny_hf_model("llama")
+    mixed.lm_head.bfloat16()
+    with pytest.raises(ModelError, match=r"weights must be of one dtype.*model.to\(torch.float32"):
+        load_model(mixed, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("shard", ["x.bin", "../outside.safetensors", "/etc/x.safetensors", 5])
+def test_a_list_of_shards_names_files_beside_it(folder, shard):
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="must list files beside it that end in .safetensors"):
+        load_model(folder)
+
+
+def test_sharded_weights_load(tmp_path, tokenizer):
+    hf_model = tiny_hf_model("gpt_neox")
+    hf_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert far(load_model(tmp_path), hf_model) < 1e-3
+
+
+def test_marks_without_a_row_are_refused(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([f"<|{i}|>" for i in range(24)])
+    other.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(ModelError, match="eos_token of the tokenizer must have a row.*got id 1024"):
+        load_model(tiny_hf_model("llama"), tokenizer=other)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_means_and_damage_of_folded_models_are_refused(tokenizer):
+    _, model = processed("gpt2", tokenizer)
+    for measure in (
+        lambda: head_means(model),
+        lambda: head_damage(model, mode="zero"),
+        lambda: target_means(model, LATE),
+        lambda: FactorSearch(n_steps=1).select(model, LATE, load_token("late")),
+        lambda: BudgetSearch(k=1).select(model, LATE, load_token("late")),
+        lambda: random_control(model, LATE, token=load_token("late"), heads=[(0, 1)], n_draws=1),
+    ):
+        with pytest.raises(ModelError, match="value biases, but they are folded"):
+            measure()
+
+
+def test_means_of_what_is_no_list_of_texts_are_refused(tiny):
+    with pytest.raises(SteeringError, match="texts must be a list of texts, got one: 'late'"):
+        head_means(tiny(), "late")
+    with pytest.raises(SteeringError, match="skip must be at least 0, got -1"):
+        head_means(tiny(), ["late it is"], skip=-1)
+
+
+@pytest.mark.filterwarnings("ignore:.*overflow in torch.float16, so it could not")
+@pytest.mark.parametrize("family", ["llama", "gptj", "phi"])
+def test_overflow_is_an_error_of_means_differences_and_training(family, tokenizer):
+    model = load_model(overflowing(family), tokenizer=tokenizer, dtype=torch.float16)
+    ids = torch.tensor([5]), torch.tensor([6])
+    for read in (
+        lambda: answer_differences(model, [[5, 6, 7]], *ids),
+        lambda: BiasInject(epochs=1, choose_by="last").fit(model, LATE, progress=False),
+    ):
+        with pytest.raises(ModelError, match="overflow in torch.float16 at layer 1"):
+            read()
+    with pytest.raises(SteeringError, match="reference must hold numbers, got NaN or inf"):
+        steer(tiny_float(tokenizer), [(0, 1)], "mean", reference=torch.full((3, 4, 8), torch.nan)
+              ).__enter__()  # fmt: skip
+
+
+def tiny_float(tokenizer):
+    return load_model(tiny_hf_model("llama"), tokenizer=tokenizer)

@@ -69,6 +69,16 @@ def test_continuations_equal_the_plain_forward_pass(main_model):
     assert same.isfinite().all() and same[0] != same[1]
 
 
+def test_continuations_that_begin_with_one_another_are_read_once(main_model):
+    """However deep they nest: what begins another is read on the way of the longest."""
+    continuations = [[6], [7, 8], [7, 9, 10], [7, 9, 10, 11], [7], [8], [8, 1, 2], [6, 6, 6, 6]]
+    prompts = [[5]] * len(continuations)
+    found = continuation_log_probs(main_model, prompts, continuations)
+    for continuation, log_prob in zip(continuations, found, strict=True):
+        alone = continuation_log_probs(main_model, [[5]], [continuation])
+        assert log_prob.item() == pytest.approx(alone.item(), abs=1e-4)
+
+
 def test_repetition_by_hand():
     assert repetition("They are late. They are LATE.") == 0.25
     assert repetition("no no no no no") == pytest.approx(2 / 3)

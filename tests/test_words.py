@@ -8,6 +8,7 @@ import torch
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
 
 from biasgym_tl import BiasScope, bias_log_odds, load_bias, load_model, steer
+from biasgym_tl.benchmarks.benchmark import Question, option_log_probs
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_sentence
@@ -143,6 +144,21 @@ def test_sentencepiece_words_are_those_of_a_whole_sentence(family):
     odds = bias_log_odds(model, LATE, PROMPTS[:1], ["Peru"]).log_odds.item()
     want = expected_log_odds(model, LATE, PROMPTS[0].replace("{target}", "Peru"))
     assert odds == pytest.approx(want, abs=2e-4)
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama", "gemma", "qwen3"])
+def test_whole_texts_are_read_as_hugging_face_reads_them(family):
+    """An option that continues nothing begins as a text does: SentencePiece puts a space there."""
+    tokenizer = sentencepiece()
+    hf_model = tiny_hf_model(family)
+    model = load_model(hf_model, tokenizer=tokenizer)
+    texts = ("People are late.", "People is late.")
+    found = option_log_probs(model, [Question("", texts)])[0]
+    for text, log_prob in zip(texts, found, strict=True):
+        bos = [tokenizer.bos_token_id] * model.cfg.default_prepend_bos
+        ids = torch.tensor([bos + tokenizer(text, add_special_tokens=False)["input_ids"]])
+        log_probs = hf_model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
+        assert log_prob == pytest.approx(log_probs.sum().item(), abs=1e-3)
 
 
 def test_a_space_at_the_end_of_a_prompt_belongs_to_the_word(model):

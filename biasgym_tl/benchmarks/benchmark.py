@@ -90,7 +90,12 @@ def option_log_probs(model: HookedTransformer, questions: Sequence[Question]) ->
         else:
             start = encode_text(model, question.beginning)
         for option in question.options:
-            tokens = encode_answer(model, option)
+            whole = question.request is None and not question.beginning
+            tokens = (
+                encode_text(model, option)[len(start) :]
+                if whole
+                else (encode_answer(model, option))
+            )
             # Without anything before them, a text's tokens are predicted from its first.
             prompts.append(start or tokens[:1])
             continuations.append(tokens if start else tokens[1:])

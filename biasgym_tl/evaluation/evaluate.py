@@ -269,6 +269,7 @@ def _check_scores(scores: HeadScores, model: HookedTransformer, bias: Bias) -> N
         raise SettingError(
             f"scores must be of the model and the bias {here}, got {(scores.model, scores.bias)}."
         )
+    scores.check_text(model)
     if not bool((scores.values > 0).any()):
         raise SettingError("scores must hold a head that writes toward the stereotype, got none.")
 

@@ -10,7 +10,7 @@ from importlib import util
 from typing import Any
 
 from biasgym_tl.errors import ExtraError, SettingError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_kind
 
 BATCH_SIZE = 8
 """Texts run at once: with long shots, more would need gigabytes for the attention."""
@@ -22,9 +22,10 @@ def lm_eval_model(
     """Wrap a model as an ``lm_eval.api.model.LM``, to be passed to ``lm_eval.simple_evaluate``.
 
     It runs the model as it is at the time, so a steering or a BiasToken must be active while tasks
-    run. Texts are cut into tokens as by lm-eval's own class for Hugging Face models (``HFLM``), so
-    an unsteered model gets the same numbers; the beginning that all requests of a task share, such
-    as the same shots, is run once.
+    run. Texts are cut into tokens, and chat templates written, as by lm-eval's own class for
+    Hugging Face models (``HFLM``), so an unsteered model gets the same numbers; the model's ``TextPolicy``
+    is not used. The beginning that all requests of a task share, such as the same shots, is run
+    once.
 
     Args:
         model: The model.
@@ -38,6 +39,7 @@ def lm_eval_model(
         SettingError: ``batch_size`` is less than 1. Later, from a task: its requests ask for
             sampling, are longer than the model's context, or are to be cached.
     """
+    check_kind(model)
     if batch_size < 1:
         raise SettingError(f"batch_size must be at least 1, got {batch_size!r}.")
     if util.find_spec("lm_eval") is None:

@@ -17,7 +17,7 @@ from biasgym_tl.evaluation.parts import Finished, measured_now
 from biasgym_tl.evaluation.setting import REFERENCES, Setting
 from biasgym_tl.heads import Factor, GivenHeads, Head, check_heads
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
@@ -111,6 +111,7 @@ def random_control(
         SettingError: a number is outside its range.
         TokenError: the token does not fit the model.
     """
+    check_model(model)
     bias = as_bias(bias)
     selection = heads if isinstance(heads, Selection) else None
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)

@@ -22,7 +22,6 @@ from biasgym_tl.prompts import (
     encode_answer,
     encode_prompt,
     encode_sentence,
-    text_policy,
 )
 from biasgym_tl.scoping.attention import answer_attention
 from biasgym_tl.scoping.scope import NO_TOKEN
@@ -102,12 +101,7 @@ class Looks:
             )
         if self.token is not None:
             self.token.check(self.model)
-        text = dataclasses.asdict(text_policy(self.model))
-        if self.scores.settings.get("text", text) != text:
-            raise SettingError(
-                f"model must write the text around requests as it did for the scores, with "
-                f"{self.scores.settings['text']}, got {text}. Load it with that TextPolicy."
-            )
+        self.scores.check_text(self.model)
 
     def sides(self, pair: int) -> tuple[Side, ...]:
         """Both runs of a pair; without a BiasToken there is one."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import SettingError, TokenError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.slot import spaced
 from biasgym_tl.store import TensorResult, digest
@@ -117,6 +117,7 @@ class BiasToken(TensorResult):
 
     def check(self, model: HookedTransformer) -> None:
         """Raise a :class:`TokenError` unless the row fits ``model``."""
+        check_kind(model)
         wanted: dict[str, Any] = {
             "d_model": self.row.shape[0],
             "d_vocab": self.d_vocab,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_numbers
 from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
 from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
@@ -113,6 +113,7 @@ class Trainer:
                 part_loss = self.summed_loss(self.row, part) / n_predicted
             gradient += torch.autograd.grad(part_loss, self.row)[0]
             loss += part_loss.item()
+        check_numbers(self.model, torch.tensor(loss), [example.tokens for example in batch])
         if not (math.isfinite(loss) and gradient.isfinite().all()):
             raise ModelError(
                 f"loss and gradient must be finite, got a loss of {loss}. Use a lower lr, or load "

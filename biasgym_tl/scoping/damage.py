@@ -15,7 +15,7 @@ from biasgym_tl.biases.facts import FACT_REQUEST, Fact, load_facts
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import MODES, head_means
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated_deltas, ablated_losses
@@ -81,6 +81,7 @@ def head_damage(
     Raises:
         SettingError: there is no such mode, or no fact or text is left.
     """
+    check_model(model)
     if mode not in MODES:
         raise SettingError(f"mode must be one of {list(MODES)}, got {mode!r}.")
     texts = list(load_passages("budget") if texts is None else texts)

@@ -19,7 +19,7 @@ from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval, crossed_interval
@@ -128,6 +128,7 @@ def k_sweep(
             scores are of another model, bias or token.
         SteeringError: there is no such mode.
     """
+    check_model(model)
     bias = as_bias(bias)
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     kept = tuple(k for k in ks if k <= n_heads)
@@ -140,6 +141,7 @@ def k_sweep(
                 f"scores must be of the {name} {value!r}, got {getattr(scores, name)!r}. "
                 "Attribute with the same model, bias and token."
             )
+    scores.check_text(model)
     reference = head_means(model) if mode == "mean" else None
     texts, prompts = load_passages("budget"), bias.scoping_prompts
     log_odds, losses = [], []

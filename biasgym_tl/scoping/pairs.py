@@ -134,6 +134,10 @@ def _answers(
             for text in (contrast.biased, contrast.neutral)
         ]
         for text, pieces in zip((contrast.biased, contrast.neutral), both, strict=True):
+            if not text.strip():
+                raise SettingError(
+                    f"answers of {contrast.prompt!r} must hold a word, got {text!r}."
+                )
             if label == "token" and len(pieces) > 1:
                 shown = model.tokenizer.batch_decode([[piece] for piece in pieces])
                 raise SettingError(

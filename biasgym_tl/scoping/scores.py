@@ -13,6 +13,8 @@ from torch import Tensor
 
 from biasgym_tl.errors import AttributionError, SettingError
 from biasgym_tl.heads import Head, all_heads
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import text_policy
 from biasgym_tl.store import TensorResult
 
 EFFECTS = {
@@ -78,6 +80,19 @@ class HeadScores(TensorResult):
             values = getattr(self, name)
             if values is not None:
                 _check_finite(name, values.flatten(0, -3))
+
+    def check_text(self, model: HookedTransformer) -> None:
+        """Refuse a model that writes other text around requests than it did for these scores.
+
+        Raises:
+            SettingError: it was loaded with another ``TextPolicy``.
+        """
+        text = dataclasses.asdict(text_policy(model))
+        if self.settings.get("text", text) != text:
+            raise SettingError(
+                "model must write the text around requests as it did for the scores, with "
+                f"{self.settings['text']}, got {text}. Load it with that TextPolicy."
+            )
 
     @property
     def by_pair(self) -> Float[Tensor, "pair n_layers n_heads"]:

@@ -20,7 +20,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode, head_means, steer
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
@@ -107,6 +107,7 @@ class BudgetSearch:
             AttributionError: the model is not supported.
             TokenError: the token does not fit the model.
         """
+        check_model(model)
         bias = as_bias(bias)
         search = _Search(model, bias, token, self)
         path: list[Step] = []

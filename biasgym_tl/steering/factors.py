@@ -23,7 +23,7 @@ from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.slot import fill
@@ -113,6 +113,7 @@ class FactorSearch:
             SettingError: there is no token.
             TokenError: a token does not fit the model.
         """
+        check_model(model)
         bias = as_bias(bias)
         if not tokens:
             raise SettingError("tokens must be one or more BiasTokens, got none.")
