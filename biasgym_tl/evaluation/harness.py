@@ -23,9 +23,9 @@ def lm_eval_model(
 
     It runs the model as it is at the time, so a steering or a BiasToken must be active while tasks
     run. Texts are cut into tokens, and chat templates written, as by lm-eval's own class for
-    Hugging Face models (``HFLM``), so an unsteered model gets the same numbers; the model's ``TextPolicy``
-    is not used. The beginning that all requests of a task share, such as the same shots, is run
-    once.
+    Hugging Face models (``HFLM``), so an unsteered model gets the same numbers; the ``TextPolicy``
+    of the model is not used. The beginning that all requests of a task share, such as the same
+    shots, is run once.
 
     Args:
         model: The model.
