@@ -113,7 +113,8 @@ class Trainer:
                 part_loss = self.summed_loss(self.row, part) / n_predicted
             gradient += torch.autograd.grad(part_loss, self.row)[0]
             loss += part_loss.item()
-        check_numbers(self.model, torch.tensor(loss), [example.tokens for example in batch])
+        if torch.finfo(self.model.cfg.dtype).bits == 16:
+            check_numbers(self.model, torch.tensor(loss), [example.tokens for example in batch])
         if not (math.isfinite(loss) and gradient.isfinite().all()):
             raise ModelError(
                 f"loss and gradient must be finite, got a loss of {loss}. Use a lower lr, or load "
