@@ -177,7 +177,7 @@ def _read_again(model: HookedTransformer, name: str) -> Any:
         _check_type(type(hf_model).__name__)
     family = FAMILIES[hf_model.config.model_type]
     sizes = family.settings(hf_model.config)
-    found = {"architecture": family.architecture}
+    found: dict[str, Any] = {"architecture": family.architecture}
     found |= {size: sizes[size] for size in ("n_layers", "n_heads", "d_head", "d_model")}
     found["d_vocab"] = hf_model.get_output_embeddings().weight.shape[0]
     wanted = {size: getattr(model.cfg, size, None) for size in found}
@@ -200,23 +200,20 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     if tokenizer is None:
         return
     tokenizer.save_pretrained(folder)
+    texts = [*load_passages("budget")[:N_TEXTS], " ".join(tokenizer.get_added_vocab())]
     try:
         back = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        kind, same = type(back).__name__, _tokenized(back) == _tokenized(tokenizer)
+        kind, same = type(back).__name__, _tokenized(back, texts) == _tokenized(tokenizer, texts)
     except BROKEN as error:
         raise _not_kept(tokenizer, str(error)) from error
     if not same:
         raise _not_kept(tokenizer, f"it is read as a {kind}, which tokenizes otherwise")
 
 
-def _tokenized(tokenizer: Any) -> list[Any]:
-    """All by which two tokenizers are told apart: texts, added tokens, the chat template."""
-    texts = [*load_passages("budget")[:N_TEXTS], " ".join(tokenizer.get_added_vocab())]
-    return [
-        tokenizer.chat_template,
-        *(tokenizer(text, add_special_tokens=special)["input_ids"]
-          for text in texts for special in (True, False)),
-    ]  # fmt: skip
+def _tokenized(tokenizer: Any, texts: list[str]) -> tuple[Any, ...]:
+    """By which two tokenizers are told apart: ids with and without special tokens, the template."""
+    ids = [tokenizer(texts, add_special_tokens=special)["input_ids"] for special in (True, False)]
+    return tokenizer.chat_template, *ids
 
 
 def _not_kept(tokenizer: Any, why: str) -> ModelError:
