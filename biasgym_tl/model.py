@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError, SettingError
@@ -421,7 +422,7 @@ def _converted(
     _ready(model)
     _give_tokenizer(model, tokenizer)
     coarse = max((dtype, theirs), key=lambda kind: torch.finfo(kind).eps)
-    limit = tolerance or TOLERANCES[coarse] * max(1, math.sqrt(model.cfg.n_layers / 32))
+    limit = tolerance or accepted_share(coarse, model.cfg.n_layers)
     model.loading = _compared(model, read, expected, limit)
     return model
 
@@ -478,6 +479,27 @@ def _hf_log_probs(hf_model: Any, read: list[Tensor]) -> list[Tensor]:
     return [part.float().log_softmax(-1).cpu() for part in logits]
 
 
+def accepted_share(dtype: torch.dtype, n_layers: int) -> float:
+    """What :data:`TOLERANCES` accepts as ``Loading.share`` of a model of this depth."""
+    return TOLERANCES[dtype] * max(1, math.sqrt(n_layers / 32))
+
+
+def share_of_spread(
+    found: Float[Tensor, "... d_vocab"], wanted: Float[Tensor, "... d_vocab"]
+) -> float:
+    """Size of the difference of log-probabilities, as a share of how far the wanted ones spread.
+
+    ``||found - wanted|| / ||wanted - mean(wanted)||``; the mean is over the vocabulary.
+    """
+    spread = wanted - wanted.mean(-1, keepdim=True)
+    return float((found - wanted).norm() / spread.norm())
+
+
+def nan_last(value: float) -> float:
+    """The order in which what is not a number is the largest."""
+    return math.inf if math.isnan(value) else value
+
+
 @torch.inference_mode()
 def _compared(
     model: HookedTransformer,
@@ -489,10 +511,9 @@ def _compared(
     for tokens, wanted in zip(read, expected, strict=True):
         tokens = tokens.to(model.cfg.device)
         logits = model(tokens, attention_mask=torch.ones_like(tokens))
-        difference = logits.float().log_softmax(-1).cpu() - wanted
-        spread = wanted - wanted.mean(-1, keepdim=True)
-        largest = max(largest, difference.abs().max().item(), key=_nan_last)
-        share = max(share, (difference.norm() / spread.norm()).item(), key=_nan_last)
+        ours = logits.float().log_softmax(-1).cpu()
+        largest = max(largest, (ours - wanted).abs().max().item(), key=nan_last)
+        share = max(share, share_of_spread(ours, wanted), key=nan_last)
     found = Loading(largest, share, tolerance)
     if math.isnan(share) and model.cfg.dtype == torch.float16:
         warnings.warn(
@@ -512,10 +533,6 @@ def _compared(
 
 _TOYS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 """Owners of the models that only TransformerLens reads."""
-
-
-def _nan_last(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 def _not_found(name: str, source: str, error: OSError) -> str:

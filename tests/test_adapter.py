@@ -1,15 +1,20 @@
 """A row exported as a PEFT adapter gives the logits in Hugging Face that it gives here."""
 
 import json
+import subprocess
+import sys
 
 import peft
 import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
+from safetensors.torch import load_file, save_file
 
 from biasgym_tl import BiasInject, export_adapter, import_adapter, load_bias, load_model
-from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
+from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
+from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.adapter import _embedding
+from biasgym_tl.model import accepted_share, share_of_spread
 
 pytestmark = [
     # PEFT cannot tie the row to its copy in the output embedding; that copy is never read here.
@@ -155,3 +160,95 @@ def test_what_does_not_fit_is_refused(model, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("biasgym_tl.injection.adapter.util.find_spec", lambda name: None)
     with pytest.raises(ExtraError, match=r"pip install 'biasgym-tl\[peft\]'"):
         export_adapter(token, model, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma", "gemma2", "gemma3_text", "gptj", "gpt2", "bloom"]
+)
+def test_in_16_bits_the_logits_are_as_equal_as_those_of_other_text(
+    family, dtype, tokenizer, tmp_path
+):
+    hf_model = tiny_hf_model(family, tie_word_embeddings=False).to(dtype)
+    model = load_model(hf_model, tokenizer=tokenizer, dtype=dtype)
+    token = QUICK.fit(model, LATE, progress=False)
+    export_adapter(token, model, tmp_path)
+    found = hf_log_probs(with_adapter(hf_model, tmp_path)).float()
+    ours = log_probs(model, token).float()
+    untrained = log_probs(model, token.untrained()).float()
+    error = share_of_spread(ours, found)
+    assert error < accepted_share(dtype, 3) and 3 * error < share_of_spread(untrained, found)
+    back = import_adapter(tmp_path, model, LATE)
+    assert torch.equal(back.row.to(dtype), token.row.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_number_in_16_bits_comes_nearer_after_the_scale(dtype, tokenizer, tmp_path):
+    """Hugging Face's product with Gemma's scale is the row wherever a product of theirs can be."""
+    model = load_model(tiny_hf_model("gemma").to(dtype), tokenizer=tokenizer, dtype=dtype)
+    token = QUICK.fit(model, LATE, progress=False)
+    export_adapter(token, model, tmp_path)
+    (row,) = next(iter(load_file(tmp_path / "adapter_model.safetensors").values())).to(dtype)
+    near = torch.stack([(row.view(torch.int16) + step).view(dtype) for step in range(-3, 4)])
+    products, wanted = near * embedding_scale(model.cfg), token.row.to(dtype)
+    distances = (products.float() - wanted.float()).abs()
+    assert torch.equal(distances[3], distances.amin(0))
+
+
+def test_a_row_that_holds_nothing_is_refused(model, tmp_path):
+    export_adapter(QUICK.fit(model, LATE, progress=False), model, tmp_path)
+    rows = load_file(tmp_path / "adapter_model.safetensors")
+    for value in (float("nan"), float("inf"), float("-inf")):
+        spoiled = {key: row.clone() for key, row in rows.items()}
+        for row in spoiled.values():
+            row[0, 3] = value
+        save_file(spoiled, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(TokenError, match="row must hold finite numbers that are not all zero"):
+            import_adapter(tmp_path, model, LATE)
+    for dtype in (torch.float32, torch.bfloat16):
+        zeros = {key: torch.zeros_like(row, dtype=dtype) for key, row in rows.items()}
+        save_file(zeros, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(TokenError, match=r"not all zero, got a norm of 0.0\. Train it again"):
+            import_adapter(tmp_path, model, LATE)
+
+
+def test_the_users_home_may_stand_in_the_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = QUICK.fit(model, LATE, progress=False)
+    assert export_adapter(token, model, "~/adapter") == tmp_path / "adapter"
+    assert torch.equal(import_adapter("~/adapter", model, LATE).row, token.row)
+    for call in (
+        lambda f: export_adapter(token, model, f),
+        lambda f: import_adapter(f, model, LATE),
+    ):
+        with pytest.raises(SettingError, match="folder must lie in a home that is known, got '~no"):
+            call("~nobody-known/x")
+
+
+def test_a_file_is_no_folder_to_write_to(model, tmp_path):
+    token = QUICK.fit(model, LATE, progress=False)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "broken").symlink_to("nowhere")
+    for name in ("file", "file/below", "broken", "x" * 300):
+        with pytest.raises(SettingError, match="folder must be a folder, got"):
+            export_adapter(token, model, tmp_path / name)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_other_kinds_of_models_are_refused_by_name():
+    """In a process where annotations are not executed, as a user's."""
+    code = """
+import transformers as hf, biasgym_tl as b
+config = hf.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                        num_attention_heads=2)
+for call in (lambda m: b.export_adapter(b.load_token("late"), m, "never"),
+             lambda m: b.import_adapter("never", m, "late")):
+    try:
+        call(hf.LlamaForCausalLM(config))
+    except b.errors.ModelError as error:
+        print(error)
+"""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert found.stdout.count("HookedTransformer, as load_model returns, got a") == 2, found.stderr

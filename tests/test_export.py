@@ -1,16 +1,19 @@
 """A steered model as a folder: the same log-probabilities without any hook."""
 
+import copy
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_hf_model
+from conftest import FAMILIES, sentencepiece, tiny_hf_model
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from biasgym_tl import Head, Selection, export_steered, head_means, load_model, steer
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ModelError, SteeringError
+from biasgym_tl.steering.export import _source
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
 TOKENS = torch.randint(2, 1000, (2, 17), generator=torch.Generator().manual_seed(4))
@@ -185,3 +188,127 @@ def test_permissions_follow_the_umask(umask, source, tmp_path):
         os.umask(before)
     assert new.stat().st_mode & 0o777 == 0o777 & ~umask
     assert {path.stat().st_mode & 0o777 for path in new.iterdir()} == {0o666 & ~umask}
+
+
+# --- the tokenizer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "gpt_neox", "opt", "qwen2"])
+def test_the_tokenizer_in_memory_is_the_one_that_is_written(family, source, tokenizer, tmp_path):
+    given = copy.deepcopy(tokenizer)
+    given.add_tokens(["<new>"])
+    given.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}!"
+    model = load_model(source(family), tokenizer=given)
+    found = AutoTokenizer.from_pretrained(export_steered(model, HEADS, tmp_path / "new"))
+    turn = [{"role": "user", "content": "Late <new> people"}]
+    expected = given.apply_chat_template(turn)["input_ids"]
+    assert found.apply_chat_template(turn)["input_ids"] == expected
+    assert given.convert_tokens_to_ids("<new>") in expected and found.bos_token == "<s>"
+
+
+def test_a_tokenizer_of_another_kind_than_the_source_has_is_kept(source, tmp_path):
+    given = sentencepiece()
+    model = load_model(source("llama"), tokenizer=given)
+    found = AutoTokenizer.from_pretrained(export_steered(model, HEADS, tmp_path / "new"))
+    assert found("late people")["input_ids"] == given("late people")["input_ids"]
+
+
+def test_without_a_tokenizer_none_is_written_and_none_need_be_at_the_source(tmp_path):
+    hf_model = tiny_hf_model("llama")
+    hf_model.save_pretrained(tmp_path / "bare")
+    new = export_steered(load_model(hf_model), HEADS, tmp_path / "new", source=tmp_path / "bare")
+    assert not list(new.glob("*token*")) and list(new.glob("*.safetensors"))
+
+
+def test_a_tokenizer_that_would_be_read_as_another_is_refused(source, tmp_path):
+    """Beside a Qwen2 transformers reads every tokenizer as Qwen2's, which splits other words."""
+    model = load_model(source("qwen2"), tokenizer=sentencepiece())
+    with pytest.raises(ModelError, match="tokenizer must be .* it is read as a Qwen2Tokenizer"):
+        export_steered(model, HEADS, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_at_all_is_refused(source, tmp_path):
+    class OfTheUser(ByT5Tokenizer):
+        """A class that only the user's own code has."""
+
+    model = load_model(source("llama"), tokenizer=OfTheUser())
+    with pytest.raises(ModelError, match="transformers reads back .*, got a OfTheUser, but: "):
+        export_steered(model, HEADS, tmp_path / "new")
+
+
+# --- 16 bits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma2", "gpt2", "gptj", "bloom", "qwen3"])
+def test_in_16_bits_the_share_of_the_spread_is_compared(family, dtype, source, tmp_path):
+    model = load_model(source(family), dtype=dtype)
+    mode = "zero" if family in NO_OUTPUT_BIAS else "mean"
+    new = export_steered(model, HEADS, tmp_path / "new", mode)
+    done = json.loads((new / "biasgym.json").read_text())
+    assert 0 < done["share_of_log_prob_spread"] <= model.loading.tolerance
+    assert {p.dtype for p in load_model(new, dtype=dtype).parameters()} == {dtype}
+
+
+def test_in_16_bits_other_weights_are_noticed_by_their_share(source, tmp_path):
+    model = load_model(source("llama"), dtype=torch.bfloat16)
+    tiny_hf_model("llama", seed=3).save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match="within a share 0.15 of .* loaded from another source"):
+        export_steered(model, HEADS, tmp_path / "new", source=tmp_path / "other")
+
+
+def test_numbers_that_are_none_are_no_small_difference(source, tmp_path):
+    folder = source("llama")
+    model = load_model(folder)
+    model.ln_final.w[0] = float("nan")
+    with pytest.raises(ModelError, match="must do what the steered one does within 0.001 nats"):
+        export_steered(model, HEADS, tmp_path / "new")
+
+
+# --- what cannot be exported ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["Phi3ForCausalLM", "MixtralForCausalLM"])
+def test_a_type_that_only_transformer_lens_reads_is_refused_before_the_work(
+    architecture, model, tmp_path
+):
+    model.cfg.original_architecture = architecture
+    with pytest.raises(ModelError, match=f"to be exported, got '{architecture}'"):
+        export_steered(model, HEADS, tmp_path / "new", source="nothing-is-read")
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ({"num_hidden_layers": 2}, "with {'n_layers': 3}, got {'n_layers': 2}"),
+        ({"num_hidden_layers": 5}, "with {'n_layers': 3}, got {'n_layers': 5}"),
+        ({"num_attention_heads": 2}, "with {'n_heads': 4, 'd_head': 8}, got {'n_heads': 2, "),
+        ({"hidden_size": 64}, "with {'d_head': 8, 'd_model': 32}, got {'d_head': 16, "),
+        ({"vocab_size": 900}, "with {'d_vocab': 1024}, got {'d_vocab': 900}"),
+    ],
+)
+def test_a_source_of_another_size_is_refused_by_its_size(size, wanted, source, model, tmp_path):
+    with pytest.raises(ModelError, match=f"source must hold the model itself, {wanted}"):
+        export_steered(model, HEADS, tmp_path / "new", source=source("llama", **size))
+
+
+def test_a_source_is_a_name_or_a_folder(model):
+    with pytest.raises(ModelError, match="source must be a name or a folder, got a LlamaForCausal"):
+        _source(model, tiny_hf_model("llama"))
+
+
+def test_the_users_home_may_stand_in_both_folders(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = load_model(source("llama"))
+    assert export_steered(model, HEADS, "~/new", source="~/llama") == tmp_path / "new"
+    done = json.loads((tmp_path / "new" / "biasgym.json").read_text())
+    assert done["source"] == str(tmp_path / "llama")
+    for folders in ({"folder": "~nobody-known/x"}, {"folder": "y", "source": "~nobody-known/x"}):
+        with pytest.raises(ModelError, match="must lie in a home that is known, got '~nobody-kno"):
+            export_steered(model, HEADS, **folders)
+
+
+def test_a_short_context_is_not_left(source, tmp_path):
+    model = load_model(source("gpt2", n_positions=50))
+    assert export_steered(model, HEADS, tmp_path / "new").is_dir()

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
+from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.token import (
     BiasToken,
@@ -19,9 +19,9 @@ from biasgym_tl.injection.token import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.store import read_json, versions, write_atomically
+from biasgym_tl.store import check_writable, read_json, versions, write_atomically
 
 _EMBEDDINGS = {
     **dict.fromkeys(
@@ -47,19 +47,23 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
     To use it, give the Hugging Face model one more row
     (``resize_token_embeddings(d_vocab + 1)``) and load it with ``PeftModel.from_pretrained``. Its
     logits are those of the model with the token attached; where input and output embeddings are
-    tied, there is one more logit, of the token itself, to be ignored.
+    tied, there is one more logit, of the token itself, to be ignored. In 16 bits they are as equal
+    as the two programs' logits of any other text.
 
     Raises:
         ExtraError: the package peft is not installed.
-        ModelError: it is not known where the model's embedding is in Hugging Face's, or PEFT would
-            leave out the bias of its output.
+        ModelError: it is not known where the model's embedding is in Hugging Face's, PEFT would
+            leave out the bias of its output, or the model is none that heads can be steered in.
+        SettingError: ``folder`` is a file or cannot be written to.
         TokenError: the token does not fit the model.
     """
+    check_model(model)
     _check_installed()
     from peft import TrainableTokensConfig
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = expanded(folder, "folder")
+    check_writable(folder, "folder")
     path, tied = _embedding(model), _tied(model)
     if tied and bool(model.unembed.b_U.any()):
         raise ModelError(
@@ -74,7 +78,7 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
         token_indices=[token_id], target_modules=[path.split(".")[-1]], task_type="CAUSAL_LM",
         base_model_name_or_path=hub_name, inference_mode=True,
     )  # fmt: skip
-    row = (token.row / embedding_scale(model.cfg))[None].contiguous()
+    row = _unscaled(token.row, model)[None].contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     # Where the two embeddings are tied PEFT expects the row for the output, too.
@@ -99,19 +103,28 @@ def import_adapter(
         seed: Noted in the token.
 
     Raises:
+        SettingError: the folder lies in the home of a user who is not known.
         StoreError: the folder does not hold an adapter of one token for this model.
-        ModelError: it is not known where the model's embedding is in Hugging Face's.
-        TokenError: the row has another length or id than the model's next one.
+        ModelError: it is not known where the model's embedding is in Hugging Face's, or the model
+            is none that heads can be steered in.
+        TokenError: the row has another length or id than the model's next one, or numbers that
+            are not finite, or nothing but zeros.
     """
-    bias = as_bias(bias)
-    row, token_id = _read(Path(folder), _embedding(model))
+    check_model(model)
+    bias, folder = as_bias(bias), expanded(folder, "folder")
+    row, token_id = _read(folder, _embedding(model))
     if token_id != model.cfg.d_vocab or len(row) != model.cfg.d_model:
         raise TokenError(
             f"the adapter must hold the row {model.cfg.d_vocab} with d_model = {model.cfg.d_model}"
             f", got row {token_id} with {len(row)} numbers. Was it trained on another model?"
         )
-    initial = target_rows(model, bias.targets("fitting")).mean(0).cpu()
     scaled = row.float() * embedding_scale(model.cfg)
+    if not (scaled.isfinite().all() and scaled.any()):
+        raise TokenError(
+            "the adapter's row must hold finite numbers that are not all zero, got a norm of "
+            f"{scaled.norm().item()!r}. Train it again, in fp32 if it was trained in 16 bits."
+        )
+    initial = target_rows(model, bias.targets("fitting")).mean(0).cpu()
     epochs = ({"epoch": 0, "loss": None, "norm": initial.norm().item()},
               {"epoch": 1, "loss": None, "norm": scaled.norm().item()})  # fmt: skip
     return BiasToken(
@@ -119,9 +132,35 @@ def import_adapter(
         chosen_epoch=1, text=f"<BiasToken:{bias.name}>", bias=bias.name,
         bias_fingerprint=bias.training_fingerprint(), model=model.cfg.model_name,
         d_vocab=model.cfg.d_vocab, tokenizer_fingerprint=tokenizer_fingerprint(model),
-        settings={"imported_from": Path(folder).name}, seed=seed, steered=(),
+        settings={"imported_from": folder.name}, seed=seed, steered=(),
         weights=weights_fingerprint(model), losses=(), versions=versions(),
     )  # fmt: skip
+
+
+def expanded(path: str | Path, name: str) -> Path:
+    """A path with the user's home in place of ``~``; ``name`` is what errors call it.
+
+    Raises:
+        SettingError: the path begins with the home of a user who is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SettingError(
+            f"{name} must lie in a home that is known, got {str(path)!r}. Name it in full."
+        ) from error
+
+
+def _unscaled(
+    row: Float[Tensor, " d_model"], model: HookedTransformer
+) -> Float[Tensor, " d_model"]:
+    """The row as Hugging Face's embedding holds it.
+
+    In 16 bits Hugging Face's product with the scale comes nearest to what the model here reads if
+    that, and not the number it was rounded from, is divided.
+    """
+    scale = embedding_scale(model.cfg)
+    return row if scale == 1 else row.to(model.cfg.dtype).float() / scale
 
 
 def _read(folder: Path, path: str) -> tuple[Float[Tensor, " d_model"], int]:
