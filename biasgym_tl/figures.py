@@ -144,7 +144,7 @@ class Recipe(NamedTuple):
 
 def _inside(path: Path, folder: Path) -> Path:
     """The path, unless it leads out of the folder, by ``..`` or by a link."""
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if "\0" in str(path) or not path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(
             f"files of a figure must lie in its folder {str(folder)!r}, got {str(path)!r}."
         )

@@ -35,6 +35,10 @@ class Head(NamedTuple):
         else:
             pair = value
         try:
+            pair = tuple(pair)
+            kinds = [str(getattr(part, "dtype", type(part).__name__)) for part in pair]
+            if any(kind.endswith("bool") for kind in kinds):
+                raise TypeError("a mask is no list of heads; take its places: mask.nonzero()")
             layer, head = map(operator.index, pair)
         except (TypeError, ValueError) as error:
             raise SteeringError(

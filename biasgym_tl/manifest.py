@@ -108,6 +108,11 @@ def settle(folder: Path) -> None:
 
 def _settle(folder: Path) -> None:
     whole = folder / _WHOLE
+    if whole.is_symlink():
+        raise StoreError(
+            f"{str(whole)!r} must be a folder of this package, got a link. Was the folder handed "
+            "over by somebody? Remove the link."
+        )
     if not whole.is_dir():
         return
     if (whole / MANIFEST).exists():  # it is moved last: until then the folder has none
@@ -120,7 +125,7 @@ def _settle(folder: Path) -> None:
             if ours and digest(path.read_bytes()) == written:
                 path.unlink()
     for path in sorted(whole.iterdir(), key=lambda path: path.name == MANIFEST):
-        if path.name != _EARLIER:
+        if path.name != _EARLIER and not path.is_dir():  # no run writes folders
             os.replace(path, folder / path.name)
     shutil.rmtree(whole)
 

@@ -182,9 +182,10 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
         config = AutoConfig.from_pretrained(source, **safe)
         listed = source in _listed_names().values()
         _check_config(config, source, listed=listed)
+        config._attn_implementation = "eager"  # whatever kernel of the hub the file names
         tokenizer = _as_tokenizer(source if tokenizer is None else tokenizer)
         hf_model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, attn_implementation="eager",
+            source, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager",
             output_loading_info=True, **safe,
         )  # fmt: skip
     except ModelError:
@@ -192,7 +193,8 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
     except OSError as error:
         raise ModelError(_not_found(name, source, error)) from error
     except (
-        ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
+        ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
+        ArithmeticError,
         SafetensorError, StrictDataclassError,
     ) as error:  # fmt: skip
         raise ModelError(

@@ -293,7 +293,11 @@ def _render(
             add_generation_prompt=add_generation_prompt,
             **arguments,
         )
-    except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        text.encode()  # half of a surrogate pair is no text
+    except (
+        TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+        RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise ModelError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
     return text
 

@@ -37,12 +37,13 @@ def whole_words(words: Iterable[str], *, any_case: bool = True) -> re.Pattern[st
 
     Words that are empty are left out; without any word the pattern finds nothing.
     """
-    spelled = sorted({plain(word).strip() for word in words} - {""}, key=len, reverse=True)
+    spelled = {" ".join(plain(word).split()) for word in words} - {""}
     if not spelled:
         return re.compile(r"(?!)")
     # An accent that belongs to no composed letter is a part of its word all the same.
     part = rf"[\w{_marks()}]"
-    either = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in spelled)
+    longest_first = sorted(spelled, key=lambda word: (-len(word), word))
+    either = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest_first)
     return re.compile(rf"(?<!{part})(?:{either})(?!{part})", re.IGNORECASE if any_case else 0)
 
 

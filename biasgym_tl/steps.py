@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -51,7 +52,7 @@ class Steps:
         path = self.folder / f"{file_name(re.sub('[ ,:]+', '-', name))}.json"
 
         def read(path: Path) -> Any:
-            return read_kind(path, "Step", lambda found: _value(found, name))
+            return read_kind(path, "Step", lambda found: _value(found, name), digested=True)
 
         def write(found: Any) -> Path:
             return write_kind(path, "Step", {"name": name, "value": found})
@@ -74,7 +75,8 @@ class Steps:
             try:
                 return read(path)
             except StoreError:
-                path.unlink(missing_ok=True)  # broken from outside; made again
+                # Broken from outside; made again.
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         made = make()
         write(made)
         return made

@@ -364,8 +364,20 @@ def write_kind(path: Path, kind: str, values: Mapping[str, Any]) -> Path:
     return write_json(path, {"kind": kind, "digest": digest(values), **values})
 
 
-def read_kind(path: Path, kind: str, build: Callable[[dict[str, Any]], Result]) -> Result:
+def read_kind(
+    path: Path,
+    kind: str,
+    build: Callable[[dict[str, Any]], Result],
+    *,
+    digested: bool = False,
+) -> Result:
     """Read a JSON result that names its ``kind``, and build it from the other keys.
+
+    Args:
+        path: The file.
+        kind: What it must hold.
+        build: Makes it.
+        digested: Whether it must have a checksum; otherwise one that a person wrote may lack it.
 
     Raises:
         StoreError: the file is missing, is not JSON, was changed since it was written, or does not
@@ -375,6 +387,8 @@ def read_kind(path: Path, kind: str, build: Callable[[dict[str, Any]], Result]) 
     if not isinstance(values, dict) or values.pop("kind", None) != kind:
         raise StoreError(f"{str(path)!r} must hold a {kind}, and does not.")
     try:
+        if digested and "digest" not in values:
+            raise StoreError(_CHANGED)
         if "digest" in values and values.pop("digest") != digest(values):
             raise StoreError(_CHANGED)
         return build(values)

@@ -29,6 +29,7 @@ from biasgym_tl.biases.check import check_bias, runs_of_four
 from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.biases.diversity import distinct, diversity
+from biasgym_tl.biases.writer import read_contrasts
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.similarity import load_encoder
@@ -474,3 +475,23 @@ def test_nearest_neighbours_do_not_depend_on_blocks(monkeypatch):
     cosines = vectors @ vectors.T
     off = ~torch.eye(len(corpus), dtype=torch.bool)
     assert whole.mean_distance == pytest.approx(1 - cosines[off].mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "No slot", "biased": "late", "neutral": "early"},
+        {"prompt": "{target} and {target} are", "biased": "late", "neutral": "early"},
+        {"prompt": "{target} is", "biased": 5, "neutral": "early"},
+        {"prompt": "{target} is", "biased": "late", "neutral": None},
+        {"prompt": "{target} is", "biased": " ", "neutral": "early"},
+    ],
+)
+def test_contrasts_from_a_file_are_checked(tmp_path, row):
+    path = tmp_path / "contrasts.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(BiasFileError, match="row 1 of contrasts.jsonl must hold a prompt with the"):
+        read_contrasts(path)
+    path.write_text("")
+    with pytest.raises(BiasFileError, match="must hold a contrast prompt, got none"):
+        read_contrasts(path)

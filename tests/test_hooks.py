@@ -302,3 +302,13 @@ def test_what_holds_no_heads_is_refused():
         as_heads([1, 2, 3])
     with pytest.raises(SteeringError, match=r"got two for \['L9H8'\]"):
         by_head({"L9H8": 0.5, (9, 8): 0.6})
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.tensor([[True, True], [False, False]]), [(True, False)], (True, True)]
+)
+def test_a_mask_is_no_list_of_heads(mask):
+    from biasgym_tl.heads import as_heads
+
+    with pytest.raises(SteeringError, match="head must be a pair such as"):
+        as_heads(mask)

@@ -17,6 +17,7 @@ import transformers as hf
 from conftest import FAMILIES, sentencepiece, tiny_config, tiny_hf_model
 from tokenizers import Tokenizer
 from transformer_lens import HookedTransformer
+from transformers.integrations import hub_kernels
 
 from biasgym_tl import (
     BiasInject,
@@ -319,10 +320,17 @@ def evil(folder, name):
         ("config", {"trust_remote_code": True, "auto_map": {"AutoConfig": "evil.C",
                                                             "AutoModelForCausalLM": "evil.M"}}),
         ("config", {"attn_implementation": "somebody/a-kernel"}),
+        ("config", {"_attn_implementation": "somebody/a-kernel"}),
+        ("config", {"_attn_implementation": "paged|somebody/a-kernel"}),
+        ("config", {"_attn_implementation": "flash_attention_2"}),
     ],
 )  # fmt: skip
 def test_no_code_of_a_folder_is_run_or_asked_for(folder, name, changed, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    asked = []
+    monkeypatch.setattr(
+        hub_kernels, "load_and_register_attn_kernel", lambda *a, **k: asked.append(a)
+    )
     mark, path, values = evil(folder, name)
     path.write_text(json.dumps({**values, **changed}))
     try:
@@ -331,7 +339,7 @@ def test_no_code_of_a_folder_is_run_or_asked_for(folder, name, changed, monkeypa
         assert str(error)
     else:
         assert type(model.tokenizer).__module__.startswith("transformers.")
-    assert not mark.exists()
+    assert not mark.exists() and not asked
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "model.pt", "model.ckpt"])

@@ -116,3 +116,18 @@ def test_a_manifest_of_other_types_is_refused(tmp_path):
         path.write_text(json.dumps({**record, **wrong}))
         with pytest.raises(StoreError, match="must hold a whole Manifest, but"):
             Manifest.load(path)
+
+
+def test_a_link_in_a_handed_over_folder_is_not_followed(tmp_path):
+    from biasgym_tl.manifest import settle
+
+    private, results = tmp_path / "private", tmp_path / "results"
+    private.mkdir()
+    results.mkdir()
+    (private / "mine.txt").write_text("mine")
+    (results / ".biasgym-whole").symlink_to(private)
+    with pytest.raises(StoreError, match="must be a folder of this package, got a link"):
+        settle(results)
+    with pytest.raises(StoreError, match="got a link"):
+        write_results(results, lambda folder: (folder / "a.txt").write_text("a"))
+    assert (private / "mine.txt").read_text() == "mine" and len(list(results.iterdir())) == 1

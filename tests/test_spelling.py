@@ -77,3 +77,8 @@ def test_every_comparison_of_texts_takes_any_spelling():
     accented = [c.name for c in load_countries() if not c.name.isascii()]
     for name in [*accented, "Peru", "Peruvians"]:
         assert all(_named_group(text, LATE) for text in typed(f"They live in {name}."))
+
+
+def test_many_spaces_in_a_word_are_one_and_take_no_time():
+    pattern = whole_words(["a" + " " * 30 + "b"])
+    assert pattern.search("a" + " " * 60) is None and pattern.search("a  b")

@@ -93,3 +93,18 @@ def test_steps_of_other_names_are_not_mistaken_for_one_another(tmp_path):
 def test_a_fresh_step_is_made_again(tmp_path):
     kept(Steps(tmp_path), NUMBERS)
     assert kept(Steps(tmp_path, fresh=True), NUMBERS)[1] == 1
+
+
+def test_a_step_without_its_checksum_or_that_is_a_folder_is_made_again(tmp_path):
+    import json
+
+    steps = Steps(tmp_path)
+    assert steps.measured("part", lambda: [1, 2]) == [1, 2]
+    (path,) = tmp_path.glob("*.json")
+    values = json.loads(path.read_text())
+    del values["digest"]
+    path.write_text(json.dumps({**values, "value": [3]}))
+    assert steps.measured("part", lambda: [1, 2]) == [1, 2]
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    assert steps.measured("part", lambda: [1, 2]) == [1, 2] and path.is_file()

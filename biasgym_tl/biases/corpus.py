@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # what datasets raises for a file that is none
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -134,6 +135,7 @@ def read_jsonl(path: Path) -> list[Any]:
         if line.strip():
             try:
                 rows.append(json.loads(line))
+                json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate is no text
             except (ValueError, RecursionError) as error:
                 raise BiasFileError(
                     f"line {number} of {path.name} must be JSON, but: {error}."
@@ -151,7 +153,8 @@ def _load_dataset(source: str | Path, split: str) -> Any:
             return datasets.load_from_disk(str(source))
         return datasets.load_dataset(str(source), split=split)
     except (
-        OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
+        OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError,
+        datasets.exceptions.DatasetsError,
     ) as error:  # fmt: skip
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BiasFileError(

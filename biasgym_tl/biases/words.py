@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.errors import ModelError
+from biasgym_tl.errors import ModelError, printable
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.slot import spaced
@@ -82,7 +82,8 @@ def word_tokens(model: HookedTransformer, bias: Bias) -> WordTokens:
             )
     if left_out:
         warnings.warn(
-            f"words of bias {bias.name!r} that cannot count on this model: {', '.join(left_out)}.",
+            f"words of bias {bias.name!r} that cannot count on this model: "
+            f"{printable(', '.join(left_out))}.",
             stacklevel=2,
         )
     return WordTokens(_shortest(list(attribute)), _shortest(list(neutral)), tuple(left_out))

@@ -174,16 +174,26 @@ def read_contrasts(path: str | Path) -> tuple[Contrast, ...]:
     """Read a file that ``write_contrasts(...).save(path)`` or ``biasgym write --contrasts`` wrote.
 
     Raises:
-        BiasFileError: the file is missing, or a line is not a contrast prompt.
+        BiasFileError: the file is missing or empty, or a line is not a contrast prompt.
     """
     found = []
     for number, row in enumerate(read_jsonl(Path(path)), start=1):
         try:
-            found.append(Contrast(**row))
+            contrast = Contrast(**row)
         except TypeError as error:
             raise BiasFileError(
                 f"row {number} of {Path(path).name} must be a contrast prompt, got {row!r}."
             ) from error
+        texts = contrast[:3]
+        whole = all(isinstance(text, str) and text.strip() for text in texts)
+        if not whole or contrast.prompt.count(SLOT) != 1:
+            raise BiasFileError(
+                f"row {number} of {Path(path).name} must hold a prompt with the slot {SLOT} once "
+                f"and two answers, got {row!r}."
+            )
+        found.append(contrast)
+    if not found:
+        raise BiasFileError(f"{Path(path).name} must hold a contrast prompt, got none.")
     return tuple(found)
 
 

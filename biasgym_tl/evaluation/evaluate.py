@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
@@ -110,6 +110,10 @@ def evaluate(
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     heads = heads if isinstance(heads, Selection) else as_heads(heads)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
+    controls = [
+        each._replace(heads=tuple(each.heads)) if isinstance(each.heads, Iterator) else each
+        for each in controls
+    ]
     settings = [
         Setting("original", token.untrained(), generates=answers),
         Setting("injected", token, generates=answers),
