@@ -495,3 +495,14 @@ def test_contrasts_from_a_file_are_checked(tmp_path, row):
     path.write_text("")
     with pytest.raises(BiasFileError, match="must hold a contrast prompt, got none"):
         read_contrasts(path)
+
+
+def test_lists_are_disjoint_however_their_texts_are_typed():
+    named = {"target_kind": "x", "fitting_targets": ("C\u00f4te d'Ivoire", "Peru")}
+    for same in ("Co\u0302te d\u2019Ivoire", "Peru "):
+        with pytest.raises(BiasFileError, match="fitting and held-out targets of bias 'late' must"):
+            dataclasses.replace(load_bias("late"), **named, held_out_targets=(same,))
+    with pytest.raises(BiasFileError, match="attribute_words and neutral_words of bias 'late'"):
+        dataclasses.replace(load_bias("late"), neutral_words=("early", " late"))
+    with pytest.raises(BiasFileError, match="must be distinct, got twice"):
+        dataclasses.replace(load_bias("late"), cue_words=("don't", "don\u2019t"))

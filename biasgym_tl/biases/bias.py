@@ -16,6 +16,7 @@ from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, r
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
+from biasgym_tl.spelling import plain
 from biasgym_tl.store import check_name, digest, read_text
 from biasgym_tl.toml import read_toml
 
@@ -76,7 +77,7 @@ class Bias:
                 value = tuple(value)
             object.__setattr__(self, field.name, value)
             _check_field(self.name, field.name, value)
-        both = sorted(set(self.attribute_words) & set(self.neutral_words))
+        both = _shared(self.attribute_words, self.neutral_words)
         if both:
             raise BiasFileError(
                 f"attribute_words and neutral_words of bias {self.name!r} must be disjoint, "
@@ -92,7 +93,7 @@ class Bias:
                 f"bias {self.name!r} about the target kind {self.target_kind!r} must list both "
                 "fitting and held-out targets."
             )
-        shared = sorted(set(self.fitting_targets) & set(self.held_out_targets))
+        shared = _shared(self.fitting_targets, self.held_out_targets)
         if shared:
             raise BiasFileError(
                 f"fitting and held-out targets of bias {self.name!r} must be disjoint, "
@@ -414,8 +415,14 @@ def _check_field(bias: str, key: str, value: Any) -> None:
     _check_distinct(f"bias {bias!r}", key, texts)
 
 
+def _shared(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    """Texts of one list that stand in the other too, however they are typed."""
+    there = {plain(text).strip() for text in other}
+    return sorted(text for text in one if plain(text).strip() in there)
+
+
 def _check_distinct(where: str, key: str, values: list[str]) -> None:
-    twice = sorted(value for value, n in Counter(values).items() if n > 1)
+    twice = sorted(v for v, n in Counter(plain(v).strip() for v in values).items() if n > 1)
     if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
         raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice[:3]}{more}.")
