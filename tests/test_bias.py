@@ -1,5 +1,6 @@
 """A bias file is valid or refused by name; the shipped prompt sets are disjoint."""
 
+import dataclasses
 import itertools
 import json
 import re
