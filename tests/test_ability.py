@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from public_data import public_data
 
 from biasgym_tl import load_model, steer
 from biasgym_tl.benchmarks.benchmark import Question, option_log_probs
@@ -247,7 +248,7 @@ def test_mmlu_redux_in_both_dialects(tmp_path):
     write_redux(tmp_path, "tea", [redux_row(i, kinds[i % 4]) for i in range(24)])
     rows = [redux_row(i) for i in range(24)]
     rows[3][0] = "Is my sister\u2019s tea late?"
-    write_redux(tmp_path, "rain", rows, delimiter=";", encoding="mac_roman")
+    write_redux(tmp_path, "rain", rows, delimiter=";")
     found = read_mmlu(tmp_path)
     assert found["rain"].test[3].question == "Is my sister\u2019s tea late?"
     assert found["tea"].test[1] == (
@@ -267,6 +268,25 @@ def test_mmlu_redux_in_both_dialects(tmp_path):
     assert len(unsound.items) == 19 and all(shot.sound for shot in unsound.shots)
     other = load_mmlu(tmp_path, subjects=["tea"], n=None, seed=1).parts["tea"]
     assert set(other.shots) != set(parts["tea"].shots)
+
+
+def test_mmlu_is_utf_8_but_for_one_published_file(tmp_path):
+    row = redux_row(0)
+    row[0] = "Is the Caf\u00e9 late?"
+    for encoding in ("latin-1", "mac_roman"):
+        write_redux(tmp_path, "moral_scenarios", [row], encoding=encoding)
+        with pytest.raises(BenchmarkError, match="mmlu_moral_scenarios.csv must be UTF-8, got the"):
+            read_mmlu(tmp_path)
+    write_redux(tmp_path, "moral_scenarios", [row], encoding="utf-8-sig")
+    assert read_mmlu(tmp_path)["moral_scenarios"].test[0].question == row[0]
+
+
+def test_the_one_published_file_in_another_encoding_is_read(tmp_path):
+    raw = public_data("mmlu_redux/mmlu_moral_scenarios.csv").read_bytes().replace(b"\r\n", b"\n")
+    for i, copy in enumerate((raw, raw.replace(b"\n", b"\r\n"))):
+        (tmp_path / f"mmlu_{i}.csv").write_bytes(copy)
+    for subject in read_mmlu(tmp_path).values():
+        assert any("\u2019" in item.question for item in subject.test)
 
 
 def write_dataset(folder, splits):

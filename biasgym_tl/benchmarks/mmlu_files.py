@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Mapping
@@ -11,8 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.store import decoded
 
 LETTERS = "ABCD"
+_MAC_ROMAN = "66899acc38302e45f73eadccf4d7465d0c5e5ff17fb6fc3ee1917cef74484b50"
+"""Of MMLU-Redux's ``mmlu_moral_scenarios.csv``, the one file that is not UTF-8."""
 
 
 class MultipleChoice(NamedTuple):
@@ -142,7 +146,7 @@ def _checked(question: list[str], choices: Any, answer: int | str, where: str) -
 
 def _text(path: Path) -> str:
     raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("mac_roman")  # one file of MMLU-Redux was saved so
+    if hashlib.sha256(raw.replace(b"\r\n", b"\n")).hexdigest() == _MAC_ROMAN:
+        return raw.decode("mac_roman")
+    decoded(raw, path.name, BenchmarkError)
+    return raw.decode("utf-8-sig")  # new lines within a text as they stand
