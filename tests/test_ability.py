@@ -289,6 +289,18 @@ def test_the_one_published_file_in_another_encoding_is_read(tmp_path):
         assert any("\u2019" in item.question for item in subject.test)
 
 
+def test_a_field_of_mmlu_that_is_too_long_is_refused(tmp_path):
+    row = redux_row(0)
+    row[0] = "late " * 30_000
+    write_redux(tmp_path, "tea", [row])
+    with pytest.raises(BenchmarkError, match="mmlu_tea.csv must be a CSV table, but: field larger"):
+        read_mmlu(tmp_path)
+    write_original(tmp_path, subjects=["tea"])
+    (tmp_path / "dev" / "tea_dev.csv").write_text(f"{row[0]},a,b,c,d,A\n")
+    with pytest.raises(BenchmarkError, match="tea_dev.csv must be a CSV table, but: field larger"):
+        read_mmlu(tmp_path)
+
+
 def write_dataset(folder, splits):
     """A folder that ``datasets`` reads as it would read "cais/mmlu"."""
     files = []

@@ -7,13 +7,14 @@ import csv
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.store import decoded
 
+Row = TypeVar("Row")
 LETTERS = "ABCD"
 _MAC_ROMAN = "66899acc38302e45f73eadccf4d7465d0c5e5ff17fb6fc3ee1917cef74484b50"
 """Of MMLU-Redux's ``mmlu_moral_scenarios.csv``, the one file that is not UTF-8."""
@@ -68,7 +69,7 @@ def read_mmlu(source: str | Path) -> dict[str, Subject]:
 
 def _original(folder: Path) -> dict[str, Subject]:
     def read(path: Path) -> tuple[MultipleChoice, ...]:
-        rows = csv.reader(io.StringIO(_text(path), newline="")) if path.is_file() else ()
+        rows = _rows(path, csv.reader(_opened(_text(path)))) if path.is_file() else []
         return tuple(
             _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
             for i, row in enumerate(rows, start=1)
@@ -86,9 +87,9 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
     text = _text(path)
     header = text.split("\n", 1)[0]
     delimiter = max(",;", key=header.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.DictReader(_opened(text), delimiter=delimiter)
     found = []
-    for i, row in enumerate(rows, start=1):
+    for i, row in enumerate(_rows(path, rows), start=1):
         where = f"{path.name}, question {i}"
         try:
             question, answer = row["question"], row["answer"]
@@ -142,6 +143,17 @@ def _checked(question: list[str], choices: Any, answer: int | str, where: str) -
             f"got {question!r}, {choices!r} and {answer!r}."
         )
     return MultipleChoice(question[0], tuple(map(str, choices)), places[str(answer)])
+
+
+def _opened(text: str) -> io.StringIO:
+    return io.StringIO(text, newline="")
+
+
+def _rows(path: Path, rows: Iterable[Row]) -> list[Row]:
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
 
 
 def _text(path: Path) -> str:
