@@ -30,6 +30,10 @@ class MultipleChoice(NamedTuple):
     sound: bool = True
     """False where MMLU-Redux found an error in it."""
 
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """What is asked, whatever the order of the choices."""
+        return self.question.strip(), tuple(sorted(choice.strip() for choice in self.choices))
+
     def asked(self) -> str:
         """The question as it stands in a prompt, up to the letter of its answer."""
         choices = [f"{letter}. {text}" for letter, text in zip(LETTERS, self.choices, strict=True)]
