@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from public_data import public_data
 
 from biasgym_tl import load_model, steer
 from biasgym_tl.benchmarks.benchmark import Question, option_log_probs
@@ -155,6 +156,34 @@ def test_equal_questions_of_mmlu_count_once(tmp_path):
         assert len(load_mmlu(tmp_path, subjects=["tea"], **options).parts["tea"].items) == 4
 
 
+def test_swapped_pairs_of_blimp_are_named(blimp_folder):
+    path = blimp_folder / "islands.jsonl"
+    row = json.loads(path.read_text().splitlines()[0])
+    row["sentence_good"], row["sentence_bad"] = row["sentence_bad"], row["sentence_good"]
+    (blimp_folder / "turned.jsonl").write_text(json.dumps(row))
+    with pytest.warns(UserWarning, match=r": 1 of \d+ items stand there again with another answer"):
+        load_blimp(blimp_folder, n=None)
+
+
+def test_questions_of_mmlu_with_two_answers_are_named_in_any_order_of_choices(tmp_path):
+    rows = [redux_row(i) for i in range(3)]
+    turned = redux_row(0, answer=0)
+    turned[1] = "['c; d', 'a, b', \"it's early\", 'late']"
+    for again in (redux_row(0, answer=1), turned):
+        write_redux(tmp_path, "tea", [*rows, again])
+        with pytest.warns(UserWarning, match="tea: 1 of 3 items stand there again with another"):
+            load_mmlu(tmp_path, subjects=["tea"], shots=0, n=None)
+
+
+def test_questions_of_mmlu_that_the_shots_give_away_are_named(tmp_path):
+    write_original(tmp_path, subjects=["tea"])
+    dev, test = (tmp_path / split / f"tea_{split}.csv" for split in ("dev", "test"))
+    test.write_text(test.read_text() + dev.read_text().splitlines()[0] + "\n")
+    with pytest.warns(UserWarning, match="tea: 1 of 9 questions stand among the shots"):
+        load_mmlu(tmp_path, subjects=["tea"], n=None)
+    assert len(load_mmlu(tmp_path, subjects=["tea"], shots=0, n=None).parts["tea"].items) == 9
+
+
 def test_blimp_samples_each_paradigm(blimp_folder):
     found = load_blimp(blimp_folder, n=8)
     assert Counter(found.clusters) == {"agreement": 5, "islands": 3}
@@ -247,7 +276,7 @@ def test_mmlu_redux_in_both_dialects(tmp_path):
     write_redux(tmp_path, "tea", [redux_row(i, kinds[i % 4]) for i in range(24)])
     rows = [redux_row(i) for i in range(24)]
     rows[3][0] = "Is my sister\u2019s tea late?"
-    write_redux(tmp_path, "rain", rows, delimiter=";", encoding="mac_roman")
+    write_redux(tmp_path, "rain", rows, delimiter=";")
     found = read_mmlu(tmp_path)
     assert found["rain"].test[3].question == "Is my sister\u2019s tea late?"
     assert found["tea"].test[1] == (
@@ -267,6 +296,37 @@ def test_mmlu_redux_in_both_dialects(tmp_path):
     assert len(unsound.items) == 19 and all(shot.sound for shot in unsound.shots)
     other = load_mmlu(tmp_path, subjects=["tea"], n=None, seed=1).parts["tea"]
     assert set(other.shots) != set(parts["tea"].shots)
+
+
+def test_mmlu_is_utf_8_but_for_one_published_file(tmp_path):
+    row = redux_row(0)
+    row[0] = "Is the Caf\u00e9 late?"
+    for encoding in ("latin-1", "mac_roman"):
+        write_redux(tmp_path, "moral_scenarios", [row], encoding=encoding)
+        with pytest.raises(BenchmarkError, match="mmlu_moral_scenarios.csv must be UTF-8, got the"):
+            read_mmlu(tmp_path)
+    write_redux(tmp_path, "moral_scenarios", [row], encoding="utf-8-sig")
+    assert read_mmlu(tmp_path)["moral_scenarios"].test[0].question == row[0]
+
+
+def test_the_one_published_file_in_another_encoding_is_read(tmp_path):
+    raw = public_data("mmlu_redux/mmlu_moral_scenarios.csv").read_bytes().replace(b"\r\n", b"\n")
+    for i, copy in enumerate((raw, raw.replace(b"\n", b"\r\n"))):
+        (tmp_path / f"mmlu_{i}.csv").write_bytes(copy)
+    for subject in read_mmlu(tmp_path).values():
+        assert any("\u2019" in item.question for item in subject.test)
+
+
+def test_a_field_of_mmlu_that_is_too_long_is_refused(tmp_path):
+    row = redux_row(0)
+    row[0] = "late " * 30_000
+    write_redux(tmp_path, "tea", [row])
+    with pytest.raises(BenchmarkError, match="mmlu_tea.csv must be a CSV table, but: field larger"):
+        read_mmlu(tmp_path)
+    write_original(tmp_path, subjects=["tea"])
+    (tmp_path / "dev" / "tea_dev.csv").write_text(f"{row[0]},a,b,c,d,A\n")
+    with pytest.raises(BenchmarkError, match="tea_dev.csv must be a CSV table, but: field larger"):
+        read_mmlu(tmp_path)
 
 
 def write_dataset(folder, splits):
@@ -289,9 +349,10 @@ def test_mmlu_from_the_datasets_library(tmp_path, monkeypatch):
         {"question": f"{s} {i}?", "subject": s, "choices": list("abcd"), "answer": i % 4}
         for i in range(6) for s in ("tea", "rain")
     ]  # fmt: skip
-    write_dataset(whole, {"dev": rows[:10], "test": rows})
+    shown = [row | {"question": f"Shown: {row['question']}"} for row in rows[:10]]
+    write_dataset(whole, {"dev": shown, "test": rows})
     parts = load_mmlu(whole, subjects=None, n=8).parts
-    assert parts["rain"].shots[1] == ("rain 1?", ("a", "b", "c", "d"), 1, True)
+    assert parts["rain"].shots[1] == ("Shown: rain 1?", ("a", "b", "c", "d"), 1, True)
     assert [len(part.items) for part in parts.values()] == [4, 4]
     with pytest.raises(BenchmarkError, match="'all', got '.*nowhere' "):
         load_mmlu(tmp_path / "nowhere")

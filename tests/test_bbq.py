@@ -10,6 +10,7 @@ import pytest
 import torch
 from public_data import public_data
 
+from biasgym_tl.assessment import BENCHMARKS
 from biasgym_tl.benchmarks.bbq import NAN, load_bbq
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_prompt
@@ -321,11 +322,28 @@ def test_the_authors_metadata_decide_where_they_say_something(write, tmp_path):
         load_bbq(path, category="Race_x_gender", metadata=wrong, n=None)
 
 
+def test_the_only_category_of_a_file_is_taken_and_of_several_nationality(write):
+    age, late = [[row | {"category": c} for row in whole_set("1")] for c in ("Age", "Nationality")]
+    age = [row | {"context": f"Once, {row['context']}"} for row in age]
+    assert BENCHMARKS["bbq"](str(write(age))).name == "bbq_age"
+    assert BENCHMARKS["bbq"](str(write(age + late))).name == "bbq_nationality"
+    other = [row | {"category": "Religion"} for row in age]
+    with pytest.raises(BenchmarkError, match=r"one of \['Age', 'Religion'\] in .*'Nationality'"):
+        load_bbq(write(age + other))
+
+
 def test_equal_items_count_once(write):
     rows = whole_set("1")
     with pytest.warns(UserWarning, match=r"rows.jsonl: 8 of 16 items stand there again"):
         twice = load_bbq(write(rows + rows), n=None)
     assert twice.items == load_bbq(write(rows), n=None).items
+
+
+def test_items_with_two_labels_are_named(write):
+    labels = [i for i in range(3) if i != row()["label"]]
+    rows = [row(context="disambig", label=label) for label in labels]
+    with pytest.warns(UserWarning, match=r"rows.jsonl: 1 of 1 items .* another answer"):
+        assert len(load_bbq(write(rows), n=None).items) == 2
 
 
 def test_the_real_file_is_balanced():

@@ -47,6 +47,16 @@ def test_equal_pairs_count_once(source):
         assert load_crows_pairs(source).pairs == once
 
 
+def test_pairs_that_are_swapped_or_of_both_directions_are_named(source):
+    _, more, less, direction, *rest = ROWS[0]
+    turned = "antistereo" if direction == "stereo" else "stereo"
+    for row in ((9, less, more, direction, *rest), (9, more, less, turned, *rest)):
+        with source.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *ROWS, row])
+        with pytest.warns(UserWarning, match=r"pairs.csv: 1 of 2 items .* another answer"):
+            assert len(load_crows_pairs(source).pairs) == 3
+
+
 def test_always_the_stereotype_is_a_share_of_one_in_both_directions(source):
     pairs = load_crows_pairs(source)
     assert [pair.direction for pair in pairs.pairs] == ["stereo", "antistereo"]

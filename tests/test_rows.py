@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from biasgym_tl.benchmarks.rows import check_n, dealt, read_rows
+from biasgym_tl.benchmarks.rows import check_n, dealt, read_rows, warn_of_contradictions
 from biasgym_tl.errors import BenchmarkError, SettingError
 
 ROWS = [{"name": "NA", "kind": "b"}, {"name": "two", "kind": "a"}]
@@ -50,6 +50,13 @@ def test_what_cannot_be_read_is_refused(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(BenchmarkError, match=message):
         read_rows(tmp_path / name, ("name", "kind"))
+
+
+def test_answers_that_contradict_are_counted_by_what_is_asked():
+    claims = [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 1), ("c", 1), ("c", 2)]
+    with pytest.warns(UserWarning, match="tea: 2 of 3 items stand there again with another answer"):
+        warn_of_contradictions(claims, "tea")
+    warn_of_contradictions([("a", 1), ("a", 1), ("b", 2)], "tea")
 
 
 def test_groups_are_dealt_evenly():

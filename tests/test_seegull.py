@@ -44,6 +44,13 @@ def test_equal_rows_count_once_and_others_are_refused(source):
         load_seegull(source)
 
 
+@pytest.mark.parametrize("pair", ["xlandish,late", "Xlandish,Late", "Xlandish , late"])
+def test_pairs_judged_again_in_another_case_or_spacing_are_named(source, pair):
+    source.write_text("\n".join((HEADER, *ROWS, f"{pair},0,3,0,0,3,0")))
+    with pytest.warns(UserWarning, match=r"stereotypes.csv: 1 of 10 items .* another answer"):
+        load_seegull(source)
+
+
 def test_two_in_three_raters_decide_and_only_attributes_with_both_are_kept(source):
     found = {(i.attribute, i.identity, frozenset(i.others)) for i in load_seegull(source).items}
     late = frozenset({"Zlandish", "Wlandish"})

@@ -131,6 +131,16 @@ def test_the_repository_s_own_folders_are_read(folder):
     assert load_unqover(folder).items == flat.items
 
 
+def test_lists_are_utf_8_with_or_without_a_byte_order_mark(folder):
+    items = load_unqover(folder).items
+    for path in folder.iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_unqover(folder).items == items
+    path.write_bytes(b"\xe9" + path.read_bytes())
+    with pytest.raises(BenchmarkError, match="must be UTF-8, got the byte 0xe9 in line 1"):
+        load_unqover(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

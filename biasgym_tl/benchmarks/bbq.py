@@ -29,7 +29,15 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows, source_name
+from biasgym_tl.benchmarks.rows import (
+    Row,
+    check_n,
+    dealt,
+    once,
+    read_rows,
+    source_name,
+    warn_of_contradictions,
+)
 from biasgym_tl.errors import BenchmarkError, SettingError
 
 NAN = float("nan")
@@ -142,7 +150,7 @@ class Bbq(QuestionSet):
 def load_bbq(
     source: Any,
     *,
-    category: str = "Nationality",
+    category: str | None = None,
     metadata: str | Path | None = None,
     n: int | None = 96,
     seed: int = 0,
@@ -158,7 +166,8 @@ def load_bbq(
     Args:
         source: A file such as ``Nationality.jsonl``, or a ``datasets`` name, with a configuration
             as ``"name:configuration"``.
-        category: Rows of this ``category``, one of the eleven.
+        category: Rows of this ``category``, one of the eleven; None: the only one that is there,
+            of several ``"Nationality"``.
         metadata: The authors' ``additional_metadata.csv``. Where it has a ``target_loc`` for an
             item, that decides, as for the published numbers. ``"Race_x_gender"`` needs it.
         n: Items at most; None for all. Nationality has 3080 in 25 templates: the default takes one
@@ -174,6 +183,8 @@ def load_bbq(
     name = Path(source_name(source)).name
     rows = read_rows(source, _COLUMNS, texts=_TEXTS)
     categories = {_plain(row["category"]): row["category"] for row in rows}
+    if category is None:
+        category = next(iter(categories.values())) if len(categories) == 1 else "Nationality"
     if _plain(category) not in categories:
         raise BenchmarkError(
             f"category must be one of {sorted(categories.values())} in {name}, got {category!r}."
@@ -182,6 +193,13 @@ def load_bbq(
     places = {} if metadata is None else _target_places(metadata, category)
     found = once(
         (_read_item(row, name, places) for row in rows if row["category"] == category), name
+    )
+    warn_of_contradictions(
+        (
+            ((item.context, item.question, frozenset(item.options)), item.options[item.right])
+            for item, _ in found
+        ),
+        name,
     )
     _check_known([item for item, _ in found], rows, category, name)
     sets: dict[str, dict[frozenset[str], list[BbqItem]]] = {}

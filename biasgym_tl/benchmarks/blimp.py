@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import once, read_rows
+from biasgym_tl.benchmarks.rows import once, read_rows, warn_of_contradictions
 from biasgym_tl.benchmarks.sample import stratified_sample
 from biasgym_tl.errors import BenchmarkError
 
@@ -81,7 +81,11 @@ def load_blimp(folder: str | Path, *, n: int | None = 600, seed: int = 0) -> Bli
         for row in read_rows(path, (), texts=("UID", "sentence_good", "sentence_bad"))
     )
     paradigms: dict[str, list[MinimalPair]] = defaultdict(list)
-    for pair in once(found, str(folder)):
+    distinct = once(found, str(folder))
+    warn_of_contradictions(
+        ((frozenset((pair.good, pair.bad)), pair.good) for pair in distinct), str(folder)
+    )
+    for pair in distinct:
         paradigms[pair.paradigm].append(pair)
     if not paradigms:
         raise BenchmarkError(

@@ -23,7 +23,14 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import check_n, dealt, once, read_rows, source_name
+from biasgym_tl.benchmarks.rows import (
+    check_n,
+    dealt,
+    once,
+    read_rows,
+    source_name,
+    warn_of_contradictions,
+)
 from biasgym_tl.errors import BenchmarkError
 
 DIRECTIONS = ("stereo", "antistereo")
@@ -117,6 +124,9 @@ def load_crows_pairs(
                 f"got {pair.direction!r}."
             )
     pairs = once(pairs, name)
+    warn_of_contradictions(
+        ((frozenset(pair[:2]), (pair.more, pair.direction)) for pair in pairs), name
+    )
     chosen = pairs if n is None else dealt({"": pairs}, seed)[:n]
     return CrowsPairs(
         name=f"crows_pairs_{bias_type or 'all'}".replace("-", "_"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
-from biasgym_tl.benchmarks.rows import check_n, once
+from biasgym_tl.benchmarks.rows import check_n, once, warn_of_contradictions
 from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer
@@ -113,7 +114,8 @@ def load_mmlu(
     seed: int = 0,
 ) -> Mmlu:
     """Read MMLU, or MMLU-Redux (Gema et al. 2024, arXiv 2406.04127), in which errors are marked.
-    Equal questions of a subject count once.
+    Equal questions of a subject count once; a warning names how many contradict each other or
+    stand among the shots.
 
     Shots are the first questions of the split ``dev``. MMLU-Redux has none: there they are drawn
     from the subject's sound questions, which are then not asked.
@@ -145,6 +147,8 @@ def load_mmlu(
         raise SettingError(f"subjects must be some of {list(found)}, got {wanted}.")
     distinct = {name: Subject(*(tuple(once(q, name)) for q in found[name])) for name in wanted}
     parts = {name: _part(name, of, shots, keep_unsound, seed) for name, of in distinct.items()}
+    for name, part in parts.items():
+        _warn_of_items(name, part)
     if n is None:
         return Mmlu(parts)
     check_n(n)
@@ -168,6 +172,22 @@ def _part(name: str, subject: Subject, n_shots: int, keep_unsound: bool, seed: i
         return Part(subject.dev[:n_shots], tuple(items))
     shots = random.Random(f"{name}/{seed}").sample(sound, n_shots)
     return Part(tuple(shots), tuple(item for item in items if item not in shots))
+
+
+def _warn_of_items(name: str, part: Part) -> None:
+    """Of questions with several answers, and of those that the shots give away."""
+    asked = (*part.shots, *part.items)
+    warn_of_contradictions(
+        ((item.key(), item.choices[item.answer].strip()) for item in asked), name
+    )
+    shown = {shot.key() for shot in part.shots}
+    n = sum(item.key() in shown for item in part.items)
+    if n:
+        warnings.warn(
+            f"{name}: {n} of {len(part.items)} questions stand among the shots, with their answer; "
+            "each counts. Take them out of the source.",
+            stacklevel=3,
+        )
 
 
 def _sampled(name: str, part: Part, n: int, seed: int) -> Part:

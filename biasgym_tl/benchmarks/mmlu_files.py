@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import csv
+import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.store import decoded
 
+Row = TypeVar("Row")
 LETTERS = "ABCD"
+_MAC_ROMAN = "66899acc38302e45f73eadccf4d7465d0c5e5ff17fb6fc3ee1917cef74484b50"
+"""Of MMLU-Redux's ``mmlu_moral_scenarios.csv``, the one file that is not UTF-8."""
 
 
 class MultipleChoice(NamedTuple):
@@ -24,6 +29,10 @@ class MultipleChoice(NamedTuple):
     """Place of the right one."""
     sound: bool = True
     """False where MMLU-Redux found an error in it."""
+
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """What is asked, whatever the order of the choices."""
+        return self.question.strip(), tuple(sorted(choice.strip() for choice in self.choices))
 
     def asked(self) -> str:
         """The question as it stands in a prompt, up to the letter of its answer."""
@@ -64,7 +73,7 @@ def read_mmlu(source: str | Path) -> dict[str, Subject]:
 
 def _original(folder: Path) -> dict[str, Subject]:
     def read(path: Path) -> tuple[MultipleChoice, ...]:
-        rows = csv.reader(io.StringIO(_text(path), newline="")) if path.is_file() else ()
+        rows = _rows(path, csv.reader(_opened(_text(path)))) if path.is_file() else []
         return tuple(
             _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
             for i, row in enumerate(rows, start=1)
@@ -82,9 +91,9 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
     text = _text(path)
     header = text.split("\n", 1)[0]
     delimiter = max(",;", key=header.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.DictReader(_opened(text), delimiter=delimiter)
     found = []
-    for i, row in enumerate(rows, start=1):
+    for i, row in enumerate(_rows(path, rows), start=1):
         where = f"{path.name}, question {i}"
         try:
             question, answer = row["question"], row["answer"]
@@ -140,9 +149,20 @@ def _checked(question: list[str], choices: Any, answer: int | str, where: str) -
     return MultipleChoice(question[0], tuple(map(str, choices)), places[str(answer)])
 
 
+def _opened(text: str) -> io.StringIO:
+    return io.StringIO(text, newline="")
+
+
+def _rows(path: Path, rows: Iterable[Row]) -> list[Row]:
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
+
+
 def _text(path: Path) -> str:
     raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("mac_roman")  # one file of MMLU-Redux was saved so
+    if hashlib.sha256(raw.replace(b"\r\n", b"\n")).hexdigest() == _MAC_ROMAN:
+        return raw.decode("mac_roman")
+    decoded(raw, path.name, BenchmarkError)
+    return raw.decode("utf-8-sig")  # new lines within a text as they stand

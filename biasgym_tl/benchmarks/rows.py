@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,6 +142,25 @@ def once(items: Iterable[Item], where: str) -> list[Item]:
             stacklevel=3,
         )
     return kept
+
+
+def warn_of_contradictions(claims: Iterable[tuple[Hashable, Hashable]], where: str) -> None:
+    """Warn of what is asked more than once with different answers, and say how many there are.
+
+    Args:
+        claims: What is asked, and what the answer is said to be.
+        where: What the source is called.
+    """
+    answers: dict[Hashable, set[Hashable]] = {}
+    for asked, answer in claims:
+        answers.setdefault(asked, set()).add(answer)
+    n = sum(len(found) > 1 for found in answers.values())
+    if n:
+        warnings.warn(
+            f"{where}: {n} of {len(answers)} items stand there again with another answer "
+            "that contradicts it; each counts. Correct the source.",
+            stacklevel=3,
+        )
 
 
 def dealt(groups: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:

@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import Row, check_n, dealt, once, read_rows, source_name
+from biasgym_tl.benchmarks.rows import (
+    Row,
+    check_n,
+    dealt,
+    once,
+    read_rows,
+    source_name,
+    warn_of_contradictions,
+)
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import SENTENCE_REQUEST
 from biasgym_tl.slot import spaced
@@ -170,7 +178,15 @@ def _judged(
                 f"{name} must judge {attribute!r} of {identity!r} once, got "
                 f"{judged[attribute, identity]} and {counts} as {list(columns)}."
             )
+    warn_of_contradictions(
+        ((tuple(map(_plain, pair)), counts) for pair, counts in judged.items()), name
+    )
     return judged
+
+
+def _plain(text: str) -> str:
+    """A name whatever its case and spaces: " late  riser" is "Late riser"."""
+    return " ".join(text.split()).casefold()
 
 
 def _counts(row: Row, columns: tuple[str, ...]) -> tuple[int, ...]:

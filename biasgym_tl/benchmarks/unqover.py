@@ -27,6 +27,7 @@ from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, once
 from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.slot import spaced
+from biasgym_tl.store import read_text
 
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")
@@ -174,10 +175,8 @@ def _lines(root: Path, part: str, name: str) -> list[str]:
     path = flat if flat.is_file() else root / part / name
     if not path.is_file():
         raise BenchmarkError(f"folder must hold {flat.name} or {part}/{name}, got {str(root)!r}.")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise BenchmarkError(f"{path.name} must be UTF-8, but: {error}.") from error
+    text = read_text(path, path.name, BenchmarkError)
+    lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise BenchmarkError(f"{path.name} must hold at least one line, got none.")
