@@ -369,7 +369,7 @@ class _Calls:
             return Reply(error=self._said(ValueError(str(reason))))
         choice, usage = completion.choices[0], getattr(completion, "usage", None)
         text = _without_thoughts(_text(choice.message.content))
-        refusal = _text(getattr(choice.message, "refusal", None))
+        refusal = _text(getattr(choice.message, "refusal", None)).strip()
         fault = "" if refusal else _fault(text, choice.finish_reason)
         return Reply(
             text=text,
@@ -413,18 +413,27 @@ def _text(value: Any) -> str:
     return (value or "").encode("utf-8", "replace").decode()
 
 
+_THOUGHTS = re.compile(
+    r"\A(?:\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|.*</think(?:ing)?>)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""What is thought before an answer; some templates write the opening mark into the prompt."""
+
+
 def _without_thoughts(text: str) -> str:
     """The answer of a model whose server leaves in what it thought before."""
-    return re.sub(r"\A\s*<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL)
+    return _THOUGHTS.sub("", text)
 
 
 def _fault(text: str, finish_reason: Any) -> str:
     """Why an answer is not whole, if so."""
-    if finish_reason == "content_filter":
+    reason = str(finish_reason or "stop").lower()
+    if reason in ("content_filter", "safety", "error"):
         return "the answer was filtered"
-    if finish_reason == "length":
+    if reason in ("length", "max_tokens"):
         return "the answer was cut off"
-    return "" if text.strip() else "the answer is empty"
+    said = re.sub(r"```\w*", "", text)
+    return "" if any(c.isprintable() and not c.isspace() for c in said) else "the answer is empty"
 
 
 def _number(value: Any) -> int:

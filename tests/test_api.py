@@ -476,3 +476,34 @@ def test_settings_outside_their_range(settings, message):
 def test_price():
     assert Price(0.5, 2.0).of(1_000_000, 500_000) == 1.5
     assert Usage.of([Reply(error="no")]).failed == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>draft</think>late", "late"),
+        ("draft\n</think>\nlate", "\nlate"),
+        ("<THINKING>a</Thinking> late", " late"),
+        ("<think>cut in the middle", ""),
+        ("late <thinker>", "late <thinker>"),
+    ],
+)
+def test_what_is_thought_before_an_answer_is_taken_off(text, answer):
+    from biasgym_tl.api import _without_thoughts
+
+    assert _without_thoughts(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "fault"),
+    [
+        ("late", "stop", ""), ("late", None, ""), ("late", "eos", ""),
+        ("late", "MAX_TOKENS", "cut off"), ("late", "SAFETY", "filtered"),
+        ("\u200b\ufeff", "stop", "empty"), ("\0", "stop", "empty"),
+        ("```json\n```", "stop", "empty"),
+    ],
+)  # fmt: skip
+def test_what_holds_nothing_is_no_answer(text, reason, fault):
+    from biasgym_tl.api import _fault
+
+    assert fault in _fault(text, reason) and bool(fault) == bool(_fault(text, reason))
