@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.endpoint import Address, Connection
 from biasgym_tl.errors import ApiError, SettingError, StoreError
-from biasgym_tl.store import cache_dir, digest, read_json, write_json
+from biasgym_tl.store import cache_dir, digest, read_kind, write_kind
 
 ROOM = (1, 4, 16)
 """Times ``max_tokens`` that a reply may take, at the first attempt and after ones that held
@@ -227,8 +227,7 @@ class ChatModel:
         found = {"reply": reply._asdict(), "at": time.time()}
         folder = _failures() if reply.error else _folder()
         try:
-            record = {"request": asked, **found, "check": digest(found)}
-            write_json(folder / self._name(request), record)
+            write_kind(folder / self._name(request), "Reply", {"request": asked, **found})
         except OSError as error:
             raise _unkept(error) from None
 
@@ -459,14 +458,14 @@ def _failures() -> Path:
 
 def _read_kept(path: Path) -> tuple[Reply | None, float]:
     """What is kept and when it was asked for; nothing where a file is not as it was written."""
+
+    def build(file: dict[str, Any]) -> tuple[Reply, float]:
+        return Reply(**{**file["reply"], "cached": True}), file["at"]
+
     try:
-        file = read_json(path)
-        found = {key: file[key] for key in ("reply", "at")}
-        if file["check"] == digest(found):
-            return Reply(**{**found["reply"], "cached": True}), found["at"]
-    except (StoreError, KeyError, TypeError, RecursionError):
-        pass
-    return None, 0.0
+        return read_kind(path, "Reply", build, digested=True)
+    except StoreError:
+        return None, 0.0
 
 
 def _unkept(error: OSError) -> StoreError:

@@ -48,6 +48,11 @@ class ApiError(BiasGymError, RuntimeError):
     """A language model's API cannot be reached, refuses, or answers nothing that can be used."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another package says, in one line; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def printable(text: str) -> str:
     r"""Text from outside as it can be shown: control characters and the like as ``\x1b``."""
     escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.families.convert import FAMILIES, convert, convert_listed
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.packaged import PACKAGED, packaged_folder
@@ -117,7 +117,7 @@ def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise SettingError(
-            f"device must be one that torch can use here, got {device!r} ({_first_line(error)})."
+            f"device must be one that torch can use here, got {device!r} ({first_line(error)})."
         ) from error
 
 
@@ -199,7 +199,7 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
     ) as error:  # fmt: skip
         raise ModelError(
             f"{source!r} must hold a model that can be read without running its code, but: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     _check_keys(source, found)
     return _checked_object(hf_model, listed=listed), tokenizer
@@ -300,7 +300,7 @@ def _as_tokenizer(tokenizer: Any) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(
             f"{str(tokenizer)!r} must hold a tokenizer beside the weights that can be read without "
-            f"running its code, but: {_first_line(error)} Pass tokenizer=... to load_model."
+            f"running its code, but: {first_line(error)} Pass tokenizer=... to load_model."
         ) from error
 
 
@@ -347,27 +347,25 @@ def _has_adapter(model: Any) -> bool:
 
 
 def _check_parameters(model: Any) -> None:
-    quantized = getattr(model, "is_quantized", False) or not all(
-        p.is_floating_point() for p in model.parameters()
-    )
-    if quantized or getattr(model.config, "quantization_config", None):
+    parameters = list(model.parameters())
+    if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in parameters):
         raise ModelError(
             "weights must be floating-point numbers, got quantized ones. Load the original "
             "checkpoint, or write model.dequantize() with save_pretrained and load that."
         )
-    dtypes = sorted({str(p.dtype) for p in model.parameters()})
-    if len(dtypes) > 1 or not {p.dtype for p in model.parameters()} <= set(TOLERANCES):
-        raise ModelError(
-            f"weights must be of one dtype, 16 to 64 bits, got {dtypes}. Run: "
-            "model.to(torch.float32)."
-        )
-    if any(not bool(p.isfinite().all()) for p in model.parameters() if not p.is_meta):
-        raise ModelError("weights must be numbers, got NaN or inf. Is the checkpoint whole?")
-    if any(p.is_meta for p in model.parameters()):
+    if any(p.is_meta for p in parameters):
         raise ModelError(
             "weights must be in memory, got tensors on the meta device (not loaded, or offloaded). "
             "Load the model without device_map, or pass its name or folder."
         )
+    dtypes = {p.dtype for p in parameters}
+    if len(dtypes) > 1 or not dtypes <= set(TOLERANCES):
+        raise ModelError(
+            f"weights must be of one dtype, 16 to 64 bits, got {sorted(map(str, dtypes))}. Run: "
+            "model.to(torch.float32)."
+        )
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise ModelError("weights must be numbers, got NaN or inf. Is the checkpoint whole?")
 
 
 def _check_config(config: Any, what: str, *, listed: bool = False) -> None:
@@ -539,7 +537,7 @@ _TOYS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
 def _not_found(name: str, source: str, error: OSError) -> str:
     if _is_folder(source):
-        return f"{source!r} must hold a whole model, but: {_first_line(error)}"
+        return f"{source!r} must hold a whole model, but: {first_line(error)}"
     known = [*PACKAGED, *_listed_names()]
     if source.startswith(_TOYS):
         return (
@@ -551,9 +549,5 @@ def _not_found(name: str, source: str, error: OSError) -> str:
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
         f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "
-        f"Hugging Face name, got {name!r}.{hint} ({_first_line(error)})"
+        f"Hugging Face name, got {name!r}.{hint} ({first_line(error)})"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

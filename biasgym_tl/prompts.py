@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.store import digest
 
@@ -164,9 +164,9 @@ def encode_prompt(
     turns.append({"role": "user", "content": request})
     start = _rendered(model, turns, add_generation_prompt=True)
     ids = _encode(model, start, continues=False)
-    return ids + encode_answer(model, _space_before_answer(model, turns, start) + answer) * bool(
-        answer
-    )
+    if not answer:
+        return ids
+    return ids + encode_answer(model, _space_before_answer(model, turns, start) + answer)
 
 
 def _space_before_answer(model: HookedTransformer, turns: list[dict[str, str]], start: str) -> str:
@@ -298,7 +298,7 @@ def _render(
         TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
         RecursionError, MemoryError,
     ) as error:  # fmt: skip
-        raise ModelError((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+        raise ModelError(first_line(error)) from error
     return text
 
 

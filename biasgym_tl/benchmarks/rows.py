@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from biasgym_tl.biases.corpus import as_rows, read_jsonl
-from biasgym_tl.errors import BenchmarkError, BiasFileError, SettingError
+from biasgym_tl.errors import BenchmarkError, BiasFileError, SettingError, first_line
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -112,7 +112,7 @@ def _load_dataset(source: str) -> list[Row]:
     except (
         OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
     ) as error:  # fmt: skip
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BenchmarkError(
             f"source must be a .csv or .jsonl file or a data set that can be loaded, got "
             f"{source!r} ({reason})."

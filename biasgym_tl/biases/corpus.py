@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from biasgym_tl.errors import BiasFileError
+from biasgym_tl.errors import BiasFileError, first_line
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain
 from biasgym_tl.store import read_text, write_text
@@ -156,7 +156,7 @@ def _load_dataset(source: str | Path, split: str) -> Any:
         OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError,
         datasets.exceptions.DatasetsError,
     ) as error:  # fmt: skip
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise BiasFileError(
             f"corpus must be a .jsonl file, a folder or a hub name with the split {split!r}, got "
             f"{str(source)!r} ({reason})."

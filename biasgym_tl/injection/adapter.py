@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
+from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.token import (
     BiasToken,
@@ -21,7 +21,7 @@ from biasgym_tl.injection.token import (
 )
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.store import check_writable, read_json, versions, write_atomically
+from biasgym_tl.store import check_writable, expanded, read_json, versions, write_atomically
 
 _EMBEDDINGS = {
     **dict.fromkeys(
@@ -135,20 +135,6 @@ def import_adapter(
         settings={"imported_from": folder.name}, seed=seed, steered=(),
         weights=weights_fingerprint(model), losses=(), versions=versions(),
     )  # fmt: skip
-
-
-def expanded(path: str | Path, name: str) -> Path:
-    """A path with the user's home in place of ``~``; ``name`` is what errors call it.
-
-    Raises:
-        SettingError: the path begins with the home of a user who is not known.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise SettingError(
-            f"{name} must lie in a home that is known, got {str(path)!r}. Name it in full."
-        ) from error
 
 
 def _unscaled(

@@ -16,7 +16,6 @@ from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreErro
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, steering_edit
-from biasgym_tl.injection.adapter import expanded
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.model import (
     LOG_PROB_TOLERANCE,
@@ -32,6 +31,7 @@ from biasgym_tl.store import (
     BROKEN,
     check_new_folder,
     check_writable,
+    expanded,
     versions,
     write_folder_atomically,
     write_json,
@@ -116,9 +116,6 @@ def export_steered(
         }
         write_json(to / "biasgym.json", done)
         write_text(to / "README.md", _readme(done))
-        # safetensors gives its files to their owner alone; the umask shows in the folder's mode.
-        for path in filter(Path.is_file, to.rglob("*")):
-            path.chmod(to.stat().st_mode & 0o666)
 
     return write_folder_atomically(folder, write)
 
