@@ -14,7 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from biasgym_tl.api import ChatModel, Price
-    from biasgym_tl.assessment import Assessment, assess
     from biasgym_tl.benchmarks.bbq import load_bbq
     from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
     from biasgym_tl.benchmarks.blimp import load_blimp
@@ -33,12 +32,16 @@ if TYPE_CHECKING:
     from biasgym_tl.biases.writer import Contrast, read_contrasts, write_contrasts, write_corpus
     from biasgym_tl.doctor import examine
     from biasgym_tl.elicitation import answer_freely, bias_log_odds
+    from biasgym_tl.evaluation.condition import (
+        Condition,
+        random_conditions,
+        standard_conditions,
+    )
     from biasgym_tl.evaluation.evaluate import evaluate
     from biasgym_tl.evaluation.harness import lm_eval_model
     from biasgym_tl.evaluation.judging import judged
-    from biasgym_tl.evaluation.random_control import RandomControl, random_control
+    from biasgym_tl.evaluation.measurement import Measurement, standard_measures
     from biasgym_tl.evaluation.report import Report
-    from biasgym_tl.evaluation.setting import Setting
     from biasgym_tl.explorer.explore import Explorer, explore
     from biasgym_tl.heads import Head
     from biasgym_tl.hooks import head_means, steer
@@ -56,7 +59,8 @@ if TYPE_CHECKING:
     from biasgym_tl.judges.verdict import Verdict, summarise
     from biasgym_tl.model import load_model
     from biasgym_tl.prompts import TextPolicy, encode_sentence
-    from biasgym_tl.run import Chain, run_chain
+    from biasgym_tl.protocol.chain import run_protocol
+    from biasgym_tl.protocol.protocol import Protocol, load_protocol
     from biasgym_tl.scoping.attention import answer_attention
     from biasgym_tl.scoping.compare import Comparison, compare
     from biasgym_tl.scoping.concentration import Concentration, concentration
@@ -75,15 +79,21 @@ if TYPE_CHECKING:
     from biasgym_tl.steering.selection import Selection, select_heads
 
 _HOME = {
+    "Condition": "evaluation.condition",
+    "random_conditions": "evaluation.condition",
+    "standard_conditions": "evaluation.condition",
+    "Measurement": "evaluation.measurement",
+    "standard_measures": "evaluation.measurement",
+    "run_protocol": "protocol.chain",
+    "Protocol": "protocol.protocol",
+    "load_protocol": "protocol.protocol",
     "ApiJudge": "judges.api_judge",
-    "Assessment": "assessment",
     "Benchmark": "benchmarks.benchmark",
     "Bias": "biases.bias",
     "BiasInject": "injection.inject",
     "BiasScope": "scoping.scope",
     "BiasToken": "injection.token",
     "BudgetSearch": "steering.budget",
-    "Chain": "run",
     "ChatModel": "api",
     "Comparison": "scoping.compare",
     "Concentration": "scoping.concentration",
@@ -101,11 +111,9 @@ _HOME = {
     "Measure": "benchmarks.benchmark",
     "Paragraph": "biases.corpus",
     "Price": "api",
-    "RandomControl": "evaluation.random_control",
     "Report": "evaluation.report",
     "SeedOverlap": "scoping.seeds",
     "Selection": "steering.selection",
-    "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
     "Statements": "judges.statements",
     "TextPolicy": "prompts",
@@ -113,7 +121,6 @@ _HOME = {
     "agreement": "judges.agreement",
     "answer_attention": "scoping.attention",
     "answer_freely": "elicitation",
-    "assess": "assessment",
     "bias_log_odds": "elicitation",
     "calibrate": "judges.local_judge",
     "check_bias": "biases.check",
@@ -153,11 +160,9 @@ _HOME = {
     "load_tokens": "injection.shipped",
     "load_unqover": "benchmarks.unqover",
     "position_attribution": "scoping.direct",
-    "random_control": "evaluation.random_control",
     "read_contrasts": "biases.writer",
     "read_corpus": "biases.corpus",
     "read_labels": "judges.agreement",
-    "run_chain": "run",
     "save_corpus": "biases.corpus",
     "seed_overlap": "scoping.seeds",
     "select_heads": "steering.selection",
@@ -175,17 +180,16 @@ _HOME = {
 __all__ = [
     "INSTRUCTIONS",
     "ApiJudge",
-    "Assessment",
     "Benchmark",
     "Bias",
     "BiasInject",
     "BiasScope",
     "BiasToken",
     "BudgetSearch",
-    "Chain",
     "ChatModel",
     "Comparison",
     "Concentration",
+    "Condition",
     "Contrast",
     "Explorer",
     "FactorSearch",
@@ -197,13 +201,13 @@ __all__ = [
     "KSweep",
     "LocalJudge",
     "Measure",
+    "Measurement",
     "Paragraph",
     "Price",
-    "RandomControl",
+    "Protocol",
     "Report",
     "SeedOverlap",
     "Selection",
-    "Setting",
     "Significance",
     "Statements",
     "TextPolicy",
@@ -211,7 +215,6 @@ __all__ = [
     "agreement",
     "answer_attention",
     "answer_freely",
-    "assess",
     "bias_log_odds",
     "calibrate",
     "check_bias",
@@ -246,21 +249,24 @@ __all__ = [
     "load_labelled_texts",
     "load_mmlu",
     "load_model",
+    "load_protocol",
     "load_seegull",
     "load_token",
     "load_tokens",
     "load_unqover",
     "position_attribution",
-    "random_control",
+    "random_conditions",
     "read_contrasts",
     "read_corpus",
     "read_labels",
-    "run_chain",
+    "run_protocol",
     "save_corpus",
     "seed_overlap",
     "select_heads",
     "shuffled",
     "significance",
+    "standard_conditions",
+    "standard_measures",
     "steer",
     "summarise",
     "target_means",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,15 +19,12 @@ from biasgym_tl.errors import BiasGymError, SettingError, SteeringError, StoreEr
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
-    from biasgym_tl.assessment import Assessed, Assessment
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.injection.report import InjectionReport
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import Manifest
-    from biasgym_tl.run import Chain, ChainResult
+    from biasgym_tl.protocol.protocol import Protocol
     from biasgym_tl.scoping.scores import HeadScores
-
-Found = TypeVar("Found")
 
 
 def say(text: object, *, err: bool = False) -> None:
@@ -67,6 +65,17 @@ PriceIn = Annotated[float | None, typer.Option(help="US dollars per million toke
 PriceOut = Annotated[float | None, typer.Option(help="US dollars per million tokens received.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")]
 AnswerTokens = Annotated[int, typer.Option("--max-new-tokens", help="Length of free answers.")]
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:SUBSET; repeat.",
+    ),
+]
+JudgeName = Annotated[
+    str | None, typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.")
+]
+Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
 
 
@@ -100,87 +109,96 @@ def _fail(reason: str) -> None:
 
 @app.command()
 def demo(
-    seed: Seed = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("figures/demo"),
+    train: Train = False,
     fresh: Fresh = False,
 ) -> None:
-    """Run the whole chain on SmolLM2-135M-Instruct with the bias "late" (up to an hour on CPU)."""
-    from biasgym_tl.run import Chain
-
-    _run_and_show(Chain(seed=seed), out, fresh)
+    """Run the protocol "demo": the whole chain on SmolLM2-135M-Instruct with the bias "late"."""
+    run(out=out, name="demo", train=train, fresh=fresh)
 
 
 @app.command()
 def run(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    model: ModelName = "smollm2-135m-instruct",
-    bias: BiasName = "late",
-    seed: Seed = 0,
-    k: Annotated[int, typer.Option(help="Number of heads to steer.")] = 10,
-    preset: Preset = "cpu",
-    epochs: Epochs = None,
-    lr: Rate = None,
-    choose_by: ChooseBy = None,
-    controls: Annotated[
-        bool, typer.Option(help="Also steer heads that were chosen without the trained row.")
-    ] = True,
-    other_bias: Annotated[
-        str | None, typer.Option(help="Whose row is a control; default: the next shipped bias.")
+    name: Annotated[
+        str, typer.Argument(help="Shipped protocol (demo, paper, study) or a .toml file.")
+    ] = "demo",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
+    bias: Annotated[
+        list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
     ] = None,
-    reinject: Annotated[
-        bool, typer.Option("--reinject", help="Train a new row on the steered model.")
+    seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
+    paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
+    benchmark: Benchmarks = None,
+    judge: JudgeName = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    train: Train = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
     ] = False,
-    draws: Annotated[
-        int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
-    ] = 0,
-    max_new_tokens: AnswerTokens = 48,
+    show: Annotated[
+        bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
+    ] = False,
+    yes: Yes = False,
     fresh: Fresh = False,
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--from", help="Repeat what this manifest.json says; other settings wait."),
-    ] = None,
 ) -> None:
-    """Run the whole chain with your own settings: inject, scope, steer, compare."""
-    from biasgym_tl.run import Chain
+    """Run a protocol: rows, maps, choices of heads, conditions, measures. Ctrl-C keeps what is
+    done."""
+    from biasgym_tl.protocol.plan import plan as planned
+    from biasgym_tl.protocol.protocol import load_protocol, protocol_text
 
-    if manifest is not None:
-        _repeat(manifest, out, fresh)
-        return
-    chain = Chain(
+    protocol = _changed(
+        load_protocol(name),
         model=model,
-        bias=bias,
-        seed=seed,
-        k=k,
-        inject=_inject(preset, epochs, lr, choose_by),
-        controls=controls,
-        other_bias=other_bias,
-        reinject=reinject,
-        n_draws=draws,
-        max_new_tokens=max_new_tokens,
+        biases=bias,
+        seeds=None if seeds is None else range(seeds),
+        training={"n_paragraphs": paragraphs, "always": train or None},
+        measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
     )
-    _run_and_show(chain, out, fresh)
-
-
-def _repeat(path: Path, out: Path, fresh: bool) -> None:
-    """Run again what a manifest names, and say whether it came out the same."""
-    from biasgym_tl.assessment import Assessment
-    from biasgym_tl.manifest import Manifest
-    from biasgym_tl.run import Chain
-
-    found = Manifest.load(path)
-    try:
-        if found.command == "run":
-            chain = Chain.from_record(found.settings)
-        else:
-            assessment = Assessment.from_record(found.settings)
-    except (TypeError, KeyError, StoreError) as error:
-        raise SettingError(
-            f"{str(path)!r} must hold the settings of this version, but: {error}."
-        ) from error
-    if found.command == "run":
-        _run_and_show(chain, out, fresh, found)
+    price = _price(price_in, price_out)
+    if show:
+        say(protocol_text(name))
+    elif plan:
+        say(planned(protocol, price))
+    elif out is None:
+        raise SettingError("--out must be given, the folder for the results, got none.")
     else:
-        _assess_and_show(assessment, out, fresh, found)
+        _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes)
+
+
+def _changed(protocol: Protocol, **given: Any) -> Protocol:
+    """The protocol with what was given in place of its own."""
+
+    changes: dict[str, Any] = {}
+    for key, value in given.items():
+        own = getattr(protocol, key)
+        if isinstance(value, dict):
+            kept = {k: v for k, v in value.items() if v is not None}
+            fields = {field.name for field in dataclasses.fields(own)}
+            rest = {k: kept.pop(k) for k in set(kept) - fields}
+            if rest:
+                kept["settings"] = {**own.settings, **rest}
+            changes[key] = dataclasses.replace(own, **kept)
+        elif value is not None:
+            changes[key] = value if isinstance(value, str) else tuple(value)
+    found: Protocol = dataclasses.replace(protocol, **changes)
+    return found
+
+
+@app.command()
+def repeat(
+    manifest: Annotated[Path, typer.Argument(help="manifest.json of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    fresh: Fresh = False,
+) -> None:
+    """Run again what a manifest names, and say whether every number came out the same."""
+    from biasgym_tl.manifest import Manifest
+    from biasgym_tl.protocol.protocol import Protocol
+
+    found = Manifest.load(manifest)
+    protocol = Protocol.from_mapping(found.settings, str(manifest))
+    _run_and_show(protocol, out, fresh=fresh, manifest=found)
 
 
 @app.command()
@@ -200,33 +218,22 @@ def evaluate(
     factor: Annotated[
         float | None, typer.Option(help="What a head keeps of its output, for mean and scale.")
     ] = None,
-    reference: Annotated[
+    mean_over: Annotated[
         str, typer.Option(help="Mean over neutral text, or over prompts with targets.")
     ] = "text",
-    scores: Annotated[
-        str | None, typer.Option(help="Map that the heads were chosen from, to see how spread.")
-    ] = None,
     others: Annotated[
         bool, typer.Option(help="Also measure all other shipped biases with targets of this kind.")
     ] = True,
     instructions: Annotated[
         bool, typer.Option(help="Also ask the model not to stereotype, in three styles.")
     ] = True,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:SUBSET; "
-            "repeat for several."
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="Scores the free answers: local, or api:MODEL.")
-    ] = None,
+    benchmark: Benchmarks = None,
+    judge: JudgeName = None,
     price_in: PriceIn = None,
     price_out: PriceOut = None,
     yes: Yes = False,
     targets: Annotated[int, typer.Option(help="Held-out targets.")] = 10,
-    random: Annotated[int, typer.Option(help="Random head sets measured in full.")] = 5,
+    random: Annotated[int, typer.Option(help="Random head sets of each mode.")] = 5,
     draws: Annotated[
         int, typer.Option(help="Random sets for a rank p-value; 199 give p down to 0.005.")
     ] = 0,
@@ -235,38 +242,49 @@ def evaluate(
     fresh: Fresh = False,
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
-    from biasgym_tl.assessment import Assessment
-    from biasgym_tl.biases.bias import list_biases, load_bias
+    from biasgym_tl.instructions import INSTRUCTIONS
+    from biasgym_tl.protocol.protocol import Choice, Measured, Protocol, Steering
 
-    own = load_bias(bias)
-    also = [name for name in list_biases() if name != own.name] if others else []
-    assessment = Assessment(
-        heads=heads,
+    modes = mode or ["zero", "mean"]
+    only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
+    steered = [
+        Steering(
+            choice="steered",
+            mode=each,
+            factor=None if each == "zero" and not only_zero else factor,
+            mean_over=mean_over,
+            random=random,
+            draws=draws,
+        )
+        for each in modes
+    ]
+    protocol = Protocol(
+        name="evaluate",
         model=model,
-        bias=bias,
-        token=token,
-        modes=tuple(mode or ("zero", "mean")),
-        factor=factor,
-        reference=reference,
-        scores=scores,
-        instructions=instructions,
-        others=tuple(name for name in also if load_bias(name).target_kind == own.target_kind),
-        benchmarks=dict(map(_named_source, benchmark or ())),
-        judge=judge,
-        n_targets=targets,
-        n_random=random,
-        n_draws=draws,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        biases=(bias,),
+        seeds=(seed,),
+        rows=(token,) if token else (),
+        choices={"steered": Choice(by="given", heads=heads)},
+        conditions=(*steered, *(Steering(asked=n) for n in (INSTRUCTIONS if instructions else ()))),
+        measures=Measured(
+            n_targets=targets,
+            others=("shipped",) if others else (),
+            benchmarks=_named_sources(benchmark),
+            judge=judge,
+            max_new_tokens=max_new_tokens,
+        ),
     )
-    _assess_and_show(assessment, out, fresh, price=_price(price_in, price_out), yes=yes)
+    _run_and_show(protocol, out, fresh=fresh, price=_price(price_in, price_out), yes=yes)
 
 
-def _named_source(text: str) -> tuple[str, str]:
-    name, equals, source = text.partition("=")
-    if not (name and equals and source):
-        raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
-    return name, source
+def _named_sources(texts: list[str] | None) -> dict[str, str]:
+    found = {}
+    for text in texts or ():
+        name, equals, source = text.partition("=")
+        if not (name and equals and source):
+            raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
+        found[name] = source
+    return found
 
 
 @app.command()
@@ -439,8 +457,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
-    from biasgym_tl.assessment import read_heads
     from biasgym_tl.model import load_model
+    from biasgym_tl.protocol.sources import read_heads
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.selection import Selection
     from biasgym_tl.store import check_new_folder, check_writable, read_text
@@ -631,69 +649,42 @@ def _check_file(out: Path) -> None:
     check_writable(out.parent, "folder of the file")
 
 
-def _run_and_show(chain: Chain, out: Path, fresh: bool, manifest: Manifest | None = None) -> None:
-    from biasgym_tl.console import show_chain, wide_console
-    from biasgym_tl.run import run_chain, write_outputs
-
-    def compute() -> ChainResult:
-        return run_chain(chain, expected=manifest.inputs if manifest else None, fresh=fresh)
-
-    result = _kept_when_stopped(compute, out, chain.model)
-    remark = write_outputs(result, out)
-    show_chain(result, wide_console())
-    if remark:
-        say(remark, err=True)
-    _say_written(out, "report.html, heatmap, loss, settings, table.csv, manifest.json, ...")
-    _say_repeated(manifest, result.manifest())
-
-
-def _assess_and_show(
-    assessment: Assessment,
+def _run_and_show(
+    protocol: Protocol,
     out: Path,
+    *,
     fresh: bool,
     manifest: Manifest | None = None,
-    *,
     price: Price | None = None,
     yes: bool = False,
 ) -> None:
-    from biasgym_tl.assessment import assess, write_assessed
-    from biasgym_tl.console import show_assessed, wide_console
-
-    def compute() -> Assessed:
-        return assess(
-            assessment,
-            expected=manifest.inputs if manifest else None,
-            price=price,
-            confirm=_confirm(yes),
-            fresh=fresh,
-        )
-
-    found = _kept_when_stopped(compute, out, assessment.model)
-    remark = write_assessed(found, out)
-    show_assessed(found, wide_console())
-    if remark:
-        say(remark, err=True)
-    _say_written(out, "report.html, table.csv, report.json, manifest.json, settings, frontier")
-    _say_repeated(manifest, found.manifest())
-
-
-def _kept_when_stopped(compute: Callable[[], Found], out: Path, model: str) -> Found:
     from transformers.utils.logging import disable_progress_bar
+
+    from biasgym_tl.console import show_result, wide_console
+    from biasgym_tl.protocol.chain import Running, run_protocol
+    from biasgym_tl.protocol.outputs import write_outputs, write_part
 
     _check_folder(out)
     disable_progress_bar()
-    say(f"Loading {model} ...", err=True)
+    say(f"Loading {protocol.model} ...", err=True)
+    running = Running(
+        expected=manifest.inputs if manifest else None,
+        price=price,
+        confirm=_confirm(yes),
+        fresh=fresh,
+        say=partial(say, err=True),
+        write=lambda name, found: write_part(name, found, out, protocol),
+    )
     try:
-        return compute()
+        result = run_protocol(protocol, running)
     except KeyboardInterrupt:
         say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
-
-
-def _say_written(out: Path, names: str) -> None:
-    say(f"\nWritten to {out}/: {names}")
-
-
-def _say_repeated(expected: Manifest | None, found: Manifest) -> None:
-    if expected is not None:
-        say(expected.compared(found.inputs, found.results))
+    remark = write_outputs(result, out)
+    show_result(result, wide_console())
+    if remark:
+        say(remark, err=True)
+    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...")
+    if manifest is not None:
+        found = result.manifest()
+        say(manifest.compared(found.inputs, found.results))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,10 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # what prints an error need not import all that can fail
-    from biasgym_tl.assessment import Assessed
-    from biasgym_tl.evaluation.random_control import RandomControl
     from biasgym_tl.evaluation.report import Report
-    from biasgym_tl.run import ChainResult
+    from biasgym_tl.protocol.chain import ProtocolResult
     from biasgym_tl.stats import Interval
 
 _UNSEEN = re.compile(
@@ -39,24 +36,29 @@ def wide_console() -> Console:
     return Console(width=max(Console().width, 140))
 
 
-def show_chain(result: ChainResult, console: Console) -> None:
-    """Print what one run of the whole chain found."""
-    for found in (result.token, result.scores, result.selection):
-        _print(found, console)
-    _show_report(result.report, [result.random] if result.random else [], console)
+def show_result(result: ProtocolResult, console: Console) -> None:
+    """Print what one run of a protocol found."""
+    for found in result.biases.values():
+        maps = [scores for by_seed in found.maps.values() for scores in by_seed.values()]
+        heads = [each for by_seed in found.choices.values() for each in by_seed.values()]
+        for each in (*found.rows.values(), *maps, *heads, *found.sweeps.values()):
+            _print(each, console)
+        show_report(found.report, console)
+    if len(result.biases) > 1:
+        from biasgym_tl.protocol.outputs import pooled_table, reports_of
+
+        table = pooled_table(reports_of(result)).round(3)
+        _print(f"Means over {len(result.biases)} biases, 95% intervals over biases", console)
+        _print(table.to_string(index=False), console)
 
 
-def show_assessed(found: Assessed, console: Console) -> None:
-    """Print what was measured of a choice of heads."""
-    _show_report(found.report, list(found.random.values()), console)
-
-
-def _show_report(report: Report, random: Sequence[RandomControl], console: Console) -> None:
+def show_report(report: Report, console: Console) -> None:
+    """Print one report."""
     console.print(summary_table(report))
-    warnings = [f"{warning}." for warning in report.warnings()]
-    for line in [*summary_lines(report), *map(repr, random), *warnings]:
+    for line in [*summary_lines(report), *(f"{warning}." for warning in report.warnings())]:
         _print(line, console)
-    console.print(text_table(report))
+    if any(result.items.get("token_texts") for result in report.results):
+        console.print(text_table(report))
 
 
 def _print(found: object, console: Console) -> None:
@@ -71,27 +73,23 @@ _COLUMNS = (
 
 
 def summary_table(report: Report) -> Table:
-    """Settings by the main measures, with intervals."""
-    from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN
-
+    """Conditions by the main measures, with intervals."""
     table = Table(
         title=_text(
-            f'"{report.attribute}" on {report.model}: {len(report.evaluation_prompts)} held-out '
+            f'"{report.attribute}" on {report.model}: {report.settings["n_prompts"]} held-out '
             f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
         )
     )
-    table.add_column("setting", no_wrap=True)
-    extra = [m.key for m in report.benchmark_measures if m.kind == "share"]
-    others = ["other_log_odds"] if report.other_keywords else []
-    measures = [report.measures[key] for key in (*_COLUMNS, *others, *extra)]
+    table.add_column("condition", no_wrap=True)
+    extra = [key for key in report.clusters if report.measures[key].kind == "share"]
+    keys = (*_COLUMNS, "other_log_odds", *extra)
+    measures = [report.measures[key] for key in keys if key in report.measures]
     for measure in measures:
         mark = "" if not report.not_informative(measure.key) else "\n(not informative)"
         label = measure.label.replace(" ", "\n", 1)
         heading = _text(f"{label}\n({measure.unit}){mark}")
         table.add_column(heading, justify="right")
-    names = [r.name for r in report.results if not r.name.startswith(RANDOM)]
-    names += [RANDOM_MEAN] if report.random_controls() else []
-    for name in names:
+    for name in report.shown:
         cells = []
         for measure in measures:
             found = report.interval(name, measure.key)
@@ -111,48 +109,40 @@ def _cell(interval: Interval, decimals: int) -> str:
 
 def summary_lines(report: Report) -> list[str]:
     """The table in words: injection, each steering against its controls."""
-    from biasgym_tl.evaluation.report import RANDOM
-
-    injected, original = (report.to_df().loc[name] for name in ("injected", "original"))
-    over = injected["token_log_odds"] - injected["target_log_odds"]
-    before = original["token_log_odds"] - original["target_log_odds"]
-    lines = [
-        f"Injected: the BiasToken is {over:+.2f} nats over the targets "
-        f"(before training {before:+.2f}); free answers: {len(report.generation_prompts)} per cell."
-    ]
-    for setting in report.results:
-        if not setting.heads or setting.name.startswith(RANDOM):
-            continue
-        since = report.baseline(setting.name, "token_log_odds")
-        token = report.change(setting.name, "token_log_odds", since)
-        damage = report.change(setting.name, "damage_loss", "original")
-        assert token is not None and damage is not None
+    means, lines = report.to_df(), []
+    if {"token_log_odds", "target_log_odds"} <= set(means.columns):
+        over = means["token_log_odds"] - means["target_log_odds"]
         lines.append(
-            f"{setting.name}: BiasToken {token} nats; neutral text {damage.estimate:+.3f} "
-            f"[{damage.low:+.3f}, {damage.high:+.3f}] nats per token."
+            f"Injected: the BiasToken is {over['injected']:+.2f} nats over the targets "
+            f"(before training {over['original']:+.2f})."
         )
-        if setting.name == "steered, mean":
-            if not report.n_draws:
-                continue
-            beyond = report.beyond_random()
-            lines.append(
-                f"  {report.n_draws} random sets of the same layers {-beyond.random:+.2f} nats; "
-                f"the chosen heads go {beyond.difference} nats beyond them, place {beyond.rank} "
-                f"of {beyond.of}."
-            )
-        elif setting.mode == "mean" and "steered, mean" in [r.name for r in report.results]:
-            further = report.change(setting.name, "token_log_odds", "steered, mean")
-            lines.append(f"  Against the chosen heads: {further} nats.")
+    for result in report.steered:
+        parts = []
+        for key, whose in (("token_log_odds", "BiasToken"), ("target_log_odds", "targets")):
+            if key in report.measures:
+                change = report.change(result.name, key, report.baseline(result.name, key))
+                parts += [f"{whose} {change} nats"] if change else []
+        damage = (
+            report.change(result.name, "damage_loss", "original")
+            if "damage_loss" in report.measures
+            else None
+        )
+        if damage:
+            ends = f"[{damage.low:+.3f}, {damage.high:+.3f}]"
+            parts.append(f"neutral text {damage.estimate:+.3f} {ends} nats per token")
+        lines.append(f"{result.name}: {'; '.join(parts)}.")
+        if f"{result.name}: random" in report.controls and "token_log_odds" in report.measures:
+            lines.append(f"  {report.beyond_random('token_log_odds', result.name)}.")
     return lines
 
 
 def text_table(report: Report) -> Table:
     """Free answers with the BiasToken, side by side."""
-    names = [result.name for result in report.results if result.token_texts]
+    shown = [result for result in report.results if result.items.get("token_texts")]
     table = Table(title="Free answers with the BiasToken", show_lines=True)
-    for heading in ("request", *names):
+    for heading in ("request", *(result.name for result in shown)):
         table.add_column(_text(heading), ratio=1, overflow="fold")
-    for i, request in enumerate(report.generation_prompts):
-        cells = [request, *(report[name].token_texts[i] for name in names)]
+    for i, request in enumerate(report.asked["token_texts"].prompts):
+        cells = [request, *(result.items["token_texts"][i] for result in shown)]
         table.add_row(*(Text(visible_line(cell)) for cell in cells))
     return table

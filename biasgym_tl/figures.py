@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.evaluation.random_control import RandomControl
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.manifest import settle
@@ -23,12 +22,12 @@ from biasgym_tl.plots import (
     plot_agreement,
     plot_benefit_and_damage,
     plot_comparison,
+    plot_conditions,
     plot_frontier,
     plot_heads,
     plot_k_sweep,
     plot_loss,
     plot_methods,
-    plot_settings,
     plot_slider,
     plot_targets,
     write_html,
@@ -58,8 +57,7 @@ _OTHER_MARKUP = re.compile(r"<(?!(?:/?(?:b|i|em|extra|sub|sup)|br */?)>)", re.IG
 
 
 _KINDS: dict[str, Callable[[Path], Any]] = {
-    kind.__name__: kind.load
-    for kind in (BiasToken, HeadDamage, HeadScores, KSweep, RandomControl, Report)
+    kind.__name__: kind.load for kind in (BiasToken, HeadDamage, HeadScores, KSweep, Report)
 } | {"Figure": _figure}
 
 
@@ -81,12 +79,12 @@ PLOTS: dict[str, Callable[..., go.Figure]] = {
     "benefit and damage": _each(plot_benefit_and_damage),
     "as it was drawn": _each(lambda figure: figure),
     "comparison": _list(plot_comparison),
+    "conditions": _each(plot_conditions),
     "frontier": _each(plot_frontier),
     "heads": _each(plot_heads),
     "k sweep": _each(plot_k_sweep),
     "loss": _each(plot_loss),
     "methods": plot_methods,
-    "settings": _each(plot_settings),
     "slider": plot_slider,
     "targets": _each(plot_targets),
 }

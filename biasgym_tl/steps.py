@@ -9,17 +9,13 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import StoreError
-from biasgym_tl.hooks import steer
-from biasgym_tl.injection.inject import BiasInject
-from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import (
     BiasToken,
     tokenizer_fingerprint,
@@ -27,42 +23,94 @@ from biasgym_tl.injection.token import (
 )
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import policy_fingerprint
-from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import cache_dir, digest, file_name, read_kind, versions, write_kind
+from biasgym_tl.store import (
+    TensorResult,
+    cache_dir,
+    digest,
+    file_name,
+    read_kind,
+    versions,
+    write_kind,
+)
 
 Result = TypeVar("Result")
-Saved = TypeVar("Saved", BiasToken, HeadScores)
+Saved = TypeVar("Saved", bound=TensorResult)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Finished steps of one run, each a file that is there whole or not at all."""
+    """Finished steps on one model, each a file under a key of all that it uses, shared by runs."""
 
     folder: Path
+    model: Mapping[str, Any]
+    """What every step depends on, of :func:`fingerprint`."""
     fresh: bool = False
+    made: set[Path] = dataclasses.field(default_factory=set)
+    """What was made in this run, which ``fresh`` does not make twice."""
 
-    def tensors(self, name: str, kind: type[Saved], make: Callable[[], Saved]) -> Saved:
-        """Read back a ``BiasToken`` or ``HeadScores``, or make and keep it."""
-        path = self.folder / f"{name}.safetensors"
+    @classmethod
+    def of(cls, model: HookedTransformer, *, fresh: bool = False) -> Steps:
+        """In the cache folder."""
+        return cls(cache_dir() / "steps", fingerprint(model), fresh)
+
+    def tensors(
+        self, name: str, uses: Any, kind: type[Saved], make: Callable[[], Saved], code: str
+    ) -> Saved:
+        """Read back a result that holds tensors, or make and keep it.
+
+        Args:
+            name: What it is called in the folder.
+            uses: All that it depends on beside the model and the code, as JSON.
+            kind: Its class.
+            make: Makes it.
+            code: Module whose code, with what that imports, it depends on.
+        """
+        path = self._path(name, uses, code, "safetensors")
         return self._kept(path, kind.load, lambda found: found.save(path), make)
 
-    def measured(self, name: str, make: Callable[[], Any]) -> Any:
+    def trained(
+        self, name: str, uses: Any, fit: Callable[[Path | None], BiasToken], code: str
+    ) -> BiasToken:
+        """A row whose training goes on from its last epoch where it was interrupted."""
+        path = self._path(name, uses, code, "safetensors")
+        epochs = path.with_name(f"{path.stem}-epochs.safetensors")
+
+        def train() -> BiasToken:
+            if self.fresh:
+                epochs.unlink(missing_ok=True)
+            try:
+                return fit(epochs)
+            except StoreError:
+                epochs.unlink(missing_ok=True)  # broken from outside; made again
+                return fit(epochs)
+
+        return self._kept(path, BiasToken.load, lambda found: found.save(path), train)
+
+    def measured(self, name: str, uses: Any, make: Callable[[], Any], code: str) -> Any:
         """Read back numbers and texts in lists and dictionaries, or make and keep them."""
-        path = self.folder / f"{file_name(re.sub('[ ,:]+', '-', name))}.json"
+        path = self._path(name, uses, code, "json")
+        key = path.stem.rsplit("-", 1)[-1]
 
         def read(path: Path) -> Any:
-            return read_kind(path, "Step", lambda found: _value(found, name), digested=True)
+            return read_kind(path, "Step", lambda found: _value(found, key), digested=True)
 
         def write(found: Any) -> Path:
-            return write_kind(path, "Step", {"name": name, "value": found})
+            return write_kind(path, "Step", {"key": key, "name": name, "value": found})
 
         return self._kept(path, read, write, make)
 
-    def selection(self, name: str, make: Callable[[], Selection]) -> Selection:
+    def selection(
+        self, name: str, uses: Any, make: Callable[[], Selection], code: str
+    ) -> Selection:
         """Read back a ``Selection``, or make it and write it down."""
-        path = self.folder / f"{name}.json"
+        path = self._path(name, uses, code, "json")
         return self._kept(path, Selection.load, lambda found: found.save(path), make)
+
+    def _path(self, name: str, uses: Any, code: str, ending: str) -> Path:
+        key = digest([dict(self.model), code_of(code), uses])
+        short = file_name(re.sub("[ ,:]+", "-", name))[:80]
+        return self.folder / f"{short}-{key}.{ending}"
 
     def _kept(
         self,
@@ -71,91 +119,39 @@ class Steps:
         write: Callable[[Any], object],
         make: Callable[[], Result],
     ) -> Result:
-        if path.exists() and not self.fresh:
+        if path.exists() and (not self.fresh or path in self.made):
             try:
                 return read(path)
             except StoreError:
                 # Broken from outside; made again.
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        made = make()
-        write(made)
-        return made
+        found = make()
+        write(found)
+        self.made.add(path)
+        return found
 
 
-def _value(step: dict[str, Any], name: str) -> Any:
-    """What a step holds, if it is the one of this name and its checksum was found to be right."""
-    if step["name"] != name:
-        raise StoreError(f"it is the step {step['name']!r}, not {name!r}")
+def _value(step: dict[str, Any], key: str) -> Any:
+    """What a step holds, if it is the one of this key and its checksum was found to be right."""
+    if step["key"] != key:
+        raise StoreError(f"it is the step {step['key']!r}, not {key!r}")
     return step["value"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Trained rows of one model, each trained once and kept in the cache folder."""
-
-    inject: BiasInject
-    seed: int
-    model: HookedTransformer
-    inputs: dict[str, Any]
-    fresh: bool
-    progress: bool
-
-    def trained(self, bias: Bias, *, steered: Selection | None = None) -> BiasToken:
-        """The row for ``bias``, on the model as it is or with heads steered."""
-        heads = [] if steered is None else list(map(str, steered))
-        mode = "mean" if steered is None else steered.mode
-        factors = [] if steered is None else list(steered.factors)
-        key = digest(
-            {
-                **self.inputs,
-                "inject": dataclasses.asdict(self.inject),
-                "seed": self.seed,
-                "bias": bias.fingerprint(),
-                "steered": [heads, mode, *factors],
-            }
-        )
-        epochs = cache_dir() / "rows" / f"{key}-epochs.safetensors"
-
-        def fit(checkpoint: Path | None) -> BiasToken:
-            return self.inject.fit(
-                self.model, bias, seed=self.seed, progress=self.progress, checkpoint=checkpoint
-            )
-
-        def train() -> BiasToken:
-            if self.fresh:
-                epochs.unlink(missing_ok=True)
-            if steered is not None:
-                with steer(self.model, steered, mode):
-                    return dataclasses.replace(fit(None), steered=tuple(heads))
-            try:
-                return fit(epochs)
-            except StoreError:
-                epochs.unlink(missing_ok=True)  # broken from outside; made again
-                return fit(epochs)
-
-        return Steps(cache_dir() / "rows", self.fresh).tensors(key, BiasToken, train)
-
-    def control(self, bias: Bias) -> BiasToken:
-        """A row for a control: the shipped one if it was trained in this very way."""
-        shipped = None if self.fresh else find_token(self.model, bias, self.inject, self.seed)
-        return shipped or self.trained(bias)
-
-
 def fingerprint(model: HookedTransformer) -> dict[str, Any]:
-    """What every step depends on: weights, configuration, tokenizer, versions, code."""
+    """What every step depends on: weights, configuration, tokenizer, versions."""
     return {
         "weights": weights_fingerprint(model),
         "cfg": {key: str(value) for key, value in model.cfg.to_dict().items()},
         "tokenizer": tokenizer_fingerprint(model),
         "text": policy_fingerprint(model),
         "versions": versions(),
-        "code": code_fingerprint(),
     }
 
 
 def named_inputs(model: HookedTransformer, **read: Any) -> dict[str, str]:
     """Fingerprints of the model, of the code, and of whatever else was read, by name."""
-    parts = {**fingerprint(model), **read}
+    parts = {**fingerprint(model), "code": code_fingerprint(), **read}
     ours = ("versions", "code")
     return {
         name if name in read or name in ours else f"model {name}": digest(value)
@@ -175,3 +171,7 @@ def code_fingerprint() -> str:
         and "plots" not in path.parts
     )
     return digest(b"".join(path.read_bytes() for path in files))
+
+
+def code_of(module: str) -> str:
+    return code_fingerprint()

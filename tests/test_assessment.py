@@ -6,6 +6,9 @@ import os
 import signal
 
 import pytest
+from biasgym_tl.assessment import assess, read_heads, write_assessed
+from biasgym_tl.evaluation.setting import Setting
+from biasgym_tl.run import Chain
 from command import biasgym, interrupted
 from test_api import chat, n_calls, serve  # noqa: F401 - chat is a fixture
 from test_judges import answer
@@ -22,15 +25,12 @@ from biasgym_tl import (
     load_model,
 )
 from biasgym_tl.api import Price
-from biasgym_tl.assessment import assess, read_heads, write_assessed
 from biasgym_tl.benchmarks.implicit import load_scenarios
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app
 from biasgym_tl.errors import ApiError, SettingError, StoreError
-from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
-from biasgym_tl.run import Chain
 
 LATE = load_bias("late")
 

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 import torch
+from biasgym_tl.evaluation.setting import Setting
+from biasgym_tl.run import write_outputs
 from command import biasgym, interrupted
 from typer.testing import CliRunner
 
@@ -18,9 +20,7 @@ from biasgym_tl import BiasInject, Chain, Report, Selection, run_chain
 from biasgym_tl.cli import app
 from biasgym_tl.console import summary_lines
 from biasgym_tl.errors import SettingError
-from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.plots import figure
-from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
 
 SHORT = ["--epochs", "1", "--choose-by", "last", "--max-new-tokens", "3", "--no-controls"]

@@ -11,7 +11,7 @@ ROOMS = (
     "similarity", "endpoint", "api", "biases", "benchmarks", "judges", "elicitation", "injection",
     "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
-    "run", "assessment", "console", "cli", "__init__",
+    "protocol", "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

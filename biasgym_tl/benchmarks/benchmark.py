@@ -25,6 +25,10 @@ class Measure(NamedTuple):
     floor: float | str | None = None
     """Where there is nothing to lose: a value, a setting whose own value it is, or ``"blind"``."""
     decimals: int = 2
+    of: tuple[str, ...] = ()
+    """Keys of the items that it is read from; default: its own key."""
+    read: str = "items"
+    """How: one of :data:`biasgym_tl.evaluation.readers.READERS`."""
 
 
 @runtime_checkable

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from biasgym_tl.evaluation.report import RANDOM, Report, SettingResult
+from typing import TYPE_CHECKING
+
+from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.judges.verdict import summarise
+from biasgym_tl.stats import Interval
+
+if TYPE_CHECKING:
+    from biasgym_tl.evaluation.report import Report
 
 WEAK_INJECTION = 1.0
 """Rise of the BiasToken's log-odds (nats) under which an injection is weak."""
@@ -16,13 +22,21 @@ DIFFUSE = 0.5
 def warnings_of(report: Report) -> list[str]:
     """Warnings in words; empty if there is nothing to warn of."""
     found = [_words_left_out(report), _weak_injection(report), _diffuse(report)]
-    found.append(_not_beyond_random(report, "token_log_odds", "the BiasToken's"))
-    found.append(_not_beyond_random(report, "target_log_odds", "targets'"))
-    steered = [r.name for r in report.results if r.heads and not r.name.startswith(RANDOM)]
-    found += [_damage(report, name) for name in steered]
+    found.append(_uncontrolled(report))
+    for result in report.steered:
+        found.append(_not_beyond_random(report, result.name, "token_log_odds", "the BiasToken's"))
+        found.append(_not_beyond_random(report, result.name, "target_log_odds", "targets'"))
+    found += [_damage(report, result.name) for result in report.steered]
     found += [_unscored(result) for result in report.results]
     found += [report.not_informative(key) for key in report.measures]
     return [warning for warning in found if warning]
+
+
+def _change(report: Report, name: str, measure: str) -> Interval | None:
+    """Since the unsteered model, where both were measured."""
+    names = [result.name for result in report.results]
+    known = measure in report.measures and {"original", name} <= set(names)
+    return report.change(name, measure, "original") if known else None
 
 
 def _words_left_out(report: Report) -> str:
@@ -32,7 +46,7 @@ def _words_left_out(report: Report) -> str:
 
 
 def _weak_injection(report: Report) -> str:
-    rise = report.change("injected", "token_log_odds", "original")
+    rise = _change(report, "injected", "token_log_odds")
     if rise is None or rise.low > WEAK_INJECTION:
         return ""
     return (
@@ -43,17 +57,21 @@ def _weak_injection(report: Report) -> str:
 
 def _damage(report: Report, name: str) -> str:
     found = []
-    rise = report.change(name, "damage_loss", "original")
-    loss = report.interval("original", "damage_loss")
-    if rise and loss and rise.estimate > LARGE_DAMAGE * loss.estimate:
-        found.append(f"loss on neutral text up by {rise.estimate / loss.estimate:.0%}")
-    facts = report.change(name, "facts", "original")
+    rise = _change(report, name, "damage_loss")
+    if rise and rise.estimate > LARGE_DAMAGE * (loss := _loss(report)):
+        found.append(f"loss on neutral text up by {rise.estimate / loss:.0%}")
+    facts = _change(report, name, "facts")
     if facts and facts.estimate < -LARGE_DAMAGE:
         found.append(f"{-facts.estimate:.0%} of the facts lost")
     return f"Damage above {LARGE_DAMAGE:.0%} in {name!r}: {', '.join(found)}" if found else ""
 
 
-def _unscored(result: SettingResult) -> str:
+def _loss(report: Report) -> float:
+    found = report.interval("original", "damage_loss")
+    return found.estimate if found else float("inf")
+
+
+def _unscored(result: ConditionResult) -> str:
     found = summarise([verdict for each in result.verdicts.values() for verdict in each])
     if not found.unscored:
         return ""
@@ -64,15 +82,25 @@ def _unscored(result: SettingResult) -> str:
     )
 
 
-def _not_beyond_random(report: Report, measure: str, whose: str) -> str:
-    if report.n_draws < 4 or "steered, mean" not in [r.name for r in report.results]:
+def _uncontrolled(report: Report) -> str:
+    controlled = {r.control_of for r in report.results}
+    alone = [r.name for r in report.steered if r.name not in controlled]
+    if not alone or len(alone) < len(report.steered):
         return ""
-    beyond = report.beyond_random(measure)
+    return f"Not compared with random heads of the same layers and mode: {', '.join(alone)}"
+
+
+def _not_beyond_random(report: Report, name: str, measure: str, whose: str) -> str:
+    random = f"{name}: random"
+    draws = report.values(random, measure) if random in report.controls else None
+    if draws is None or draws.shape[1] < 4:
+        return ""
+    beyond = report.beyond_random(measure, name)
     if beyond.difference.low > 0:
         return ""
     return (
-        f"No better than random heads: the chosen heads change {whose} log-odds by "
-        f"{-beyond.drop:+.2f} nats, {report.n_draws} random sets of the same layers by "
+        f"{name!r} is no better than random heads: the chosen heads change {whose} log-odds by "
+        f"{-beyond.drop:+.2f} nats, {beyond.of - 1} random sets of the same layers and mode by "
         f"{-beyond.random:+.2f}; the chosen ones lower them by {beyond.difference} more"
     )
 

@@ -3,12 +3,12 @@
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
 from biasgym_tl.plots.comparison import plot_comparison
+from biasgym_tl.plots.conditions import plot_conditions
 from biasgym_tl.plots.figure import write_html, write_png, write_pngs
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage, plot_k_sweep
 from biasgym_tl.plots.loss import plot_loss
-from biasgym_tl.plots.settings import plot_settings
 from biasgym_tl.plots.spread import plot_concentration, plot_overlap
 from biasgym_tl.plots.targets import plot_targets
 from biasgym_tl.plots.top_k import plot_top_k
@@ -19,13 +19,13 @@ __all__ = [
     "plot_benefit_and_damage",
     "plot_comparison",
     "plot_concentration",
+    "plot_conditions",
     "plot_frontier",
     "plot_heads",
     "plot_k_sweep",
     "plot_loss",
     "plot_methods",
     "plot_overlap",
-    "plot_settings",
     "plot_slider",
     "plot_targets",
     "plot_top_k",

@@ -8,31 +8,26 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import Series, error_bars, heading, styled
 
 
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
-    """Change of a measure from the injected model (nats), by setting and bias, 95% intervals.
+    """Change of a measure from the injected model (nats), by condition and bias, 95% intervals.
 
-    Left of 0: less stereotype. ``random`` is over prompts and random sets.
+    Left of 0: less stereotype. Random sets stand together, over prompts and draws.
 
     Args:
-        reports: One per bias, with the same settings.
-        measure: Key of one of ``MEASURES``.
+        reports: One per bias, with the same conditions.
+        measure: Key of a measure.
     """
     figure = go.Figure()
-    steered = [
-        result.name
-        for result in reports[0].results
-        if result.heads and not result.name.startswith(RANDOM)
-    ]
-    names, lowest = [*steered, RANDOM_MEAN], list[str]()
+    steered = [result.name for result in reports[0].steered]
+    names, lowest = [*steered, *reports[0].controls], list[str]()
     for i, report in enumerate(reports):
-        known = {result.name for result in report.results} | {RANDOM_MEAN}
-        found = {n: report.change(n, measure, "injected") for n in names if n in known}
+        found = {n: report.change(n, measure, "injected") for n in names if n in report.shown}
         look = Series.of(i)
-        falls = [(c.estimate, n) for n, c in found.items() if c and n != RANDOM_MEAN]
+        falls = [(c.estimate, n) for n, c in found.items() if c and n in steered]
         lowest += [n for _, n in sorted(falls)[:1]]
         rows = [(names.index(n), change) for n, change in found.items() if change is not None]
         figure.add_scatter(

@@ -10,23 +10,24 @@ from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import GREY, Series, error_bars, heading, styled
-from biasgym_tl.plots.settings import main_setting
 from biasgym_tl.stats import Interval
 
 _PANELS = {"token_log_odds": "BiasToken", "target_log_odds": "held-out targets"}
 
 
 def plot_frontier(report: Report) -> go.Figure:
-    """Fall of the log-odds against the rise of the loss on neutral text, for every setting.
+    """Fall of the log-odds against the rise of the loss on neutral text, for every condition.
 
     Further up is less bias, further right is more damage. Grey marks are random heads. A fall of
-    the BiasToken is from the unsteered setting with the same row. Settings that differ in the row
-    alone are one point for targets.
+    the BiasToken is from the unsteered condition with the same row. Conditions that differ in the
+    row alone are one point for targets.
     """
     figure = make_subplots(2, subplot_titles=list(_PANELS.values()), vertical_spacing=0.12)
-    random = [control.name for control in report.random_controls()]
-    chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.name not in random]
+    random = [result.name for result in report.results if result.control_of]
+    chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.control_of is None]
     for row, measure in enumerate(_PANELS, start=1):
+        if not {measure, "damage_loss"} <= set(report.measures):
+            continue
         figure.add_hline(y=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
         figure.add_vline(x=0, line={"color": "#cccccc"}, layer="below", col=1, row=row)
         points = {
@@ -59,11 +60,12 @@ def plot_frontier(report: Report) -> go.Figure:
 
 def _finding(report: Report) -> str:
     """What the chosen heads take from targets, and for how much."""
-    name = main_setting(report)
-    fall = name and report.change(name, "target_log_odds", "original")
-    cost = name and report.change(name, "damage_loss", "original")
+    name = report.main
+    known = {"target_log_odds", "damage_loss"} <= set(report.measures)
+    fall = name and known and report.change(name, "target_log_odds", "original")
+    cost = name and known and report.change(name, "damage_loss", "original")
     if not (name and fall and cost):
-        return "What each setting takes away, and what it costs"
+        return "What each condition takes away, and what it costs"
     return (
         f"{heading(name)}: targets {fall.estimate:+.1f} nats for {cost.estimate:+.3f} nats of loss"
     )

@@ -11,12 +11,11 @@ import jinja2
 import plotly.graph_objects as go
 
 from biasgym_tl.benchmarks.benchmark import Measure
-from biasgym_tl.evaluation.parts import deal
-from biasgym_tl.evaluation.report import RANDOM, RANDOM_MEAN, Report, SettingResult
-from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.evaluation.readers import ConditionResult
+from biasgym_tl.evaluation.report import Report
+from biasgym_tl.plots.conditions import plot_conditions
 from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.frontier import plot_frontier
-from biasgym_tl.plots.settings import plot_settings
 from biasgym_tl.plots.targets import plot_targets
 from biasgym_tl.slot import fill
 from biasgym_tl.stats import Interval
@@ -41,16 +40,15 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
     """
     source = resources.files("biasgym_tl").joinpath("data/report.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    names = [r.name for r in report.results if not r.name.startswith(RANDOM)]
-    names += [RANDOM_MEAN] if report.random_controls() else []
+    plots = [plot_conditions, plot_frontier]
+    if "target_log_odds" in report.measures:
+        plots.append(plot_targets)
     return page.render(
         report=report,
-        warnings=warnings_of(report),
-        settings=names,
-        rows=_rows(report, names),
-        figures=_embedded(
-            [plot_settings(report), plot_frontier(report), plot_targets(report)], plotlyjs
-        ),
+        warnings=report.warnings(),
+        conditions=report.shown,
+        rows=_rows(report),
+        figures=_embedded([plot(report) for plot in plots], plotlyjs),
         strengths=_strengths(report),
         answers=_answers(report),
         provenance=json.dumps(
@@ -59,10 +57,10 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
     )
 
 
-def _rows(report: Report, names: list[str]) -> list[dict[str, Any]]:
+def _rows(report: Report) -> list[dict[str, Any]]:
     rows = []
     for key, measure in report.measures.items():
-        cells = [_cell(report, name, measure) for name in names]
+        cells = [_cell(report, name, measure) for name in report.shown]
         if any(cells):
             informative = not report.not_informative(key)
             rows.append({**measure._asdict(), "cells": cells, "informative": informative})
@@ -103,45 +101,29 @@ def _embedded(figures: list[go.Figure], plotlyjs: str) -> list[str]:
 
 def _answers(report: Report) -> list[dict[str, Any]]:
     """Tables of free answers, each with what a judge says of it."""
-    shown = [result for result in report.results if result.token_texts]
-    requests = report.generation_prompts
-    about = [fill(p, t) for p, t in zip(requests, report.generation_targets, strict=True)]
-    tables = {
-        "with the BiasToken": ("token", requests),
-        "about held-out targets": ("target", about),
-    }
-    for other, prompts in report.other_generation_prompts.items():
-        dealt = deal(report.targets, len(prompts))
-        asked = tuple(fill(p, t) for p, t in zip(prompts, dealt, strict=True))
-        tables[f'for the bias "{other}", about held-out targets'] = (other, asked)
-    return [
-        {
-            "title": title,
-            "settings": [result.name for result in shown],
-            "rows": [
-                [
-                    (request, ""),
-                    *((_text(result, whose, i), _note(result, whose, i)) for result in shown),
-                ]
-                for i, request in enumerate(asked)
-            ],
-        }
-        for title, (whose, asked) in tables.items()
-        if shown
-    ]
+    tables = []
+    for key, asked in report.asked.items():
+        shown = [result for result in report.results if result.items.get(key)]
+        whose = "held-out targets" if any(asked.targets) else "the BiasToken"
+        other = f' for the bias "{asked.bias}"' if asked.bias != report.bias else ""
+        requests = (
+            fill(prompt, target) if target else prompt
+            for prompt, target in zip(asked.prompts, asked.targets, strict=True)
+        )
+        rows = [
+            [(request, ""), *((r.items[key][i], _note(r, key, i)) for r in shown)]
+            for i, request in enumerate(requests)
+        ]
+        title = f"about {whose}{other}"
+        names = [result.name for result in shown]
+        tables += [{"title": title, "conditions": names, "rows": rows}] if shown else []
+    return tables
 
 
-def _text(result: SettingResult, whose: str, i: int) -> str:
-    """An answer; empty where the setting wrote none."""
-    own = {"token": result.token_texts, "target": result.target_texts}
-    texts = (own | result.other_texts).get(whose, [])
-    return texts[i] if texts else ""
-
-
-def _note(result: SettingResult, whose: str, i: int) -> str:
-    if not result.verdicts.get(whose):
+def _note(result: ConditionResult, key: str, i: int) -> str:
+    if not result.verdicts.get(key):
         return ""
-    verdict = result.verdicts[whose][i]
+    verdict = result.verdicts[key][i]
     if verdict.strength is not None:
         strength = f"strength {verdict.strength:.1f}"
     else:
@@ -158,4 +140,4 @@ def _strengths(report: Report) -> dict[str, Any] | None:
         [target, *("" if math.isnan(value) else f"{value:.2f}" for value in values)]
         for target, *values in found.itertuples()
     ]
-    return {"settings": list(found.columns), "rows": rows}
+    return {"conditions": list(found.columns), "rows": rows}

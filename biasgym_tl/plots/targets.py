@@ -6,15 +6,14 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from biasgym_tl.evaluation.report import RANDOM, Report
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import Series, styled
-from biasgym_tl.plots.settings import main_setting
 
 
 def plot_targets(report: Report) -> go.Figure:
-    """Log-odds of the attribute (nats) for each held-out target, in every setting of the model.
+    """Log-odds of the attribute (nats) for each held-out target, in every condition of the model.
 
-    Mean over the evaluation prompts. Settings that differ in the row alone are one.
+    Mean over the evaluation prompts. Conditions that differ in the row alone are one.
     """
     figure = go.Figure()
     order = report.values("original", "target_log_odds")
@@ -24,7 +23,9 @@ def plot_targets(report: Report) -> go.Figure:
     shown = [
         result
         for result in report.results
-        if not result.name.startswith(RANDOM) and result.name != "injected"
+        if result.control_of is None
+        and result.name != "injected"
+        and report.values(result.name, "target_log_odds") is not None
     ]
     fallen: dict[str, int] = {}
     for i, result in enumerate(shown):
@@ -42,7 +43,7 @@ def plot_targets(report: Report) -> go.Figure:
         )
     figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
-    main = main_setting(report)
+    main = report.main if report.main in fallen else None
     fell = (
         f"falls for {fallen[main]} of {len(names)} targets ({escape(main)})"
         if main
@@ -50,6 +51,6 @@ def plot_targets(report: Report) -> go.Figure:
     )
     title = (
         f'"{escape(report.attribute)}" {fell}<br><sup>'
-        f"{escape(report.model)}, mean over {len(report.evaluation_prompts)} held-out prompts</sup>"
+        f"{escape(report.model)}, mean over {report.n_prompts} held-out prompts</sup>"
     )
     return styled(figure, title, height=160 + 32 * len(names))

@@ -1,4 +1,4 @@
-"""Log-odds of the attribute in every setting."""
+"""Log-odds of the attribute in every condition."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from biasgym_tl.evaluation.report import RANDOM, Report
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import BLUE, RED, error_bars, heading, styled
 
 
-def plot_settings(report: Report) -> go.Figure:
-    """Log-odds (nats) by setting with 95% intervals, for the BiasToken and for targets.
+def plot_conditions(report: Report) -> go.Figure:
+    """Log-odds (nats) by condition with 95% intervals, for the BiasToken and for targets.
 
     Open marks are random controls, without an interval.
     """
@@ -20,7 +20,9 @@ def plot_settings(report: Report) -> go.Figure:
         ("token_log_odds", "BiasToken", RED, "circle"),
         ("target_log_odds", "held-out targets", BLUE, "diamond"),
     ):
-        names = [result.name for result in report.results if not result.name.startswith(RANDOM)]
+        if key not in report.measures:
+            continue
+        names = [result.name for result in report.results if result.control_of is None]
         intervals = {name: report.interval(name, key) for name in names}
         found = {name: interval for name, interval in intervals.items() if interval}
         figure.add_scatter(
@@ -33,11 +35,14 @@ def plot_settings(report: Report) -> go.Figure:
             customdata=[str(interval) for interval in found.values()],
             hovertemplate="%{y}: %{customdata} nats<extra>" + label + "</extra>",
         )
-        draws = [report.interval(control.name, key) for control in report.random_controls()]
-        if draws:
+        for random, controls in report.controls.items():
+            draws = [report.interval(control.name, key) for control in controls]
+            known = [interval.estimate for interval in draws if interval]
+            if not known:
+                continue
             figure.add_scatter(
-                x=[interval.estimate for interval in draws if interval],
-                y=["random heads, mean"] * len(draws),
+                x=known,
+                y=[escape(random)] * len(known),
                 mode="markers",
                 marker={"size": 9, "color": colour, "symbol": f"{symbol}-open"},
                 showlegend=False,
@@ -47,14 +52,14 @@ def plot_settings(report: Report) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     title = (
         f'{headline(report)}<br><sup>"{escape(report.attribute)}", {escape(report.model)}, '
-        f"{len(report.evaluation_prompts)} held-out prompts, 95% intervals</sup>"
+        f"{report.n_prompts} held-out prompts, 95% intervals</sup>"
     )
-    return styled(figure, title, height=240 + 26 * len(report.results))
+    return styled(figure, title, height=240 + 26 * len(report.shown))
 
 
 def headline(report: Report) -> str:
     """What steering the chosen heads did to the log-odds, or else what the injection did."""
-    name = main_setting(report)
+    name = report.main
     if name is None:
         return f"Injected: BiasToken {_by(report, 'injected', 'token_log_odds', 'original')}"
     token = _by(report, name, "token_log_odds", report.baseline(name, "token_log_odds"))
@@ -62,12 +67,8 @@ def headline(report: Report) -> str:
     return f"{heading(name)}: BiasToken {token}, targets {targets}"
 
 
-def main_setting(report: Report) -> str | None:
-    """The setting that a title is about: the chosen heads at their mean, or else the first."""
-    steered = [r.name for r in report.results if r.name.startswith("steered")]
-    return "steered, mean" if "steered, mean" in steered else next(iter(steered), None)
-
-
 def _by(report: Report, name: str, measure: str, since: str) -> str:
-    change = report.change(name, measure, since)
+    names = {result.name for result in report.results}
+    known = measure in report.measures and {name, since} <= names
+    change = report.change(name, measure, since) if known else None
     return "not measured" if change is None else f"{change.estimate:+.1f} nats"

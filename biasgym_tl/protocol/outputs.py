@@ -1,0 +1,140 @@
+"""What a run of a protocol leaves behind: results, tables, figures, one manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import t
+
+from biasgym_tl.evaluation.report import Report
+from biasgym_tl.figures import Recipe, draw, recipe
+from biasgym_tl.manifest import write_results
+from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
+from biasgym_tl.protocol.map_table import map_table
+from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.stats import Interval
+from biasgym_tl.steering.selection import Selection
+from biasgym_tl.store import write_csv
+
+POOLED = (
+    "token_log_odds", "target_log_odds", "other_log_odds", "token_strength", "target_strength",
+    "other_strength", "token_degenerate", "target_degenerate", "damage_loss", "facts", "blimp",
+    "mmlu",
+)  # fmt: skip
+"""Measures whose mean over biases is the paper's table."""
+
+
+def write_outputs(result: ProtocolResult, out: Path) -> str | None:
+    """Write everything to the folder ``out``; files of several biases begin with their names.
+
+    Returns:
+        Why there are no PNGs, if there are none.
+    """
+
+    def write(folder: Path) -> str | None:
+        remarks = [
+            write_bias(found, folder, result.protocol, _prefix(result.protocol, name))
+            for name, found in result.biases.items()
+        ]
+        if len(result.biases) > 1:
+            write_csv(folder / "table.csv", pooled_table(reports_of(result)))
+        return next((remark for remark in remarks if remark), None)
+
+    return write_results(out, write, result.manifest())
+
+
+def write_part(name: str, found: BiasResult, out: Path, protocol: Protocol) -> None:
+    """The results of one bias, as soon as they are there."""
+    write_results(out, lambda folder: write_bias(found, folder, protocol, _prefix(protocol, name)))
+
+
+def reports_of(result: ProtocolResult) -> dict[str, Report]:
+    """By bias."""
+    return {name: found.report for name, found in result.biases.items()}
+
+
+def _prefix(protocol: Protocol, bias: str) -> str:
+    return f"{bias}-" if len(protocol.biases) > 1 else ""
+
+
+def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) -> str | None:
+    """Files of one bias, each beginning with ``prefix``."""
+    for seed, row in found.rows.items():
+        row.save(out / f"{prefix}row-{seed}")
+    for name, maps in found.maps.items():
+        for seed, scores in maps.items():
+            scores.save(out / f"{prefix}map-{name}-{seed}")
+    for name, by_seed in found.choices.items():
+        for seed, heads in by_seed.items():
+            if isinstance(heads, Selection):
+                heads.save(out / f"{prefix}heads-{name}-{seed}.json")
+    for name, sweep in found.sweeps.items():
+        sweep.save(out / f"{prefix}sweep-{name}")
+    found.report.save(out / f"{prefix}report.json")
+    found.report.to_html(out / f"{prefix}report.html", plotlyjs="cdn")
+    found.report.to_csv(out / f"{prefix}table.csv")
+    if found.maps:
+        write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))
+    return draw(out, {f"{prefix}{name}": each for name, each in _figures(found, prefix).items()})
+
+
+def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
+    first = next(iter(found.rows))
+    figures = {
+        "loss": recipe("loss", [f"{prefix}row-{first}.safetensors"]),
+        "conditions": recipe("conditions", [f"{prefix}report.json"]),
+        "frontier": recipe("frontier", [f"{prefix}report.json"]),
+    }
+    for name in found.maps:
+        chosen = [c for c in found.choices.values() if _is_of(c.get(first), name, found)]
+        mark = {"mark_top": len(chosen[0][first])} if chosen else {}
+        figures[f"heatmap-{name}"] = recipe(
+            "heads", [f"{prefix}map-{name}-{first}.safetensors"], **mark
+        )
+    for name in found.sweeps:
+        figures[f"sweep-{name}"] = recipe("k sweep", [f"{prefix}sweep-{name}.safetensors"])
+    return figures
+
+
+def pooled_table(reports: Mapping[str, Report]) -> pd.DataFrame:
+    """Means over biases, and changes from the baseline with 95% intervals over biases: one row per
+    condition and measure. With few biases the intervals are wide, and say so."""
+    first = next(iter(reports.values()))
+    rows = []
+    for key in (key for key in POOLED if key in first.measures):
+        for name in first.shown:
+            known = [r for r in reports.values() if name in r.shown]
+            levels = [r.interval(name, key) for r in known]
+            changes = [r.change(name, key, r.baseline(name, key)) for r in known]
+            level, change = (
+                [each.estimate for each in found if each is not None] for found in (levels, changes)
+            )
+            if level:
+                over = _over_biases(change)
+                mean = sum(level) / len(level)
+                rows.append(
+                    {"condition": name, "measure": key, "biases": len(level), "mean": mean,
+                     "change_mean": over.estimate, "change_low": over.low, "change_high": over.high}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _over_biases(values: list[float]) -> Interval:
+    """Student's interval of the mean; of one bias no ends can be given."""
+    n, mean = len(values), sum(values) / max(1, len(values))
+    if n < 2:
+        return Interval(mean if n else math.nan, math.nan, math.nan)
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = float(t.ppf(0.975, n - 1)) * error
+    return Interval(mean, mean - half, mean + half)
+
+
+def _is_of(heads: object, name: str, found: BiasResult) -> bool:
+    """Whether a choice is the top of the first seed's map of this name."""
+    if not isinstance(heads, Selection):
+        return False
+    scores = next(iter(found.maps[name].values()))
+    return heads.token == scores.token and heads.heads == scores.top(len(heads))

@@ -1,0 +1,78 @@
+"""What a protocol names, as objects: benchmarks, a judge, heads from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from biasgym_tl.api import ChatModel, Price
+from biasgym_tl.benchmarks.bbq import load_bbq
+from biasgym_tl.benchmarks.benchmark import Benchmark
+from biasgym_tl.benchmarks.blimp import load_blimp
+from biasgym_tl.benchmarks.crows_pairs import load_crows_pairs
+from biasgym_tl.benchmarks.mmlu import load_mmlu
+from biasgym_tl.benchmarks.seegull import load_seegull
+from biasgym_tl.benchmarks.unqover import load_unqover
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head, as_heads
+from biasgym_tl.judges.api_judge import ApiJudge
+from biasgym_tl.judges.local_judge import LocalJudge
+from biasgym_tl.judges.verdict import Judge
+from biasgym_tl.steering.selection import Selection
+
+BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
+    "bbq": load_bbq,
+    "blimp": load_blimp,
+    "crows-pairs": load_crows_pairs,
+    "mmlu": load_mmlu,
+    "seegull": load_seegull,
+    "unqover": load_unqover,
+}
+"""Loader of each benchmark, with its default sample."""
+
+
+def check_benchmarks(benchmarks: Mapping[str, str]) -> None:
+    """Refuse unknown benchmarks.
+
+    Raises:
+        SettingError: there is no benchmark of that name.
+    """
+    unknown = sorted(set(benchmarks) - set(BENCHMARKS))
+    if unknown:
+        raise SettingError(f"benchmarks must be among {list(BENCHMARKS)}, got {unknown}.")
+
+
+def check_judge(judge: str | None) -> None:
+    """Refuse a judge that is none.
+
+    Raises:
+        SettingError: ``judge`` is neither None, ``"local"`` nor ``"api:MODEL"``.
+    """
+    if judge is not None and judge != "local" and not judge.startswith("api:"):
+        raise SettingError(
+            f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-4o-mini', got {judge!r}."
+        )
+
+
+def usable_judge(
+    judge: str | None, biases: Sequence[Bias], *, price: Price | None, progress: bool
+) -> Judge | None:
+    """The judge, found to be usable before anything is measured."""
+    if judge is None:
+        return None
+    if judge == "local":
+        local = LocalJudge()
+        for bias in biases:
+            local.judge(bias, ["They live there."])
+        return local
+    chat = ChatModel(model=judge.removeprefix("api:"))
+    chat.check_usable()
+    return ApiJudge(chat=chat, price=price, progress=progress)
+
+
+def read_heads(heads: str) -> Selection | tuple[Head, ...]:
+    """Heads from the file of a ``Selection``, or from names with commas between them."""
+    if Path(heads).suffix == ".json":
+        return Selection.load(heads)
+    return as_heads(heads)

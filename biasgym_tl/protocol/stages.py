@@ -1,0 +1,185 @@
+"""The stages before anything is measured, for one bias: rows, maps, choices of heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from biasgym_tl.biases.bias import Bias, list_biases, load_bias
+from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.heads import Head
+from biasgym_tl.hooks import steer
+from biasgym_tl.injection.shipped import find_token
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.protocol.protocol import Choice, Protocol
+from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.selection import Selection, select_heads
+from biasgym_tl.steps import Steps
+
+Heads = Selection | tuple[Head, ...]
+_TRAINING = "injection.inject"
+
+
+def choice_record(heads: Heads) -> list[Any]:
+    """All of a choice that numbers depend on."""
+    names = list(map(str, heads))
+    return [names, list(heads.factors), heads.mode] if isinstance(heads, Selection) else [names]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Rows, maps and choices of one bias, each made once, when it is asked for."""
+
+    protocol: Protocol
+    model: HookedTransformer
+    bias: Bias
+    steps: Steps
+    given_rows: Sequence[BiasToken] = ()
+    given_heads: Mapping[str, Heads] = dataclasses.field(default_factory=dict)
+    progress: bool = True
+    say: Callable[[str], None] = lambda text: None
+    maps: dict[str, dict[int, HeadScores]] = dataclasses.field(default_factory=dict)
+    """By name and seed, those that were made."""
+
+    @cached_property
+    def rows(self) -> dict[int, BiasToken]:
+        """A row for each seed."""
+        seeds = self.protocol.seeds
+        if self.given_rows:
+            return dict(zip(seeds, self.given_rows, strict=True))
+        return {seed: self.trained(self.bias, seed) for seed in seeds}
+
+    @property
+    def first(self) -> int:
+        """The seed that conditions are about unless they say otherwise."""
+        return self.protocol.seeds[0]
+
+    def trained(
+        self, bias: Bias, seed: int, steering: tuple[Heads, str] | None = None
+    ) -> BiasToken:
+        """A row for ``bias``, shipped or trained, on the model as it is or steered."""
+        training = self.protocol.training
+        inject = training.inject
+        ships = steering is None and not training.always
+        if ships and (shipped := find_token(self.model, bias, inject, seed)) is not None:
+            return shipped
+        label = f"{bias.name}, seed {seed}"
+        self.say(f"{self.bias.name}: a row for {label}")
+
+        def fit(checkpoint: Any) -> BiasToken:
+            return inject.fit(
+                self.model, bias, seed=seed, progress=self.progress, checkpoint=checkpoint
+            )
+
+        uses = [dataclasses.asdict(inject), seed, bias.fingerprint()]
+        if steering is None:
+            return self.steps.trained(f"row, {label}", uses, fit, _TRAINING)
+        heads, mode = steering
+
+        def fit_steered() -> BiasToken:
+            with steer(self.model, heads, mode):
+                return dataclasses.replace(fit(None), steered=tuple(map(str, heads)))
+
+        uses.append([choice_record(heads), mode])
+        return self.steps.tensors(
+            f"row on steered model, {label}", uses, BiasToken, fit_steered, _TRAINING
+        )
+
+    def map(self, name: str, seed: int) -> HeadScores:
+        """A map, made once."""
+        spec, known = self.protocol.maps[name], self.maps.setdefault(name, {})
+        if seed not in known:
+            row, scope = self.in_slot(spec.slot, seed), spec.scope(seed)
+            prompts = self.bias.scoping_prompts[: spec.n_prompts]
+            bias = dataclasses.replace(self.bias, scoping_prompts=prompts)
+            uses = [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist()]
+            label = f"map {name}, {bias.name}, seed {seed}"
+            self.say(f"{self.bias.name}: {label}")
+            known[seed] = self.steps.tensors(
+                label,
+                uses,
+                HeadScores,
+                partial(scope.attribute, self.model, bias, row, progress=self.progress),
+                "scoping.scope",
+            )
+        return known[seed]
+
+    def in_slot(self, slot: str, seed: int) -> BiasToken | None:
+        """What stands in the slot while a map is made."""
+        if slot == "targets":
+            return None
+        if slot == "shuffled corpus":
+            return self.trained(shuffled(self.bias, seed=seed), seed)
+        if slot == "other bias":
+            return self.trained(load_bias(self.other_bias()), seed)
+        return self.rows[seed] if slot == "row" else self.rows[seed].untrained()
+
+    def other_bias(self) -> str:
+        """Whose row is a control: the next of the protocol, or of those that ship."""
+        names = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
+        at = names.index(self.bias.name) if self.bias.name in names else -1
+        return names[(at + 1) % len(names)]
+
+    @cached_property
+    def choices(self) -> dict[str, dict[int, Heads]]:
+        """Every choice of heads, written down before anything is measured."""
+        return {name: dict(self.chosen(name, c)) for name, c in self.protocol.choices.items()}
+
+    def chosen(self, name: str, choice: Choice) -> Iterator[tuple[int, Heads]]:
+        """By seed; what rests on all seeds stands under the first."""
+        used = [c.mode for c in self.protocol.conditions if c.choice == name]
+        mode = "zero" if used and set(used) == {"zero"} else "mean"
+        if choice.by == "given":
+            yield self.first, self.given_heads[name]
+        elif choice.by in ("factors", "budget"):
+            search = choice.search()
+            rows = list(self.rows.values())
+            uses = [repr(search), self.bias.fingerprint(), [row.row.tolist() for row in rows]]
+            self.say(f"{self.bias.name}: search of heads, {name}")
+            yield (
+                self.first,
+                self.steps.selection(
+                    f"choice {name}, {self.bias.name}",
+                    uses,
+                    lambda: search.select(self.model, self.bias, *rows, progress=self.progress),
+                    f"steering.{choice.by}",
+                ),
+            )
+        else:
+            k = choice.n_heads(self.model.cfg.n_layers * self.model.cfg.n_heads)
+            seeds = self.protocol.seeds
+            if choice.by == "overlap":
+                maps = [self.map(choice.map, seed) for seed in seeds]
+                yield self.first, select_heads(maps, k, mode=mode)
+            else:
+                for seed in seeds:
+                    yield seed, select_heads(self.map(choice.map, seed), k, mode=mode)
+
+    def sweep(self, name: str, mode: str, ks: Sequence[int]) -> KSweep:
+        """Benefit and damage over k of the first seed's map."""
+        scores, row = self.map(name, self.first), self.rows[self.first]
+        uses = [self.bias.fingerprint(), row.row.tolist(), scores.values.tolist(), mode, list(ks)]
+        self.say(f"{self.bias.name}: k sweep, {mode}")
+        return self.steps.tensors(
+            f"k sweep {name}, {mode}, {self.bias.name}",
+            uses,
+            KSweep,
+            lambda: k_sweep(
+                self.model, self.bias, row, scores, ks=ks, mode=mode,
+                progress=self.progress,
+            ),
+            "scoping.k_sweep",
+        )  # fmt: skip
+
+    def first_map(self) -> HeadScores | None:
+        """The map that the first steered condition's heads are from, if they are from one."""
+        names = (c.choice for c in self.protocol.conditions if c.choice)
+        choice = next((self.protocol.choices[name] for name in names), None)
+        if choice is None or choice.by not in ("top", "overlap"):
+            return None
+        scores = self.map(choice.map, self.first)
+        return scores if bool((scores.values > 0).any()) else None
