@@ -153,7 +153,7 @@ def run(
         model=model,
         biases=bias,
         seeds=None if seeds is None else range(seeds),
-        training={"n_paragraphs": paragraphs, "always": train or None},
+        training={"n_paragraphs": paragraphs, "rows": "trained" if train else None},
         measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
     )
     price = _price(price_in, price_out)

@@ -51,15 +51,19 @@ def load_tokens(bias: str = "late") -> list[BiasToken]:
 
 
 def find_token(
-    model: HookedTransformer, bias: GivenBias, inject: BiasInject, seed: int
+    model: HookedTransformer, bias: GivenBias, inject: BiasInject | None, seed: int
 ) -> BiasToken | None:
-    """The shipped row that was trained on these very weights, bias and settings, if any."""
+    """The shipped row that was trained on these very weights, bias and settings, if any.
+
+    Without ``inject`` the settings may be others.
+    """
     bias = as_bias(bias)
     name = f"{bias.name}-{seed}"
     if name not in list_tokens():
         return None
     token = load_token(bias.name, seed=seed)
-    wanted = {k: v for k, v in dataclasses.asdict(inject).items() if v is not None}
+    given = dataclasses.asdict(inject) if inject else {}
+    wanted = {k: v for k, v in given.items() if v is not None}
     same = (
         {**token.settings, **wanted} == token.settings
         and token.bias_fingerprint == bias.training_fingerprint()

@@ -28,6 +28,7 @@ from biasgym_tl.toml import read_toml
 SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")
 """What stands in the slot while heads are scored: the trained row, or for a control a target (no
 injection), the row before training, or a row trained on shuffled text or on another bias."""
+ROWS = ("alike", "shipped", "trained")
 WAYS = ("top", "overlap", "factors", "budget", "given")
 """How heads are chosen; see :class:`Choice`."""
 MEANS = ("text", "targets")
@@ -42,8 +43,14 @@ class Training:
     preset: str = "cpu"
     """``"cpu"`` or ``"paper"``: the settings of :class:`BiasInject` that ``settings`` change."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    always: bool = False
-    """Train even where a row ships that was trained in this very way."""
+    rows: str = "alike"
+    """``"alike"``: a row that ships is taken if it was trained in this very way. ``"shipped"``: also
+    if its settings are others. ``"trained"``: all are trained."""
+
+    def check(self) -> None:
+        """Refuse what could not be trained."""
+        self.inject  # noqa: B018 - checks the settings
+        _one_of("rows of the training", self.rows, ROWS)
 
     @property
     def inject(self) -> BiasInject:
@@ -275,7 +282,7 @@ class Protocol:
                 f"rows must be one for each of {len(self.seeds)} seeds, of one bias, got "
                 f"{len(self.rows)} for {len(self.biases)}."
             )
-        self.training.inject  # noqa: B018 - checks it
+        self.training.check()
         for name, each in self.maps.items():
             each.check(name)
         for name, choice in self.choices.items():

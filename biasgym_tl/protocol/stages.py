@@ -64,9 +64,10 @@ class Stages:
         """A row for ``bias``, shipped or trained, on the model as it is or steered."""
         training = self.protocol.training
         inject = training.inject
-        ships = steering is None and not training.always
-        if ships and (shipped := find_token(self.model, bias, inject, seed)) is not None:
-            return shipped
+        if steering is None and training.rows != "trained":
+            alike = inject if training.rows == "alike" else None
+            if (shipped := find_token(self.model, bias, alike, seed)) is not None:
+                return shipped
         label = f"{bias.name}, seed {seed}"
         self.say(f"{self.bias.name}: a row for {label}")
 
