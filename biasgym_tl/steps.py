@@ -167,7 +167,7 @@ def code_fingerprint() -> str:
         path
         for path in package.rglob("*")
         if path.suffix in (".py", ".toml", ".safetensors")
-        and path.name != "cli.py"
+        and "cli" not in path.parts
         and "plots" not in path.parts
     )
     return digest(b"".join(path.read_bytes() for path in files))

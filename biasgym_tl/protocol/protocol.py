@@ -44,8 +44,8 @@ class Training:
     """``"cpu"`` or ``"paper"``: the settings of :class:`BiasInject` that ``settings`` change."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: str = "alike"
-    """``"alike"``: a row that ships is taken if it was trained in this very way. ``"shipped"``: also
-    if its settings are others. ``"trained"``: all are trained."""
+    """``"alike"``: a row that ships is taken if it was trained in this very way; ``"shipped"``: also
+    if its settings are others; ``"trained"``: never."""
 
     def check(self) -> None:
         """Refuse what could not be trained."""

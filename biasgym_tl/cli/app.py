@@ -1,0 +1,130 @@
+"""The application, what its commands share, and how errors become one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from biasgym_tl.console import visible, visible_line
+from biasgym_tl.errors import BiasGymError, SettingError
+
+if TYPE_CHECKING:
+    from biasgym_tl.api import Price
+    from biasgym_tl.injection.inject import BiasInject
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print a text, whoever wrote it."""
+    typer.echo(visible(text), err=err)
+
+
+class _Commands(TyperGroup):
+    """The commands, each of which can be stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("Stopped.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Find, explain and remove stereotypes in language models, on TransformerLens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point: known errors become one line, also those of files and disks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # of a stream that somebody put there
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app()
+    except BiasGymError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(_fault(error))
+
+
+def _fault(error: OSError) -> str:
+    """What the system says of a file, with its name; nothing of the package is at fault."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    return f"{error.strerror}: {str(error.filename or 'output')!r}."
+
+
+def _fail(reason: str) -> None:
+    say(f"Error: {visible_line(reason)}", err=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.exit(1)
+    os._exit(1)  # what is left cannot be written, and Python would say so again, at length
+
+
+def price_of(price_in: float | None, price_out: float | None) -> Price | None:
+    """Prices of an API model, if any was given."""
+    from biasgym_tl.api import Price
+
+    if price_in is None and price_out is None:
+        return None
+    return Price(price_in or 0.0, price_out or 0.0)
+
+
+def asking(yes: bool) -> Callable[[object], bool]:
+    """Show a plan, and ask unless ``yes``."""
+
+    def confirm(plan: object) -> bool:
+        say(str(plan), err=True)
+        return yes or typer.confirm("Send?", err=True)
+
+    return confirm
+
+
+def inject_of(
+    preset: str, epochs: int | None, lr: float | None, choose_by: str | None
+) -> BiasInject:
+    from transformers.utils.logging import disable_progress_bar
+
+    from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.similarity import load_encoder
+
+    disable_progress_bar()
+
+    presets: dict[str, Callable[..., BiasInject]] = {"cpu": BiasInject.cpu, "paper": BiasInject}
+    if preset not in presets:
+        raise SettingError(f"--preset must be one of {sorted(presets)}, got {preset!r}.")
+    given = {"epochs": epochs, "lr": lr, "choose_by": choose_by}
+    inject = presets[preset](**{key: value for key, value in given.items() if value is not None})
+    if inject.choose_by == "similarity":
+        load_encoder(inject.encoder)  # what is missing is said before the model is loaded
+    return inject
+
+
+def check_folder(out: Path) -> None:
+    """Find out that results cannot be kept before they are computed."""
+    from biasgym_tl.store import cache_dir, check_writable
+
+    check_writable(out, "--out")
+    check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
+
+
+def check_file(out: Path) -> None:
+    """Refuse a file that could not be written."""
+    from biasgym_tl.store import check_writable
+
+    if out.is_dir():
+        raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
+    check_writable(out.parent, "folder of the file")

@@ -1,0 +1,33 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
+Preset = Annotated[str, typer.Option(help="Settings of the training: cpu or paper.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the paragraphs, at most.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate of the row.")]
+ChooseBy = Annotated[
+    str | None, typer.Option(help="What chooses the epoch: similarity, loss or last.")
+]
+ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
+BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
+PriceIn = Annotated[float | None, typer.Option(help="US dollars per million tokens sent.")]
+PriceOut = Annotated[float | None, typer.Option(help="US dollars per million tokens received.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask before sending.")]
+AnswerTokens = Annotated[int, typer.Option("--max-new-tokens", help="Length of free answers.")]
+Benchmarks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:SUBSET; repeat.",
+    ),
+]
+JudgeName = Annotated[
+    str | None, typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.")
+]
+Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
