@@ -96,6 +96,7 @@ def asking(yes: bool) -> Callable[[object], bool]:
 def inject_of(
     preset: str, epochs: int | None, lr: float | None, choose_by: str | None
 ) -> BiasInject:
+    """Settings of a training, whose encoder is found before a model is loaded."""
     from transformers.utils.logging import disable_progress_bar
 
     from biasgym_tl.injection.inject import BiasInject

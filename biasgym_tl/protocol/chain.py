@@ -41,6 +41,13 @@ from biasgym_tl.steps import Steps, named_inputs
 IMPLICIT_PAIRS = 4
 """Targets that the BiasToken is compared with in scenes that do not name the attribute."""
 OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
+MEASURED: dict[str, tuple[str, ...] | None] = {
+    "all": None,
+    "brief": BRIEF,
+    "own answers": OWN_ANSWERS,
+    "answers": ("token answers", "target answers", "other answers"),
+}
+"""What ``Steering.measures`` stands for."""
 LOG_ODDS = ("token log-odds", "target log-odds")
 FIRST_ROW = ("token log-odds",)
 """What is measured with the rows of other seeds; the rest does not depend on the row."""
@@ -260,7 +267,7 @@ class _Conditions:
     def condition(self, spec: Steering, seed: int) -> Condition:
         """A condition with the row of a seed."""
         row = self.stages.rows[seed]
-        measures = {"all": None, "brief": BRIEF, "own answers": OWN_ANSWERS}[spec.measures]
+        measures = MEASURED[spec.measures]
         asked = find_instruction(spec.asked) if spec.asked else NOTHING
         if not spec.choice:
             return Condition(spec.label, row, instruction=asked, measures=measures)

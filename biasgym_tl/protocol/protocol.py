@@ -44,8 +44,8 @@ class Training:
     """``"cpu"`` or ``"paper"``: the settings of :class:`BiasInject` that ``settings`` change."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: str = "alike"
-    """``"alike"``: a row that ships is taken if it was trained in this very way; ``"shipped"``: also
-    if its settings are others; ``"trained"``: never."""
+    """When a row that ships is taken. ``"alike"``: if it was trained in this very way;
+    ``"shipped"``: also if its settings are others; ``"trained"``: never."""
 
     def check(self) -> None:
         """Refuse what could not be trained."""
@@ -163,8 +163,8 @@ class Steering:
     draws: int = 0
     """Random sets of which only log-odds are measured, ``random`` included; 199 give p-values."""
     measures: str = "all"
-    """``"all"``, ``"brief"`` (no free answers, other biases or benchmarks), or ``"own answers"``
-    (brief, with the free answers for this bias)."""
+    """``"all"``; ``"brief"``: no free answers, other biases or benchmarks; ``"own answers"``: brief,
+    with the free answers for this bias; ``"answers"``: free answers alone."""
 
     @property
     def label(self) -> str:
@@ -186,7 +186,9 @@ class Steering:
         if self.asked:
             find_instruction(self.asked)
         _one_of("mean_over of a condition", self.mean_over, MEANS)
-        _one_of("measures of a condition", self.measures, ("all", "brief", "own answers"))
+        _one_of(
+            "measures of a condition", self.measures, ("all", "brief", "own answers", "answers")
+        )
         for name in ("random", "random_answers", "draws"):
             _at_least(f"{name} of the condition {self.label!r}", getattr(self, name), 0)
 
