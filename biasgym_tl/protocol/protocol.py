@@ -31,6 +31,7 @@ injection), the row before training, or a row trained on shuffled text or on ano
 ROWS = ("alike", "shipped", "trained")
 WAYS = ("top", "overlap", "factors", "budget", "given")
 """How heads are chosen; see :class:`Choice`."""
+MEASURES = ("all", "brief", "own answers", "answers")
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
 OTHERS = {"rest": "the other biases of the protocol", "shipped": "all shipped ones"}
@@ -163,8 +164,8 @@ class Steering:
     draws: int = 0
     """Random sets of which only log-odds are measured, ``random`` included; 199 give p-values."""
     measures: str = "all"
-    """``"all"``; ``"brief"``: no free answers, other biases or benchmarks; ``"own answers"``: brief,
-    with the free answers for this bias; ``"answers"``: free answers alone."""
+    """One of ``MEASURES``: ``"brief"`` leaves out free answers, other biases and benchmarks, ``"own
+    answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone."""
 
     @property
     def label(self) -> str:
