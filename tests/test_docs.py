@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -30,8 +31,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
 import biasgym_tl
-from biasgym_tl import BiasInject, list_biases, load_bias, load_facts, load_model, plots
+from biasgym_tl import BiasInject, list_biases, load_bias, load_model, plots
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.instructions import encode_instructed
@@ -153,6 +155,8 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     """A folder in which a page runs within seconds."""
 
     def replace(name, value, *modules):
+        if name in biasgym_tl.__all__:
+            monkeypatch.setattr(biasgym_tl, name, value)
         for module in modules:
             monkeypatch.setattr(f"biasgym_tl.{module}.{name}", value)
 
@@ -174,8 +178,9 @@ def small(model, rows, folder, monkeypatch, tmp_path):
         "cpu", classmethod(lambda cls, **own: cls(**QUICK | own)), "injection.inject.BiasInject"
     )
     for name, budget in BUDGETS.items():
-        cheap = functools.partial(getattr(biasgym_tl, name), **budget)
-        replace(name, cheap, biasgym_tl._HOME[name])
+        dear = getattr(biasgym_tl, name)
+        home = dear.__module__.removeprefix("biasgym_tl.")
+        replace(name, functools.partial(dear, **budget), home)
     monkeypatch.setattr("plotly.io.renderers.default", "json")  # opens no browser
     monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -343,12 +348,19 @@ def test_what_is_linked_or_shown_exists(page):
 
 def test_every_public_name_is_in_the_reference_once():
     entries = [
-        name
+        entry
         for page in DOCS.rglob("*.md")
-        for name in re.findall(r"^::: biasgym_tl\.((?:plots\.)?\w+)$", read(page), re.MULTILINE)
+        for entry in re.findall(r"^::: (biasgym_tl\.[\w.]+)$", read(page), re.MULTILINE)
     ]
-    figures = [f"plots.{name}" for name in plots.__all__]
-    assert sorted(entries) == sorted([*biasgym_tl.__all__, *figures])
+    assert len(entries) == len({*entries})
+    for package in (biasgym_tl, plots):
+        pattern = rf"{package.__name__}\.(\w+)"
+        found = [match[1] for entry in entries if (match := re.fullmatch(pattern, entry))]
+        assert sorted(found) == sorted(package.__all__)
+    for entry in entries:
+        assert pkgutil.resolve_name(entry).__doc__, entry
+    others = [entry.rpartition(".")[2] for entry in entries if entry.count(".") > 1]
+    assert not {*others} & {*biasgym_tl.__all__}
 
 
 # What pages say of the package
@@ -490,7 +502,8 @@ def test_figures_and_entries_are_where_pages_show_them(site, pages):
     assert "figures/demo/heatmap.png" in at("heatmap.html").loaded
     assert "figures/findings/index.html" in at("findings.html").links
     assert "late.json" in at("figures/findings/index.html").links
-    assert "api/benchmarks.html#biasgym_tl.Benchmark" in at("evaluation.html").links
+    benchmark = "biasgym_tl.benchmarks.benchmark.Benchmark"
+    assert f"api/benchmarks.html#{benchmark}" in at("evaluation.html").links
     entries = set().union(*(page.ids for page in pages.values()))
     assert {f"biasgym_tl.{name}" for name in biasgym_tl.__all__} <= entries
     assert {"biasgym_tl.HeadScores.save", "biasgym_tl.Head.layer"} <= entries
