@@ -467,12 +467,14 @@ def pages(site):
     return {path.resolve(): Links(path) for path in paths}
 
 
+@pytest.mark.site
 def test_the_site_has_every_page_and_no_program(site, pages):
     written = {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")}
     assert {site.resolve() / path for path in written} <= set(pages)
     assert not list(site.rglob("*.py*"))
 
 
+@pytest.mark.site
 def test_links_of_the_site_lead_somewhere(pages):
     lost = []
     for path, page in pages.items():
@@ -487,6 +489,7 @@ def test_links_of_the_site_lead_somewhere(pages):
     assert lost == []
 
 
+@pytest.mark.site
 def test_the_site_loads_nothing_from_elsewhere_but_mathjax(site, pages):
     """Figures that are pages of their own may: their plotly.js is loaded when one is opened."""
     own = [page for path, page in pages.items() if "figures" not in path.parts]
@@ -495,6 +498,7 @@ def test_the_site_loads_nothing_from_elsewhere_but_mathjax(site, pages):
     assert "@import" not in "".join(map(read, site.rglob("*.css")))
 
 
+@pytest.mark.site
 def test_figures_and_entries_are_where_pages_show_them(site, pages):
     def at(name):
         return pages[(site / name).resolve()]

@@ -22,6 +22,7 @@ def path(request, pytestconfig):
     return pytestconfig.rootpath / "notebooks" / f"{request.param}.ipynb"
 
 
+@pytest.mark.notebook
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "course/solutions"])
 def test_it_runs_and_its_claims_hold(name, smollm2, pytestconfig, monkeypatch):
