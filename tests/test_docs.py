@@ -44,7 +44,7 @@ from biasgym_tl.toml import read_toml
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
 PROJECT = read_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"), "project")["project"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"", "bibtex", "python", "text", "toml"}
