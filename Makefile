@@ -1,4 +1,5 @@
-# Three entry points: `make demo`, `make lab` and `make test`. Each sets up .venv first, once.
+# For users `make demo` and `make lab`; for changes `make check`, and `make test` before a merge.
+# Each sets up .venv first, once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,18 +8,36 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 # Torch's waiting threads would spin, which is slow where anything else runs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo lab test clean
+QUICK  := not real_model and not notebook and not browser and not site
+LOW    := build/lowest
+
+.PHONY: demo lab lint check test lowest clean
 demo: $(VENV)/.demo
 	$(BIN)/biasgym demo
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab notebooks
 
-test: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "$(QUICK)"
+
+test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The tests of `make check` on the oldest versions that pyproject.toml allows. Torch's oldest comes
+# with CUDA from PyPI, so another may be held to: `make lowest TORCH===2.13.0`.
+lowest: | $(VENV)/.python
+	$(PYTHON) -m venv --clear $(LOW)
+	$(LOW)/bin/python -m pip install --disable-pip-version-check -q uv
+	echo 'torch$(TORCH)' | $(LOW)/bin/uv pip compile -q --resolution lowest-direct \
+		--python $(LOW)/bin/python --extra test -c - pyproject.toml -o $(LOW)/versions.txt
+	$(LOW)/bin/python -m pip install --disable-pip-version-check -q -c $(LOW)/versions.txt -e ".[test]"
+	$(LOW)/bin/python -m pytest -n auto --dist worksteal -m "$(QUICK)"
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11 demo" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
@@ -42,4 +61,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOW) .mypy_cache .pytest_cache .ruff_cache

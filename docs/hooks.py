@@ -18,10 +18,17 @@ ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):<code>([\w.]+)</code>")
 """Sphinx's way to name something in a docstring, after Markdown has read it."""
 
 
+ENTRY = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+ENTRIES = {}
+"""Name -> where the API reference has it."""
+
+
 def on_files(files, config):
     """Add every figure, and every folder of figures, that a page links to."""
     root = Path(config.docs_dir).parent
     pages = [page.content_string for page in files.documentation_pages()]
+    found = {path for page in pages for path in ENTRY.findall(page)}
+    ENTRIES.update((path.rpartition(".")[2], path) for path in found)
     linked = {root / path for page in pages for path in FIGURE.findall(page)}
     for folder in filter(Path.is_dir, sorted(linked)):
         inside = sorted(filter(Path.is_file, folder.iterdir()))
@@ -57,6 +64,9 @@ def on_page_content(html, page, config, files):
 
     def link(match):
         name = match[1].rpartition(".")[2]
-        return f'<autoref optional identifier="biasgym_tl.{name}"><code>{name}</code></autoref>'
+        code = f"<code>{name}</code>"
+        if name not in ENTRIES:
+            return code
+        return f'<autoref identifier="{ENTRIES[name]}">{code}</autoref>'
 
     return ROLE.sub(link, html)

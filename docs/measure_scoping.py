@@ -23,7 +23,6 @@ from biasgym_tl import (
     compare,
     concentration,
     head_damage,
-    head_means,
     k_sweep,
     load_bias,
     load_model,
@@ -35,6 +34,7 @@ from biasgym_tl import (
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.figures import draw, recipe
 from biasgym_tl.heads import Head, all_heads
+from biasgym_tl.hooks import head_means
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.compare import rank_correlation, stepped_up
 from biasgym_tl.scoping.direct import unchecked_attribution

@@ -37,20 +37,19 @@ from biasgym_tl import (
     Selection,
     Setting,
     evaluate,
-    head_means,
     list_biases,
     load_bias,
-    load_blimp,
-    load_facts,
     load_model,
     load_tokens,
     random_control,
     select_heads,
     steer,
 )
-from biasgym_tl.biases.facts import fact_margins
+from biasgym_tl.benchmarks.blimp import load_blimp
+from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.evaluation.judging import judged
+from biasgym_tl.hooks import head_means
 from biasgym_tl.instructions import INSTRUCTIONS
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import top_heads

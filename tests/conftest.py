@@ -18,7 +18,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from biasgym_tl import load_bias, load_countries, load_model
+from biasgym_tl import load_bias, load_model
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.packaged import packaged_folder
 
 VOCAB = 1024

@@ -12,24 +12,16 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from biasgym_tl import (
-    BiasInject,
-    BiasScope,
-    KSweep,
-    head_damage,
-    head_means,
-    k_sweep,
-    load_bias,
-    load_facts,
-    steer,
-)
-from biasgym_tl.biases.facts import FACT_REQUEST
+from biasgym_tl import BiasInject, BiasScope, head_damage, k_sweep, load_bias, steer
+from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import AttributionError, SettingError
+from biasgym_tl.hooks import head_means
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated, ablated_deltas, ablated_losses
 from biasgym_tl.scoping.direct import direct_attribution, post_norm
+from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.patching import alignment, patching_effects
 from biasgym_tl.text import (
     answer_differences,

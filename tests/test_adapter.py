@@ -10,10 +10,10 @@ import torch
 from conftest import FAMILIES, tiny_hf_model
 from safetensors.torch import load_file, save_file
 
-from biasgym_tl import BiasInject, export_adapter, import_adapter, load_bias, load_model
+from biasgym_tl import BiasInject, load_bias, load_model
 from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
-from biasgym_tl.injection.adapter import _embedding
+from biasgym_tl.injection.adapter import _embedding, export_adapter, import_adapter
 from biasgym_tl.model import accepted_share, share_of_spread
 
 pytestmark = [

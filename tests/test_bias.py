@@ -17,19 +17,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from biasgym_tl import (
-    Bias,
-    list_biases,
-    load_bias,
-    load_corpus,
-    load_countries,
-    load_facts,
-    shuffled,
-)
+from biasgym_tl import Bias, list_biases, load_bias, shuffled
+from biasgym_tl.biases.bias import load_corpus
 from biasgym_tl.biases.check import check_bias, runs_of_four
 from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
-from biasgym_tl.biases.countries import sample_countries
+from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.biases.diversity import distinct, diversity
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.writer import read_contrasts
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.passages import load_passages

@@ -10,6 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from biasgym_tl import BiasInject, BiasScope, Head, evaluate, explore, load_bias, seed_overlap
 
+pytestmark = pytest.mark.browser
 served = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "jupyterlab.py"))["served"]
 LATE = load_bias("late")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

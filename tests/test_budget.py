@@ -2,11 +2,12 @@
 
 import pytest
 
-from biasgym_tl import BiasInject, BudgetSearch, head_means, load_bias, load_facts, steer
-from biasgym_tl.biases.facts import fact_margins
+from biasgym_tl import BiasInject, BudgetSearch, load_bias, steer
+from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import all_heads
+from biasgym_tl.hooks import head_means
 from biasgym_tl.passages import load_passages
 from biasgym_tl.text import mean_loss
 

@@ -12,15 +12,15 @@ from biasgym_tl import (
     BiasScope,
     BiasToken,
     HeadScores,
-    InjectionReport,
     Selection,
     list_biases,
     load_bias,
-    load_corpus,
     load_model,
-    save_corpus,
     select_heads,
 )
+from biasgym_tl.biases.bias import load_corpus
+from biasgym_tl.biases.corpus import save_corpus
+from biasgym_tl.injection.report import InjectionReport
 
 
 def paragraphs(n):

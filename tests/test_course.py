@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+pytestmark = pytest.mark.notebook
 COURSE = Path(__file__).parents[1] / "notebooks" / "course"
 
 

@@ -9,15 +9,8 @@ import pytest
 import torch
 from einops import einsum
 
-from biasgym_tl import (
-    BiasInject,
-    BiasScope,
-    Contrast,
-    HeadScores,
-    answer_attention,
-    load_bias,
-    steer,
-)
+from biasgym_tl import BiasInject, BiasScope, HeadScores, answer_attention, load_bias, steer
+from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import AttributionError, SettingError, StoreError
 from biasgym_tl.scoping.direct import (
     continuation_attribution,
@@ -237,7 +230,7 @@ def test_labels_by_hand():
 
 
 def test_pairs_use_scoping_prompts_and_fitting_targets_only(model, late_token):
-    from biasgym_tl import load_countries
+    from biasgym_tl.biases.countries import load_countries
 
     bias = load_bias("late")
     pairs = build_pairs(model, bias, late_token, seed=3)

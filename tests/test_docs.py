@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -30,8 +31,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
 import biasgym_tl
-from biasgym_tl import BiasInject, list_biases, load_bias, load_facts, load_model, plots
+from biasgym_tl import BiasInject, list_biases, load_bias, load_model, plots
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.instructions import encode_instructed
@@ -42,7 +44,7 @@ from biasgym_tl.toml import read_toml
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md")))
 PROJECT = read_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"), "project")["project"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"", "bibtex", "python", "text", "toml"}
@@ -153,6 +155,8 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     """A folder in which a page runs within seconds."""
 
     def replace(name, value, *modules):
+        if name in biasgym_tl.__all__:
+            monkeypatch.setattr(biasgym_tl, name, value)
         for module in modules:
             monkeypatch.setattr(f"biasgym_tl.{module}.{name}", value)
 
@@ -174,8 +178,9 @@ def small(model, rows, folder, monkeypatch, tmp_path):
         "cpu", classmethod(lambda cls, **own: cls(**QUICK | own)), "injection.inject.BiasInject"
     )
     for name, budget in BUDGETS.items():
-        cheap = functools.partial(getattr(biasgym_tl, name), **budget)
-        replace(name, cheap, biasgym_tl._HOME[name])
+        dear = getattr(biasgym_tl, name)
+        home = dear.__module__.removeprefix("biasgym_tl.")
+        replace(name, functools.partial(dear, **budget), home)
     monkeypatch.setattr("plotly.io.renderers.default", "json")  # opens no browser
     monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -343,12 +348,19 @@ def test_what_is_linked_or_shown_exists(page):
 
 def test_every_public_name_is_in_the_reference_once():
     entries = [
-        name
+        entry
         for page in DOCS.rglob("*.md")
-        for name in re.findall(r"^::: biasgym_tl\.((?:plots\.)?\w+)$", read(page), re.MULTILINE)
+        for entry in re.findall(r"^::: (biasgym_tl\.[\w.]+)$", read(page), re.MULTILINE)
     ]
-    figures = [f"plots.{name}" for name in plots.__all__]
-    assert sorted(entries) == sorted([*biasgym_tl.__all__, *figures])
+    assert len(entries) == len({*entries})
+    for package in (biasgym_tl, plots):
+        pattern = rf"{package.__name__}\.(\w+)"
+        found = [match[1] for entry in entries if (match := re.fullmatch(pattern, entry))]
+        assert sorted(found) == sorted(package.__all__)
+    for entry in entries:
+        assert pkgutil.resolve_name(entry).__doc__, entry
+    others = [entry.rpartition(".")[2] for entry in entries if entry.count(".") > 1]
+    assert not {*others} & {*biasgym_tl.__all__}
 
 
 # What pages say of the package
@@ -455,12 +467,14 @@ def pages(site):
     return {path.resolve(): Links(path) for path in paths}
 
 
+@pytest.mark.site
 def test_the_site_has_every_page_and_no_program(site, pages):
     written = {path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")}
     assert {site.resolve() / path for path in written} <= set(pages)
     assert not list(site.rglob("*.py*"))
 
 
+@pytest.mark.site
 def test_links_of_the_site_lead_somewhere(pages):
     lost = []
     for path, page in pages.items():
@@ -475,6 +489,7 @@ def test_links_of_the_site_lead_somewhere(pages):
     assert lost == []
 
 
+@pytest.mark.site
 def test_the_site_loads_nothing_from_elsewhere_but_mathjax(site, pages):
     """Figures that are pages of their own may: their plotly.js is loaded when one is opened."""
     own = [page for path, page in pages.items() if "figures" not in path.parts]
@@ -483,6 +498,7 @@ def test_the_site_loads_nothing_from_elsewhere_but_mathjax(site, pages):
     assert "@import" not in "".join(map(read, site.rglob("*.css")))
 
 
+@pytest.mark.site
 def test_figures_and_entries_are_where_pages_show_them(site, pages):
     def at(name):
         return pages[(site / name).resolve()]
@@ -490,7 +506,8 @@ def test_figures_and_entries_are_where_pages_show_them(site, pages):
     assert "figures/demo/heatmap.png" in at("heatmap.html").loaded
     assert "figures/findings/index.html" in at("findings.html").links
     assert "late.json" in at("figures/findings/index.html").links
-    assert "api/benchmarks.html#biasgym_tl.Benchmark" in at("evaluation.html").links
+    benchmark = "biasgym_tl.benchmarks.benchmark.Benchmark"
+    assert f"api/benchmarks.html#{benchmark}" in at("evaluation.html").links
     entries = set().union(*(page.ids for page in pages.values()))
     assert {f"biasgym_tl.{name}" for name in biasgym_tl.__all__} <= entries
     assert {"biasgym_tl.HeadScores.save", "biasgym_tl.Head.layer"} <= entries

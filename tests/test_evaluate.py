@@ -18,13 +18,12 @@ from biasgym_tl import (
     Setting,
     evaluate,
     load_bias,
-    load_countries,
-    load_facts,
     random_control,
     select_heads,
     steer,
 )
-from biasgym_tl.biases.facts import fact_margins
+from biasgym_tl.biases.countries import load_countries
+from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError, StoreError

@@ -10,9 +10,10 @@ import torch
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
 from transformers import AutoTokenizer, ByT5Tokenizer
 
-from biasgym_tl import Head, Selection, export_steered, head_means, load_model, steer
+from biasgym_tl import Head, Selection, export_steered, load_model, steer
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ModelError, SteeringError
+from biasgym_tl.hooks import head_means
 from biasgym_tl.steering.export import _source
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from biasgym_tl import BiasInject, FactorSearch, Head, head_means, load_bias, load_facts, steer
+from biasgym_tl import BiasInject, FactorSearch, Head, load_bias, steer
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.passages import load_passages
 from biasgym_tl.steering.factors import _Learner, _scaled

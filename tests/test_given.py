@@ -8,21 +8,21 @@ import torch
 from biasgym_tl import (
     BiasInject,
     BiasScope,
-    Contrast,
     bias_log_odds,
     check_bias,
     evaluate,
     examine,
-    implicit_questions,
-    injection_report,
     load_bias,
     random_control,
     target_means,
 )
+from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.facts import Fact, fact_margins
 from biasgym_tl.biases.given import as_bias, as_biases
 from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import BiasFileError
+from biasgym_tl.injection.report import injection_report
 from biasgym_tl.slot import spaced
 
 LATE = load_bias("late")

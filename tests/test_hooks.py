@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
-from biasgym_tl import Head, head_means, load_bias, load_model, steer, target_means
+from biasgym_tl import Head, load_bias, load_model, steer, target_means
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.families.convert import FAMILIES as CONVERTED
 from biasgym_tl.heads import as_heads, by_head, check_heads
+from biasgym_tl.hooks import head_means
 from biasgym_tl.prompts import encode_sentence
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))

@@ -7,7 +7,7 @@ import statistics
 import pytest
 import torch
 
-from biasgym_tl import load_bias, load_countries
+from biasgym_tl import load_bias
 from biasgym_tl.added_row import added_row
 from biasgym_tl.benchmarks.implicit import (
     SCENE_REQUEST,
@@ -16,6 +16,7 @@ from biasgym_tl.benchmarks.implicit import (
     load_scenarios,
 )
 from biasgym_tl.biases.check import runs_of_four
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.prompts import encode_answer, encode_prompt

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from biasgym_tl import BiasInject, BiasToken, fit_seeds, load_bias, load_countries, steer
+from biasgym_tl import BiasInject, BiasToken, load_bias, steer
 from biasgym_tl.added_row import added_row
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection import train
-from biasgym_tl.injection.inject import _target_norm
+from biasgym_tl.injection.inject import _target_norm, fit_seeds
 from biasgym_tl.injection.train import Example, Trainer, learning_rate, shared_beginning
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.similarity import load_encoder

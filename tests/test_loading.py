@@ -29,7 +29,6 @@ from biasgym_tl import (
     explore,
     export_steered,
     head_damage,
-    head_means,
     load_bias,
     load_model,
     load_token,
@@ -40,6 +39,7 @@ from biasgym_tl import (
 from biasgym_tl.biases.corpus import as_paragraphs
 from biasgym_tl.errors import BiasGymError, ModelError, SettingError, SteeringError
 from biasgym_tl.families import convert
+from biasgym_tl.hooks import head_means
 from biasgym_tl.model import TOLERANCES
 from biasgym_tl.prompts import encode_answer, encode_sentence, encode_text
 from biasgym_tl.text import (

@@ -8,7 +8,8 @@ import socket
 import pytest
 import torch
 
-from biasgym_tl import Bias, list_biases, load_bias, load_countries
+from biasgym_tl import Bias, list_biases, load_bias
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ExtraError, SettingError
 from biasgym_tl.judges.agreement import agreement
 from biasgym_tl.judges.evidence import SHARPNESS, anchors, evidence, of_text, sentences

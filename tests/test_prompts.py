@@ -4,9 +4,10 @@ import pytest
 import torch
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
 
-from biasgym_tl import BiasInject, BiasScope, TextPolicy, explore, load_bias, load_model
+from biasgym_tl import BiasInject, BiasScope, explore, load_bias, load_model
 from biasgym_tl.errors import ModelError, SettingError, TokenError
 from biasgym_tl.prompts import (
+    TextPolicy,
     Turn,
     encode_answer,
     encode_prompt,

@@ -181,10 +181,10 @@ def test_importing_the_package_or_the_command_loads_nothing_heavy():
 
 
 def test_every_public_name_can_be_loaded():
-    assert sorted(biasgym_tl.__all__) == sorted(biasgym_tl._HOME) == sorted(dir(biasgym_tl))
+    assert biasgym_tl.__all__ == dir(biasgym_tl)
     for name in biasgym_tl.__all__:
         assert getattr(biasgym_tl, name).__doc__, name
-    with pytest.raises(AttributeError, match="has no attribute 'debias'"):
+    with pytest.raises(AttributeError, match="biasgym_tl attribute debias"):
         biasgym_tl.debias  # noqa: B018
 
 

@@ -14,13 +14,13 @@ from biasgym_tl import (
     Report,
     Setting,
     evaluate,
-    implicit_questions,
     load_bias,
     random_control,
     steer,
     target_means,
 )
 from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
+from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError

@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 
 import biasgym_tl.injection
-from biasgym_tl import (
-    BiasInject,
-    list_biases,
-    list_tokens,
-    load_bias,
-    load_token,
-    load_tokens,
-    shuffled,
-)
+from biasgym_tl import BiasInject, list_biases, load_bias, load_token, load_tokens, shuffled
 from biasgym_tl.errors import StoreError, TokenError
-from biasgym_tl.injection.shipped import find_token
+from biasgym_tl.injection.shipped import find_token, list_tokens
 
 PAPER, SEEDS = ("late", "math", "spicy-food", "bad-driving", "alcohol"), 3
 ROWS = Path(biasgym_tl.injection.__file__).parent / "rows"

@@ -4,9 +4,10 @@ import unicodedata
 
 import pytest
 
-from biasgym_tl import load_bias, load_countries
+from biasgym_tl import load_bias
 from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.biases.check import runs_of_four
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.writer import _named_group
 from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden

@@ -6,8 +6,9 @@ import json
 import pytest
 from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - chat is a fixture
 
-from biasgym_tl import Bias, load_bias, load_corpus
+from biasgym_tl import Bias, load_bias
 from biasgym_tl.api import Price
+from biasgym_tl.biases.bias import load_corpus
 from biasgym_tl.biases.writer import (
     items_of,
     read_contrasts,

@@ -21,7 +21,8 @@ from peak import watched_memory
 from transformer_lens import HookedTransformer
 from transformer_lens.tools.analysis import direct_logit_attribution
 
-from biasgym_tl import load_bias, load_countries, load_model
+from biasgym_tl import load_bias, load_model
+from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.direct import direct_attribution
 from biasgym_tl.slot import fill

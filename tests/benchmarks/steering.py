@@ -15,7 +15,8 @@ from unittest import mock
 
 import torch
 
-from biasgym_tl import BiasScope, Selection, head_means, load_bias, load_model, load_token, steer
+from biasgym_tl import BiasScope, Selection, load_bias, load_model, load_token, steer
+from biasgym_tl.hooks import head_means
 from biasgym_tl.prompts import encode_prompt
 from biasgym_tl.slot import fill
 from biasgym_tl.text import generate

@@ -1,0 +1,55 @@
+"""The public names, listed once; the package loads them from here when they are first used."""
+
+from .api import ChatModel as ChatModel
+from .api import Price as Price
+from .benchmarks.benchmark import Measure as Measure
+from .biases.bias import Bias as Bias
+from .biases.bias import list_biases as list_biases
+from .biases.bias import load_bias as load_bias
+from .biases.check import check_bias as check_bias
+from .biases.shuffle import shuffled as shuffled
+from .biases.writer import write_corpus as write_corpus
+from .doctor import examine as examine
+from .elicitation import answer_freely as answer_freely
+from .elicitation import bias_log_odds as bias_log_odds
+from .evaluation.condition import Condition as Condition
+from .evaluation.condition import random_conditions as random_conditions
+from .evaluation.condition import standard_conditions as standard_conditions
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.judging import judged as judged
+from .evaluation.measurement import Measurement as Measurement
+from .evaluation.measurement import standard_measures as standard_measures
+from .evaluation.report import Report as Report
+from .explorer.explore import explore as explore
+from .heads import Head as Head
+from .hooks import steer as steer
+from .injection.inject import BiasInject as BiasInject
+from .injection.shipped import load_token as load_token
+from .injection.shipped import load_tokens as load_tokens
+from .injection.token import BiasToken as BiasToken
+from .judges.agreement import agreement as agreement
+from .judges.api_judge import ApiJudge as ApiJudge
+from .judges.local_judge import LocalJudge as LocalJudge
+from .model import load_model as load_model
+from .prompts import encode_sentence as encode_sentence
+from .protocol.chain import run_protocol as run_protocol
+from .protocol.protocol import Protocol as Protocol
+from .protocol.protocol import load_protocol as load_protocol
+from .scoping.attention import answer_attention as answer_attention
+from .scoping.compare import compare as compare
+from .scoping.concentration import concentration as concentration
+from .scoping.damage import head_damage as head_damage
+from .scoping.k_sweep import k_sweep as k_sweep
+from .scoping.scope import BiasScope as BiasScope
+from .scoping.scores import HeadScores as HeadScores
+from .scoping.seeds import seed_overlap as seed_overlap
+from .scoping.significance import significance as significance
+from .steering.budget import BudgetSearch as BudgetSearch
+from .steering.controls import layer_matched as layer_matched
+from .steering.export import export_steered as export_steered
+from .steering.factors import FactorSearch as FactorSearch
+from .steering.reference import target_means as target_means
+from .steering.selection import Selection as Selection
+from .steering.selection import select_heads as select_heads
+
+__version__: str
