@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,19 +15,12 @@ from torch import Tensor
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.faults import faults
+from biasgym_tl.evaluation.intervals import over_draws, over_items
 from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
 from biasgym_tl.evaluation.tables import interval_table
 from biasgym_tl.evaluation.warnings import warnings_of
-from biasgym_tl.stats import (
-    Interval,
-    McNemar,
-    clustered_interval,
-    crossed_interval,
-    mcnemar,
-    share_change_interval,
-    share_interval,
-)
+from biasgym_tl.stats import Interval, McNemar, mcnemar, share_change_interval
 from biasgym_tl.store import as_declared, read_kind, write_csv, write_kind, write_text
 
 if TYPE_CHECKING:
@@ -164,15 +156,8 @@ class Report:
         if values is None:
             return None
         if name in self.controls:
-            return self._over_draws(values, measure)
-        if measure in self.clusters:
-            return clustered_interval(values[:, 0], self.clusters[measure])
-        if self.measures[measure].kind == "texts":
-            found = _one_by_one(values[:, 0])
-            return found._replace(low=max(found.low, 0.0))  # NaN stays NaN
-        if self.measures[measure].kind == "share":
-            return _of_share(share_interval, values[:, 0])
-        return crossed_interval(values)
+            return over_draws(values, self.measures[measure])
+        return over_items(values, self.measures[measure], self.clusters.get(measure))
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
         """Mean difference to another condition, item by item, with its 95% interval.
@@ -185,21 +170,8 @@ class Report:
         if name in self.controls or since in self.controls:
             here = here if name in self.controls else here.mean(1, keepdim=True)
             there = there if since in self.controls else there.mean(1, keepdim=True)
-            return self._over_draws(here - there, measure)
-        if measure in self.clusters:
-            return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
-        if self.measures[measure].kind == "texts":
-            return _one_by_one(here[:, 0], there[:, 0])
-        if self.measures[measure].kind == "share":
-            return _of_share(share_change_interval, (here - there)[:, 0])
-        return crossed_interval(here - there)
-
-    def _over_draws(self, values: Float[Tensor, "row draw"], measure: str) -> Interval:
-        if values.shape[1] < 4:
-            return Interval(values.mean().item(), float("nan"), float("nan"))
-        if self.measures[measure].kind != "mean":
-            return _one_by_one(values.mean(0))  # of most items, no draw changes anything
-        return crossed_interval(values)
+            return over_draws(here - there, self.measures[measure])
+        return over_items(here, self.measures[measure], self.clusters.get(measure), minus=there)
 
     def not_informative(self, measure: str) -> str:
         """Why changes of a measure say nothing here, or an empty text.
@@ -388,20 +360,3 @@ class Report:
             return report
 
         return read_kind(Path(path), "Report", build)
-
-
-def _of_share(
-    interval: Callable[[Float[Tensor, " item"]], Interval], values: Float[Tensor, " item"]
-) -> Interval:
-    """An interval over the items that count; NaN throughout where none does."""
-    counted = values[~values.isnan()]
-    return interval(counted) if len(counted) else Interval(*[float("nan")] * 3)
-
-
-def _one_by_one(
-    here: Float[Tensor, " item"], there: Float[Tensor, " item"] | None = None
-) -> Interval:
-    """Over texts or draws, some of which may not count (NaN). Without spread there are no ends."""
-    found = clustered_interval(here, range(len(here)), minus=there)
-    nan = float("nan")
-    return found if found.high - found.low > 1e-9 else Interval(found.estimate, nan, nan)
