@@ -76,16 +76,46 @@ def evaluate(
     check_model(model)
     conditions = list(conditions)
     made = standard_measures(bias) if measures is None else list(map(_as_measurement, measures))
+    _check(model, conditions, made)
+    results, floors = _measured(model, bias, conditions, made, finished, progress)
     biases = {each.name: each for m in made for each in (bias, *m.biases)}
     left_out = {name: list(word_tokens(model, each).left_out) for name, each in biases.items()}
-    _check_names(conditions, made)
-    for condition in conditions:
-        condition.check(model)
-        _check_held_out(model, condition, made)
     main = next((c for c in conditions if c.mode and not c.control_of), None)
-    share = None if scores is None else _share(scores, model, bias, main)
-    unsteered = [c.mode == "mean" and c.reference is None for c in conditions]
-    neutral = head_means(model) if any(unsteered) else None
+    return Report(
+        bias=bias.name,
+        attribute=bias.attribute,
+        model=model.cfg.model_name,
+        token_text=conditions[0].row.text,
+        targets=tuple(dict.fromkeys(t for m in made for t in m.held_out.get("targets", ()) if t)),
+        measured=tuple(measure for m in made for measure in m.measures),
+        asked={key: asked for m in made for key, asked in m.asked.items()},
+        clusters={measure.key: m.clusters for m in made if m.clusters for measure in m.measures},
+        floors=floors,
+        results=results,
+        settings={
+            "selections": {c.name: repr(c.heads) for c in conditions if type(c.heads) is Selection},
+            "attribution_in_heads": None if scores is None else _share(scores, model, bias, main),
+            "n_prompts": len(bias.evaluation_prompts),
+            "text": dataclasses.asdict(text_policy(model)),
+            "words_left_out": {name: words for name, words in left_out.items() if words},
+            "biases": {name: each.fingerprint() for name, each in biases.items()},
+            "measurements": {m.name: digest(m.fingerprint) for m in made},
+        },
+        versions=versions(),
+    )
+
+
+def _measured(
+    model: HookedTransformer,
+    bias: Bias,
+    conditions: Sequence[Condition],
+    made: Sequence[Measurement],
+    finished: Finished,
+    progress: bool,
+) -> tuple[tuple[ConditionResult, ...], dict[str, Any]]:
+    """The results of all conditions, and the floors."""
+    to_mean = any(c.mode == "mean" and c.reference is None for c in conditions)
+    neutral = head_means(model) if to_mean else None
     known: dict[str, Any] = {}
     floors: dict[str, Any] = {}
     results = {condition.name: ConditionResult(**condition.record()) for condition in conditions}
@@ -96,37 +126,14 @@ def evaluate(
             uses = [m.name, m.fingerprint, condition.uses(m.needs)]
             key = digest(uses)
             if key not in known:
-                name = f"{bias.name}, {condition.name}: {m.name}"
-
                 make = partial(m.measured, model, condition, neutral)
-                known[key] = finished(name, uses, make)
+                known[key] = finished(f"{bias.name}, {condition.name}: {m.name}", uses, make)
             results[condition.name].items.update(known[key])
     for m in made:
         if m.floors is not None:
             uses = [m.name, m.fingerprint, "floor"]
             floors |= finished(f"floor of {m.name}", uses, partial(m.floors, model))
-    return Report(
-        bias=bias.name,
-        attribute=bias.attribute,
-        model=model.cfg.model_name,
-        token_text=next((c.row.text for c in conditions), ""),
-        targets=tuple(dict.fromkeys(t for m in made for t in m.held_out.get("targets", ()) if t)),
-        measured=tuple(measure for m in made for measure in m.measures),
-        asked={key: asked for m in made for key, asked in m.asked.items()},
-        clusters={measure.key: m.clusters for m in made if m.clusters for measure in m.measures},
-        floors=floors,
-        results=tuple(results.values()),
-        settings={
-            "selections": {c.name: repr(c.heads) for c in conditions if type(c.heads) is Selection},
-            "attribution_in_heads": share,
-            "n_prompts": len(bias.evaluation_prompts),
-            "text": dataclasses.asdict(text_policy(model)),
-            "words_left_out": {name: words for name, words in left_out.items() if words},
-            "biases": {name: each.fingerprint() for name, each in biases.items()},
-            "measurements": {m.name: digest(m.fingerprint) for m in made},
-        },
-        versions=versions(),
-    )
+    return tuple(results.values()), floors
 
 
 def _as_measurement(given: Measurement | Benchmark) -> Measurement:
@@ -152,14 +159,17 @@ def _share(
     return (chosen.sum() / positive.sum()).item()
 
 
-def _check_held_out(
-    model: HookedTransformer, condition: Condition, made: Sequence[Measurement]
+def _check(
+    model: HookedTransformer, conditions: Sequence[Condition], made: Sequence[Measurement]
 ) -> None:
-    """Refuse heads that were chosen on what they are to be judged by."""
-    if isinstance(condition.heads, Selection):
-        condition.heads.check_model(model.cfg.model_name)
-        for m in made:
-            condition.heads.check_held_out(**m.held_out)
+    """Refuse what cannot be measured, and heads that were chosen on what they are judged by."""
+    _check_names(conditions, made)
+    for condition in conditions:
+        condition.check(model)
+        if isinstance(condition.heads, Selection):
+            condition.heads.check_model(model.cfg.model_name)
+            for m in made:
+                condition.heads.check_held_out(**m.held_out)
 
 
 def _check_names(conditions: Sequence[Condition], made: Sequence[Measurement]) -> None:
