@@ -77,10 +77,8 @@ def evaluate(
     conditions = list(conditions)
     made = standard_measures(bias) if measures is None else list(map(_as_measurement, measures))
     _check(model, conditions, made)
+    settings = _settings(model, bias, conditions, made, scores)
     results, floors = _measured(model, bias, conditions, made, finished, progress)
-    biases = {each.name: each for m in made for each in (bias, *m.biases)}
-    left_out = {name: list(word_tokens(model, each).left_out) for name, each in biases.items()}
-    main = next((c for c in conditions if c.mode and not c.control_of), None)
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
@@ -92,17 +90,31 @@ def evaluate(
         clusters={measure.key: m.clusters for m in made if m.clusters for measure in m.measures},
         floors=floors,
         results=results,
-        settings={
-            "selections": {c.name: repr(c.heads) for c in conditions if type(c.heads) is Selection},
-            "attribution_in_heads": None if scores is None else _share(scores, model, bias, main),
-            "n_prompts": len(bias.evaluation_prompts),
-            "text": dataclasses.asdict(text_policy(model)),
-            "words_left_out": {name: words for name, words in left_out.items() if words},
-            "biases": {name: each.fingerprint() for name, each in biases.items()},
-            "measurements": {m.name: digest(m.fingerprint) for m in made},
-        },
+        settings=settings,
         versions=versions(),
     )
+
+
+def _settings(
+    model: HookedTransformer,
+    bias: Bias,
+    conditions: Sequence[Condition],
+    made: Sequence[Measurement],
+    scores: HeadScores | None,
+) -> dict[str, Any]:
+    """What the numbers rest on; words that cannot count are found before anything is measured."""
+    biases = {each.name: each for m in made for each in (bias, *m.biases)}
+    left_out = {name: list(word_tokens(model, each).left_out) for name, each in biases.items()}
+    main = next((c for c in conditions if c.mode and not c.control_of), None)
+    return {
+        "selections": {c.name: repr(c.heads) for c in conditions if type(c.heads) is Selection},
+        "attribution_in_heads": None if scores is None else _share(scores, model, bias, main),
+        "n_prompts": len(bias.evaluation_prompts),
+        "text": dataclasses.asdict(text_policy(model)),
+        "words_left_out": {name: words for name, words in left_out.items() if words},
+        "biases": {name: each.fingerprint() for name, each in biases.items()},
+        "measurements": {m.name: digest(m.fingerprint) for m in made},
+    }
 
 
 def _measured(
