@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import torch
-from jaxtyping import jaxtyped
+from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
@@ -33,7 +33,8 @@ from biasgym_tl.errors import BiasGymError, SettingError, StoreError
 if TYPE_CHECKING:
     import pandas as pd
 
-Result = TypeVar("Result")
+Built = TypeVar("Built")
+Saved = TypeVar("Saved", bound="Result")
 LONGEST_NAME = 80
 """Characters of a name that becomes part of file names."""
 BROKEN = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
@@ -374,17 +375,17 @@ def read_json(path: Path) -> Any:
 
 def write_kind(path: Path, kind: str, values: Mapping[str, Any]) -> Path:
     """Write a JSON result with its kind and a checksum; :func:`read_kind` reads it."""
-    values = json.loads(json.dumps(values))
+    values = json.loads(json.dumps(values, default=dataclasses.asdict))
     return write_json(path, {"kind": kind, "digest": digest(values), **values})
 
 
 def read_kind(
     path: Path,
     kind: str,
-    build: Callable[[dict[str, Any]], Result],
+    build: Callable[[dict[str, Any]], Built],
     *,
     digested: bool = False,
-) -> Result:
+) -> Built:
     """Read a JSON result that names its ``kind``, and build it from the other keys.
 
     Args:
@@ -433,19 +434,22 @@ def as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = None  # also of a tensor, of which JSON can say no more
             continue
         try:
-            found[name] = _reader(kind, name).validate_json(json.dumps(value), strict=True)
+            raw = json.dumps([value])
+            (found[name],) = _reader(kind, name).validate_json(raw, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"])))
+            where = ".".join(map(str, (name, *first["loc"][1:])))
             raise StoreError(f"{where} is not as declared: {first['msg']}") from error
     return found
 
 
 @cache
 def _reader(kind: type, name: str) -> Any:
-    from pydantic import TypeAdapter
+    """Reads a list of one value; a dataclass within it must hold only its fields, too."""
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(get_type_hints(kind)[name])
+    declared: Any = tuple[get_type_hints(kind)[name]]  # type: ignore[misc]
+    return TypeAdapter(declared, config=ConfigDict(extra="forbid"))
 
 
 def save_result(
@@ -455,7 +459,7 @@ def save_result(
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.loads(json.dumps(record))
+    record = json.loads(json.dumps(record, default=dataclasses.asdict))
     entry = {"kind": kind, "digest": _checksum(kind, contiguous, record), "record": record}
     # One entry: the order of several is not fixed, and equal results should be equal files.
     header = {_HEADER: json.dumps(entry, ensure_ascii=False)}
@@ -522,30 +526,51 @@ def kind_of(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-class TensorResult:
-    """Base of the dataclasses that are kept as one ``.safetensors`` file."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Base of the frozen dataclasses that are kept, each as one file that :meth:`load` reads.
+
+    With tensors among its fields it is a ``.safetensors`` file, the rest in its header; without, a
+    JSON file. Both hold the name of the class and a checksum.
+    """
+
+    def record(self) -> dict[str, Any]:
+        """All fields but tensors, as the file holds them."""
+        return {k: v for k, v in self._fields().items() if not isinstance(v, Tensor)}
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-        record = {key: value for key, value in vars(self).items() if key not in tensors}
-        return save_result(path, type(self).__name__, tensors, record)
+        """Write one file; that of a result with tensors ends in ``.safetensors``."""
+        kind = type(self)
+        if not _has_tensors(kind):
+            return write_kind(Path(path), kind.__name__, self.record())
+        tensors = {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
+        return save_result(path, kind.__name__, tensors, self.record())
 
     @classmethod
-    def load(cls: type[Result], path: str | Path) -> Result:
+    def load(cls: type[Saved], path: str | Path) -> Saved:
         """Read a file written by :meth:`save`.
 
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
+        if not _has_tensors(cls):
+            return read_kind(Path(path), cls.__name__, lambda v: cls(**as_declared(cls, v)))
         tensors, record = load_result(path, cls.__name__)
         try:
-            values = {**_shaped(cls, tensors), **as_declared(cls, record)}
-            return cls(**values)
+            return cls(**_shaped(cls, tensors), **as_declared(cls, record))
         except BROKEN as error:
             raise StoreError(
                 f"{str(path)!r} must hold a whole {cls.__name__} of this version, but: {error}."
             ) from error
+
+
+def _has_tensors(kind: type) -> bool:
+    hints = get_type_hints(kind).values()
+    parts = {part for hint in hints for part in (hint, *get_args(hint)) if isinstance(part, type)}
+    return any(issubclass(part, (Tensor, AbstractArray)) for part in parts)
 
 
 def _shaped(kind: type, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

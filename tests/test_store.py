@@ -22,7 +22,7 @@ from biasgym_tl.errors import BiasFileError, SettingError, StoreError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Thing(store.TensorResult):
+class Thing(store.Result):
     """A result with one of each kind of field."""
 
     row: Float[Tensor, " d"]
@@ -129,7 +129,7 @@ def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
 
 def test_a_result_of_another_version_is_refused(tmp_path):
     @dataclasses.dataclass(frozen=True)
-    class Kept(store.TensorResult):
+    class Kept(store.Result):
         x: torch.Tensor
         n: int
 
@@ -221,6 +221,37 @@ def test_other_types_and_shapes_are_refused_though_the_checksum_is_right(tmp_pat
     store.save_result(path, "Thing", tensors, {**record, "more": 1})
     with pytest.raises(StoreError, match=r"Thing must hold only its fields, got \['more'\]"):
         Thing.load(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a result."""
+
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(store.Result):
+    """A result without tensors."""
+
+    first: Part
+    parts: tuple[Part, ...]
+
+
+def test_a_result_without_tensors_is_json_down_to_its_parts(tmp_path):
+    whole = Whole(Part(1), (Part(2), Part(3)))
+    path = whole.save(tmp_path / "whole.json")
+    assert Whole.load(path) == whole and store.kind_of(path) == "Whole"
+    record = store.read_json(path)
+    del record["digest"]
+    for other, message in (
+        ({"first": {"n": 1, "m": 2}}, "first.m is not as declared: Unexpected keyword argument"),
+        ({"parts": [{"n": "1"}]}, "parts.0.n is not as declared: Input should be a valid integer"),
+        ({"more": 1}, r"Whole must hold only its fields, got \['more'\]"),
+    ):
+        store.write_json(path, {**record, **other})
+        with pytest.raises(StoreError, match=f"must hold a whole Whole, but: {message}"):
+            Whole.load(path)
 
 
 def test_json_of_a_kind_is_refused_where_it_was_changed(tmp_path):

@@ -21,11 +21,11 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.stats import Interval, crossed_interval, rank_p
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import TensorResult, versions
+from biasgym_tl.store import Result, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class RandomControl(TensorResult):
+class RandomControl(Result):
     """Log-odds (nats) unsteered, with the chosen heads, and with random sets."""
 
     unsteered: Float[Tensor, " prompt"]
