@@ -41,7 +41,7 @@ from biasgym_tl.model import load_model
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps, named_inputs
-from biasgym_tl.store import as_declared, cache_dir, digest
+from biasgym_tl.store import as_declared
 
 BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
     "bbq": load_bbq,
@@ -197,8 +197,11 @@ def assess(
     settings, measured = dataclasses.asdict(assessment), dict(inputs)
     for added in ("n_draws", "judge", "scores"):  # at the end, so they touch nothing before
         del settings[added]
-    measured.pop("scores", None)  # only a warning rests on them
-    steps = Steps(cache_dir() / "assessments" / digest([settings, measured]), fresh)
+    for unused in ("scores", "code"):  # only a warning rests on them; its own code is enough
+        measured.pop(unused, None)
+    loaders = [BENCHMARKS[name] for name in assessment.benchmarks]
+    code = (evaluate, random_control, implicit_questions, *loaders)
+    steps = Steps.of("assessments", [settings, measured], *code, fresh=fresh)
     report = evaluate(
         model,
         bias,

@@ -17,6 +17,7 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.setting import Setting
 from biasgym_tl.figures import draw, recipe
 from biasgym_tl.injection.inject import BiasInject
+from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint, write_results
@@ -25,8 +26,8 @@ from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
-from biasgym_tl.steps import Rows, Steps, code_fingerprint, fingerprint, named_inputs
-from biasgym_tl.store import as_declared, cache_dir, digest, write_json
+from biasgym_tl.steps import Rows, Steps, code_of, fingerprint, named_inputs
+from biasgym_tl.store import as_declared, write_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,9 @@ def run_chain(
     )
     check_inputs(named, expected)
     inputs = fingerprint(model)
-    steps = Steps(cache_dir() / "runs" / _run_key(chain, bias, other, inputs), fresh)
+    uses = {**inputs, **_settings(chain, bias, other)}
+    code = (BiasScope, evaluate, random_control, find_token, shuffled)
+    steps = Steps.of("runs", uses, *code, fresh=fresh)
     rows = Rows(chain.inject, chain.seed, model, inputs, fresh, progress)
     token = rows.trained(bias)
     scores, selection = _scoped(chain, steps, model, bias, token)
@@ -201,8 +204,8 @@ def _scoped(
 ) -> tuple[HeadScores, Selection]:
     """Score the heads with ``row`` in the slot, choose the top k, and write the choice down."""
     scope = BiasScope(seed=chain.seed)
-    scores = steps.tensors(f"scores{suffix}", HeadScores, lambda: scope.attribute(model, bias, row))
-    selection = steps.selection(f"selection{suffix}", lambda: select_heads(scores, chain.k))
+    scores = steps.kept(f"scores{suffix}", HeadScores, lambda: scope.attribute(model, bias, row))
+    selection = steps.kept(f"selection{suffix}", Selection, lambda: select_heads(scores, chain.k))
     return scores, selection
 
 
@@ -255,14 +258,13 @@ def _write(result: ChainResult, out: Path) -> str | None:
     return draw(out, recipes)
 
 
-def _run_key(chain: Chain, bias: Bias, other: Bias | None, inputs: dict[str, Any]) -> str:
-    """Fingerprint of everything that the numbers of a run depend on."""
-    others = other.fingerprint() if other else None
+def _settings(chain: Chain, bias: Bias, other: Bias | None) -> dict[str, Any]:
+    """What the steps of a run depend on beside the model and the code."""
     settings = dataclasses.asdict(chain)
     # Settings of what is only added at the end do not touch the steps before.
     for name in ("n_draws", "reinject"):
         del settings[name]
-    return digest({**inputs, "chain": settings, "biases": [bias.fingerprint(), others]})
+    return {"chain": settings, "biases": [bias.fingerprint(), other and other.fingerprint()]}
 
 
 def _record(result: ChainResult) -> dict[str, Any]:
@@ -298,7 +300,7 @@ def _record(result: ChainResult) -> dict[str, Any]:
         "control_heads": {
             name: [str(head) for head in heads] for name, heads in result.control_selections.items()
         },
-        "code": code_fingerprint(),
+        "code": code_of(),
         "intervals": intervals.where(intervals.notna(), None).to_dict("records"),
         "random": None if result.random is None else _random_record(result.random),
     }

@@ -538,13 +538,20 @@ class Result:
         """All fields but tensors, as the file holds them."""
         return {k: v for k, v in self._fields().items() if not isinstance(v, Tensor)}
 
+    @classmethod
+    def has_tensors(cls) -> bool:
+        """Whether a field is declared to hold a tensor."""
+        hints = get_type_hints(cls).values()
+        parts = [part for hint in hints for part in (hint, *get_args(hint))]
+        return any(isinstance(p, type) and issubclass(p, (Tensor, AbstractArray)) for p in parts)
+
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def save(self, path: str | Path) -> Path:
         """Write one file; that of a result with tensors ends in ``.safetensors``."""
         kind = type(self)
-        if not _has_tensors(kind):
+        if not kind.has_tensors():
             return write_kind(Path(path), kind.__name__, self.record())
         tensors = {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
         return save_result(path, kind.__name__, tensors, self.record())
@@ -556,7 +563,7 @@ class Result:
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
-        if not _has_tensors(cls):
+        if not cls.has_tensors():
             return read_kind(Path(path), cls.__name__, lambda v: cls(**as_declared(cls, v)))
         tensors, record = load_result(path, cls.__name__)
         try:
@@ -565,12 +572,6 @@ class Result:
             raise StoreError(
                 f"{str(path)!r} must hold a whole {cls.__name__} of this version, but: {error}."
             ) from error
-
-
-def _has_tensors(kind: type) -> bool:
-    hints = get_type_hints(kind).values()
-    parts = {part for hint in hints for part in (hint, *get_args(hint)) if isinstance(part, type)}
-    return any(issubclass(part, (Tensor, AbstractArray)) for part in parts)
 
 
 def _shaped(kind: type, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
