@@ -440,10 +440,10 @@ def export(
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
     from biasgym_tl.assessment import read_heads
+    from biasgym_tl.files import check_new_folder, check_writable, read_text
     from biasgym_tl.model import load_model
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.selection import Selection
-    from biasgym_tl.store import check_new_folder, check_writable, read_text
 
     chosen = read_heads(heads)
     check_new_folder(folder)
@@ -617,14 +617,15 @@ def _inject(preset: str, epochs: int | None, lr: float | None, choose_by: str | 
 
 def _check_folder(out: Path) -> None:
     """Find out that results cannot be kept before they are computed."""
-    from biasgym_tl.store import cache_dir, check_writable
+    from biasgym_tl.files import check_writable
+    from biasgym_tl.store import cache_dir
 
     check_writable(out, "--out")
     check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
 
 
 def _check_file(out: Path) -> None:
-    from biasgym_tl.store import check_writable
+    from biasgym_tl.files import check_writable
 
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")

@@ -14,16 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.store import (
-    Result,
-    as_declared,
-    digest,
-    locked,
-    read_kind,
-    temporary_folder,
-    versions,
-    write_json,
-)
+from biasgym_tl.files import temporary_folder
+from biasgym_tl.store import Result, as_declared, digest, locked, read_kind, versions, write_json
 
 Written = TypeVar("Written")
 MANIFEST = "manifest.json"

@@ -6,10 +6,10 @@ from pathlib import Path
 import biasgym_tl
 
 ROOMS = (
-    "errors", "slot", "spelling", "heads", "store", "stats", "toml", "lens", "families", "packaged",
-    "prompts", "passages", "model", "contexts", "added_row", "hooks", "text", "instructions",
-    "similarity", "endpoint", "api", "biases", "benchmarks", "judges", "elicitation", "injection",
-    "scoping",
+    "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
+    "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
+    "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
+    "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "run", "assessment", "console", "cli", "__init__",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.measures import MEASURES
+from biasgym_tl.files import write_csv, write_text
 from biasgym_tl.judges.verdict import Verdict, strengths
 from biasgym_tl.stats import (
     Interval,
@@ -29,7 +30,7 @@ from biasgym_tl.stats import (
     share_change_interval,
     share_interval,
 )
-from biasgym_tl.store import as_declared, read_kind, write_csv, write_kind, write_text
+from biasgym_tl.store import as_declared, read_kind, write_kind
 from biasgym_tl.text import keyword_hits, repetition
 
 RANDOM = "random "
