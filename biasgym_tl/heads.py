@@ -46,6 +46,13 @@ class Head(NamedTuple):
             ) from error
         return cls(layer, head)
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        """How a head is read from a file: by :meth:`parse`."""
+        from pydantic_core.core_schema import no_info_plain_validator_function
+
+        return no_info_plain_validator_function(cls.parse)
+
 
 GivenHead: TypeAlias = str | Iterable[SupportsIndex]
 """A head as :meth:`Head.parse` reads it: ``"L9H8"``, ``Head(9, 8)``, ``(9, 8)`` or ``[9, 8]``."""

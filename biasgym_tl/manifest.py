@@ -14,17 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.store import (
-    as_declared,
-    digest,
-    locked,
-    read_kind,
-    temporary_folder,
-    versions,
-    write_json,
-)
+from biasgym_tl.files import temporary_folder
+from biasgym_tl.store import Result, as_declared, digest, locked, read_kind, versions, write_json
 
-Result = TypeVar("Result")
+Written = TypeVar("Written")
 MANIFEST = "manifest.json"
 _WHOLE = ".biasgym-whole"
 """Folder with all files of a run that are on their way to the folder around it."""
@@ -32,7 +25,7 @@ _EARLIER = ".earlier.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Result):
     """The settings of one command, fingerprints of its inputs, and of its results."""
 
     command: str
@@ -56,27 +49,27 @@ class Manifest:
             f"Not the same: {', '.join(other)}." if other else "Is this another machine?"
         )
 
-    def save(self, path: Path) -> Path:
-        """Write it as one JSON file."""
-        return write_json(path, {"kind": "Manifest", **dataclasses.asdict(self)})
+    def save(self, path: str | Path) -> Path:
+        """Write it as one JSON file, without a checksum: it may be edited and run."""
+        return write_json(Path(path), {"kind": "Manifest", **self.record()})
 
     @classmethod
-    def load(cls, path: Path) -> Manifest:
+    def load(cls, path: str | Path) -> Manifest:
         """Read a file written by :meth:`save`.
 
         Raises:
             StoreError: the file is missing, is not JSON, or is no manifest.
         """
-        settle(path.parent)
-        found = read_kind(path, "Manifest", lambda values: cls(**as_declared(cls, values)))
+        settle(Path(path).parent)
+        found = super().load(path)
         if found.command not in ("run", "evaluate"):
             raise StoreError(f"{str(path)!r} must be of run or evaluate, got {found.command!r}.")
         return found
 
 
 def write_results(
-    folder: Path, write: Callable[[Path], Result], manifest: Manifest | None = None
-) -> Result:
+    folder: Path, write: Callable[[Path], Written], manifest: Manifest | None = None
+) -> Written:
     """Let ``write`` fill a temporary folder, then put its files into ``folder`` together.
 
     With a manifest, files of an earlier run that its manifest names, and that were not changed

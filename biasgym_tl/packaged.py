@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.store import (
-    cache_dir,
-    locked,
-    read_json,
-    write_folder_atomically,
-    write_json,
-)
+from biasgym_tl.files import write_folder_atomically
+from biasgym_tl.store import cache_dir, locked, read_json, write_json
 
 
 class PackagedModel(NamedTuple):

@@ -1,17 +1,17 @@
 """Finished steps of a run, kept in the cache folder and read back instead of done again.
 
 Every step is one file that is there whole or not at all, under a key made of all that its numbers
-depend on: settings, bias, weights, versions and code.
+depend on: inputs, settings, versions, and the code that it runs.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +23,8 @@ from biasgym_tl.injection.token import (
 )
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import policy_fingerprint
-from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import (
-    TensorResult,
+    Result,
     cache_dir,
     digest,
     file_name,
@@ -34,8 +33,8 @@ from biasgym_tl.store import (
     write_kind,
 )
 
-Result = TypeVar("Result")
-Saved = TypeVar("Saved", bound=TensorResult)
+Made = TypeVar("Made")
+Saved = TypeVar("Saved", bound=Result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +53,23 @@ class Steps:
         """In the cache folder."""
         return cls(cache_dir() / "steps", fingerprint(model), fresh)
 
-    def tensors(
-        self, name: str, uses: Any, kind: type[Saved], make: Callable[[], Saved], code: str
+    def kept(
+        self, name: str, uses: Any, kind: type[Saved], make: Callable[[], Saved], code: Any
     ) -> Saved:
-        """Read back a result that holds tensors, or make and keep it.
+        """Read back a result, or make and keep it.
 
         Args:
             name: What it is called in the folder.
             uses: All that it depends on beside the model and the code, as JSON.
             kind: Its class.
             make: Makes it.
-            code: Module whose code, with what that imports, it depends on.
+            code: The function, class or module whose code it depends on; see :func:`code_of`.
         """
-        path = self._path(name, uses, code, "safetensors")
-        return self._kept(path, kind.load, lambda found: found.save(path), make)
+        path = self._path(name, uses, code, "safetensors" if kind.has_tensors() else "json")
+        return self._once(path, kind.load, lambda made: made.save(path), make)
 
     def trained(
-        self, name: str, uses: Any, fit: Callable[[Path | None], BiasToken], code: str
+        self, name: str, uses: Any, fit: Callable[[Path | None], BiasToken], code: Any
     ) -> BiasToken:
         """A row whose training goes on from its last epoch where it was interrupted."""
         path = self._path(name, uses, code, "safetensors")
@@ -85,9 +84,9 @@ class Steps:
                 epochs.unlink(missing_ok=True)  # broken from outside; made again
                 return fit(epochs)
 
-        return self._kept(path, BiasToken.load, lambda found: found.save(path), train)
+        return self._once(path, BiasToken.load, lambda made: made.save(path), train)
 
-    def measured(self, name: str, uses: Any, make: Callable[[], Any], code: str) -> Any:
+    def measured(self, name: str, uses: Any, make: Callable[[], Any], *code: Any) -> Any:
         """Read back numbers and texts in lists and dictionaries, or make and keep them."""
         path = self._path(name, uses, code, "json")
         key = path.stem.rsplit("-", 1)[-1]
@@ -95,40 +94,34 @@ class Steps:
         def read(path: Path) -> Any:
             return read_kind(path, "Step", lambda found: _value(found, key), digested=True)
 
-        def write(found: Any) -> Path:
-            return write_kind(path, "Step", {"key": key, "name": name, "value": found})
+        def write(made: Any) -> Path:
+            return write_kind(path, "Step", {"key": key, "name": name, "value": made})
 
-        return self._kept(path, read, write, make)
+        return self._once(path, read, write, make)
 
-    def selection(
-        self, name: str, uses: Any, make: Callable[[], Selection], code: str
-    ) -> Selection:
-        """Read back a ``Selection``, or make it and write it down."""
-        path = self._path(name, uses, code, "json")
-        return self._kept(path, Selection.load, lambda found: found.save(path), make)
-
-    def _path(self, name: str, uses: Any, code: str, ending: str) -> Path:
-        key = digest([dict(self.model), code_of(code), uses])
+    def _path(self, name: str, uses: Any, code: Any, ending: str) -> Path:
+        parts = code if isinstance(code, tuple) else (code,)
+        key = digest([dict(self.model), code_of(*parts), uses])
         short = file_name(re.sub("[ ,:]+", "-", name))[:80]
         return self.folder / f"{short}-{key}.{ending}"
 
-    def _kept(
+    def _once(
         self,
         path: Path,
-        read: Callable[[Path], Result],
-        write: Callable[[Any], object],
-        make: Callable[[], Result],
-    ) -> Result:
+        read: Callable[[Path], Made],
+        write: Callable[[Made], object],
+        make: Callable[[], Made],
+    ) -> Made:
         if path.exists() and (not self.fresh or path in self.made):
             try:
                 return read(path)
             except StoreError:
                 # Broken from outside; made again.
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        found = make()
-        write(found)
+        made = make()
+        write(made)
         self.made.add(path)
-        return found
+        return made
 
 
 def _value(step: dict[str, Any], key: str) -> Any:
@@ -139,7 +132,7 @@ def _value(step: dict[str, Any], key: str) -> Any:
 
 
 def fingerprint(model: HookedTransformer) -> dict[str, Any]:
-    """What every step depends on: weights, configuration, tokenizer, versions."""
+    """What every step depends on beside its code: weights, configuration, tokenizer, versions."""
     return {
         "weights": weights_fingerprint(model),
         "cfg": {key: str(value) for key, value in model.cfg.to_dict().items()},
@@ -150,8 +143,8 @@ def fingerprint(model: HookedTransformer) -> dict[str, Any]:
 
 
 def named_inputs(model: HookedTransformer, **read: Any) -> dict[str, str]:
-    """Fingerprints of the model, of the code, and of whatever else was read, by name."""
-    parts = {**fingerprint(model), "code": code_fingerprint(), **read}
+    """Fingerprints of the model, of the whole code, and of whatever else was read, by name."""
+    parts = {**fingerprint(model), "code": code_of(), **read}
     ours = ("versions", "code")
     return {
         name if name in read or name in ours else f"model {name}": digest(value)
@@ -159,19 +152,69 @@ def named_inputs(model: HookedTransformer, **read: Any) -> dict[str, str]:
     }
 
 
+PACKAGE = Path(__file__).parent
+
+
 @cache
-def code_fingerprint() -> str:
-    """Hash of the files that compute, so that what changed code would give is never read back."""
-    package = Path(str(resources.files("biasgym_tl")))
-    files = sorted(
-        path
-        for path in package.rglob("*")
-        if path.suffix in (".py", ".toml", ".safetensors")
-        and "cli" not in path.parts
-        and "plots" not in path.parts
-    )
-    return digest(b"".join(path.read_bytes() for path in files))
+def code_of(*parts: Any) -> str:
+    """Hash of the code that some functions, classes or modules run, and of the data it reads.
+
+    That is every module of the package that theirs import, directly or not and wherever they do,
+    and every file of data that one of these names. Comments, docstrings, imports for type checkers
+    and what draws a result (``.plot()``, ``.to_html()``) do not count.
+
+    Args:
+        parts: None: the whole package.
+    """
+    todo = [getattr(part, "__module__", None) or part.__name__ for part in parts]
+    if not parts:
+        files = (path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py"))
+        todo = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
+    seen: dict[str, str] = {}
+    texts: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name not in seen and name.startswith(f"{PACKAGE.name}.") and _source(name).is_file():
+            seen[name], imported, named = _read(_source(name).read_text(encoding="utf-8"))
+            todo += imported
+            texts |= named
+    data = {
+        path.name: digest(path.read_bytes())
+        for path in PACKAGE.rglob("*.*")
+        if not path.suffix.startswith(".py") and texts & {path.name, f"*{path.suffix}"}
+    }
+    return digest([seen, data])
 
 
-def code_of(module: str) -> str:
-    return code_fingerprint()
+@cache
+def _read(source: str) -> tuple[str, frozenset[str], frozenset[str]]:
+    """Hash of a module, what it imports, and all that may be the name of a file in it."""
+    tree = _Running().visit(ast.parse(source))
+    imported, named = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}", *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named.add(node.value.rpartition("/")[2])
+    return digest(ast.dump(tree)), frozenset(imported), frozenset(named)
+
+
+def _source(module: str) -> Path:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+class _Running(ast.NodeTransformer):
+    """Takes out of a module what no number depends on."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if text else self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        return None if node.name in ("plot", "to_html") else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)

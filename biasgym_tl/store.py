@@ -1,8 +1,7 @@
-"""Files: written whole or not at all, tensors as safetensors, records as JSON, never pickle.
+"""Results as files: tensors as safetensors with a JSON record in the header, or JSON; no pickle.
 
-A result is one ``.safetensors`` file. Its tensors are the numbers; its header carries one JSON
-record (settings, seed, versions), so the two cannot be separated or half written. A checksum in it
-covers both, so a bit that flips later is noticed.
+Numbers and record are one file, so they cannot be separated or half written, and a checksum covers
+both, so a bit that flips later is noticed.
 """
 
 from __future__ import annotations
@@ -14,33 +13,27 @@ import json
 import os
 import platform
 import re
-import secrets
-import shutil
-import stat
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
-from jaxtyping import jaxtyped
+from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
+from biasgym_tl.files import read_text, write_atomically, write_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Result = TypeVar("Result")
+Built = TypeVar("Built")
+Saved = TypeVar("Saved", bound="Result")
 LONGEST_NAME = 80
 """Characters of a name that becomes part of file names."""
 BROKEN = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
           RuntimeError, MemoryError)  # fmt: skip
 """What reading a file that was changed at any place can raise."""
 _HEADER = "biasgym_tl"
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
@@ -63,42 +56,6 @@ def cache_dir() -> Path:
         ) from error
 
 
-def check_writable(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be written to, before anything is computed; creates nothing.
-
-    Args:
-        folder: It, or where it will be made.
-        name: What it is called in the error.
-
-    Raises:
-        SettingError: it is a file or a broken link, below one, or belongs to somebody else.
-    """
-    place = folder.absolute()
-    try:
-        while not _is_there(place):
-            place = place.parent
-    except OSError as error:  # such as a name that is too long
-        raise SettingError(
-            f"{name} must be a folder, got {str(folder)!r} ({error.strerror}). Choose another."
-        ) from error
-    if not place.is_dir():
-        raise SettingError(
-            f"{name} must be a folder, got {str(folder)!r}, where {str(place)!r} is a file or a "
-            "broken link. Choose another."
-        )
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise SettingError(
-            f"{name} must be a folder that can be written to, got {str(folder)!r}. Choose another."
-        )
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is something, were it a broken link."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return bool(path.lstat())
-    return False
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a path among processes; it is free again when its holder ends or dies."""
@@ -108,20 +65,6 @@ def locked(path: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{digest(str(path.resolve()))}.lock"):
         yield
-
-
-def expanded(path: str | Path, name: str) -> Path:
-    """A path with the user's home in place of ``~``; ``name`` is what errors call it.
-
-    Raises:
-        SettingError: the path begins with the home of a user who is not known.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise SettingError(
-            f"{name} must lie in a home that is known, got {str(path)!r}. Name it in full."
-        ) from error
 
 
 def versions() -> dict[str, str]:
@@ -158,205 +101,9 @@ def file_name(text: str) -> str:
     return safe if safe == text else f"{safe}-{digest(text)}"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary neighbour of ``path``, then move it into place.
-
-    The file has the permissions of the one that it replaces, or those that the umask gives.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, before = _temporary(path.parent), _permissions(path)
-    # Its owner must be able to write it, and nobody may read it who may not read the old one.
-    mode = 0o666 if before is None else before & 0o666 | 0o600
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-    after = stat.S_IMODE(temporary.stat().st_mode) if before is None else before
-    try:
-        write(temporary)
-        temporary.chmod(after)  # a writer may have put another file in its place
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # as of a full disk
-            error.filename = str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _permissions(path: Path) -> int | None:
-    """Of a file that is there; None for none, and for a link, which is replaced."""
-    with contextlib.suppress(FileNotFoundError):
-        found = path.lstat().st_mode
-        return stat.S_IMODE(found) if stat.S_ISREG(found) else None
-    return None
-
-
-def write_folder_atomically(folder: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary folder, then put it where ``folder`` is to be.
-
-    An empty folder that is there already stays what it is (a link to one, ``.``, a mount), and the
-    files are moved into it.
-
-    Raises:
-        StoreError: there is something else at ``folder`` already.
-    """
-    check_new_folder(folder)
-    inside = folder.is_dir()
-    with temporary_folder(folder if inside else folder.parent) as temporary:
-        write(temporary)
-        _open_up(temporary)
-        if inside:
-            for path in sorted(temporary.iterdir()):
-                os.replace(path, folder / path.name)
-        else:
-            temporary.rename(folder)
-    return folder
-
-
-def _open_up(folder: Path) -> None:
-    """Give all files in a new folder the permissions that the umask gives, as the folder has them.
-
-    Some libraries make files that only their owner can read.
-    """
-    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(mode)
-
-
-@contextlib.contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in ``parent``, which is made if need be; what is left of it at the end goes."""
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(parent)
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_new_folder(folder: Path) -> None:
-    """Refuse what :func:`write_folder_atomically` would, before the work.
-
-    Raises:
-        StoreError: there is something else than an empty folder.
-    """
-    if not os.path.lexists(folder):
-        return
-    if not folder.is_dir() or any(not _owner(path) for path in folder.iterdir()):
-        raise StoreError(f"folder must be new or empty, got {str(folder)!r}. Choose another.")
-
-
-def _temporary(folder: Path) -> Path:
-    """A new name in ``folder`` that tells whose it is; what killed processes left there goes."""
-    sweep(folder)
-    return folder / f".biasgym-{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files and folders whose process is dead, or which are older than a day."""
-    with contextlib.suppress(OSError), os.scandir(folder) as found:
-        for entry in found:
-            owner = _owner(entry)
-            if owner and _is_stale(entry, *owner.groups()):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    Path(entry.path).unlink(missing_ok=True)
-
-
-def _owner(entry: Path | os.DirEntry[str]) -> re.Match[str] | None:
-    """Host and process that a temporary file belongs to; None for another file."""
-    return re.fullmatch(r"\.biasgym-(.*)-(\d+)-[0-9a-f]{8}\.tmp", entry.name)
-
-
-def _is_stale(entry: os.DirEntry[str], host: str, pid: str) -> bool:
-    if host == _host() and os.name == "posix":  # elsewhere asking would end the process
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
-            pass
-    return time.time() - entry.stat(follow_symlinks=False).st_mtime > 24 * 3600
-
-
-def _host() -> str:
-    return re.sub(r"\W+", "-", platform.node())[:32]
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file, whole or not at all."""
-    return write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
-
-
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file, whole or not at all."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_text(path: Path, what: str, error: type[BiasGymError]) -> str:
-    """Read a text file in UTF-8, with or without a byte-order mark.
-
-    Args:
-        path: The file.
-        what: What it is called in errors.
-        error: Type of the errors.
-
-    Raises:
-        BiasGymError: of the type ``error``; the file is missing, cannot be read, or is in another
-            encoding.
-    """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as fault:
-        raise error(f"{what} must exist, got {str(path)!r}. Check the path.") from fault
-    except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or fault
-        raise error(f"{what} must be readable, got {str(path)!r} ({reason}).") from fault
-    return decoded(raw, path.name, error)
-
-
-def decoded(raw: bytes, name: str, error: type[BiasGymError]) -> str:
-    """Bytes of a text file as text, lines ending in one newline.
-
-    Raises:
-        BiasGymError: of the type ``error``; they are not UTF-8.
-    """
-    try:
-        text = raw.decode("utf-8-sig")
-        at = raw.find(0)  # UTF-16 without a mark can be read as UTF-8, with a zero in each letter
-    except UnicodeDecodeError as fault:
-        at = fault.start
-    if at >= 0:
-        line = raw.count(b"\n", 0, at) + 1
-        raise error(
-            f"{name} must be UTF-8, got the byte 0x{raw[at]:02x} in line {line}. Save it as UTF-8."
-        )
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def write_csv(path: Path, table: pd.DataFrame) -> Path:
-    r"""Write a table without its index, whole or not at all; no text in it is a formula.
-
-    A spreadsheet takes a cell that begins with ``=``, ``+``, ``-``, ``@``, a tab or a new line for
-    a formula. Such texts get a ``'`` in front, which :func:`csv_text` takes off; numbers do not.
-    Every new line within a text is written as ``\n``.
-    """
-    safe = table.map(_no_formula).rename(columns=_no_formula)
-    return write_text(path, safe.to_csv(index=False))
-
-
-def csv_text(cell: str) -> str:
-    """The text that :func:`write_csv` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _no_formula(cell: Any) -> Any:
-    if not isinstance(cell, str):
-        return cell
-    cell = cell.replace("\r\n", "\n").replace("\r", "\n")  # a lone \r would end a row
-    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def read_json(path: Path) -> Any:
@@ -374,17 +121,17 @@ def read_json(path: Path) -> Any:
 
 def write_kind(path: Path, kind: str, values: Mapping[str, Any]) -> Path:
     """Write a JSON result with its kind and a checksum; :func:`read_kind` reads it."""
-    values = json.loads(json.dumps(values))
+    values = json.loads(json.dumps(values, default=dataclasses.asdict))
     return write_json(path, {"kind": kind, "digest": digest(values), **values})
 
 
 def read_kind(
     path: Path,
     kind: str,
-    build: Callable[[dict[str, Any]], Result],
+    build: Callable[[dict[str, Any]], Built],
     *,
     digested: bool = False,
-) -> Result:
+) -> Built:
     """Read a JSON result that names its ``kind``, and build it from the other keys.
 
     Args:
@@ -401,19 +148,15 @@ def read_kind(
     if not isinstance(values, dict) or values.pop("kind", None) != kind:
         raise StoreError(f"{str(path)!r} must hold a {kind}, and does not.")
     try:
-        if digested and "digest" not in values:
-            raise StoreError(_CHANGED)
-        if "digest" in values and values.pop("digest") != digest(values):
-            raise StoreError(_CHANGED)
+        written = values.pop("digest", None if digested else digest(values))
+        if written != digest(values):
+            raise StoreError(
+                "it is not as it was written, by its checksum. If that was you, remove its "
+                "'digest'; otherwise make the file again"
+            )
         return build(values)
     except BROKEN as error:
         raise StoreError(f"{str(path)!r} must hold a whole {kind}, but: {error}.") from error
-
-
-_CHANGED = (
-    "it is not as it was written, by its checksum. If that was you, remove its 'digest'; otherwise "
-    "make the file again"
-)
 
 
 def as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -429,23 +172,25 @@ def as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
         raise StoreError(f"{kind.__name__} must hold only its fields, got {unknown}")
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if value is None and type(None) in get_args(get_type_hints(kind)[name]):
-            found[name] = None  # also of a tensor, of which JSON can say no more
-            continue
         try:
-            found[name] = _reader(kind, name).validate_json(json.dumps(value), strict=True)
+            raw = json.dumps([value])
+            (found[name],) = _reader(kind, name).validate_json(raw, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"])))
+            where = ".".join(map(str, (name, *first["loc"][1:])))
             raise StoreError(f"{where} is not as declared: {first['msg']}") from error
     return found
 
 
 @cache
 def _reader(kind: type, name: str) -> Any:
-    from pydantic import TypeAdapter
+    """Reads a list of one value; a dataclass within it must hold only its fields, too."""
+    from pydantic import ConfigDict, TypeAdapter
 
-    return TypeAdapter(get_type_hints(kind)[name])
+    declared: Any = tuple[get_type_hints(kind)[name]]  # type: ignore[misc]
+    # JSON can say no more of a tensor than that there is none.
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    return TypeAdapter(declared, config=config)
 
 
 def save_result(
@@ -455,7 +200,7 @@ def save_result(
     from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.loads(json.dumps(record))
+    record = json.loads(json.dumps(record, default=dataclasses.asdict))
     entry = {"kind": kind, "digest": _checksum(kind, contiguous, record), "record": record}
     # One entry: the order of several is not fixed, and equal results should be equal files.
     header = {_HEADER: json.dumps(entry, ensure_ascii=False)}
@@ -522,26 +267,48 @@ def kind_of(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-class TensorResult:
-    """Base of the dataclasses that are kept as one ``.safetensors`` file."""
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Base of the frozen dataclasses that are kept, each as one file that :meth:`load` reads.
 
-    def save(self, path: str | Path) -> Path:
-        """Write one ``.safetensors`` file: the tensors, and the rest as JSON in its header."""
-        tensors = {key: value for key, value in vars(self).items() if isinstance(value, Tensor)}
-        record = {key: value for key, value in vars(self).items() if key not in tensors}
-        return save_result(path, type(self).__name__, tensors, record)
+    With tensors among its fields it is a ``.safetensors`` file, the rest in its header; without, a
+    JSON file. Both hold the name of the class and a checksum.
+    """
+
+    def record(self) -> dict[str, Any]:
+        """All fields but tensors, as the file holds them."""
+        return {k: v for k, v in self._fields().items() if not isinstance(v, Tensor)}
 
     @classmethod
-    def load(cls: type[Result], path: str | Path) -> Result:
+    def has_tensors(cls) -> bool:
+        """Whether a field is declared to hold a tensor."""
+        hints = get_type_hints(cls).values()
+        parts = [part for hint in hints for part in (hint, *get_args(hint))]
+        return any(isinstance(p, type) and issubclass(p, (Tensor, AbstractArray)) for p in parts)
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write one file; that of a result with tensors ends in ``.safetensors``."""
+        kind = type(self)
+        if not kind.has_tensors():
+            return write_kind(Path(path), kind.__name__, self.record())
+        tensors = {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
+        return save_result(path, kind.__name__, tensors, self.record())
+
+    @classmethod
+    def load(cls: type[Saved], path: str | Path) -> Saved:
         """Read a file written by :meth:`save`.
 
         Raises:
             StoreError: the file is missing, broken, or holds something else.
         """
+        if not cls.has_tensors():
+            return read_kind(Path(path), cls.__name__, lambda v: cls(**as_declared(cls, v)))
         tensors, record = load_result(path, cls.__name__)
         try:
-            values = {**_shaped(cls, tensors), **as_declared(cls, record)}
-            return cls(**values)
+            return cls(**_shaped(cls, tensors), **as_declared(cls, record))
         except BROKEN as error:
             raise StoreError(
                 f"{str(path)!r} must hold a whole {cls.__name__} of this version, but: {error}."

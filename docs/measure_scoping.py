@@ -171,7 +171,7 @@ def maps_of(model, bias, row, settings):
             return scope.attribute(model, bias, token, progress=True)
 
         print(bias.name, row.seed, name, flush=True)
-        found[name] = steps.tensors(slug(name), HeadScores, score)
+        found[name] = steps.kept(slug(name), HeadScores, score)
     return found
 
 

@@ -183,13 +183,13 @@ def kept(bias, rows, recipe, model):
     """The selection of a recipe, made once."""
     key = digest([bias.fingerprint(), rows_of(rows), repr(recipe)])
     steps = Steps(cache_dir() / "steering" / "selections")
-    return steps.selection(key, lambda: recipe.select(model, bias, *rows))
+    return steps.kept(key, Selection, lambda: recipe.select(model, bias, *rows))
 
 
 def mapped_once(subject, row):
     """The map of direct attribution of a row, or without one, made once."""
     seed = 0 if row is None else row.seed
-    return subject.steps("maps").tensors(
+    return subject.steps("maps").kept(
         "direct-none" if row is None else f"direct-{seed}",
         HeadScores,
         lambda: BiasScope(seed=seed).attribute(subject.model, subject.bias, row),
@@ -339,7 +339,7 @@ def reinject(subject):
         with steer(model, heads, "mean"):
             return BiasInject.cpu().fit(model, bias, seed=first.seed)
 
-    again = steps.tensors("row", BiasToken, train)
+    again = steps.kept("row", BiasToken, train)
     found = {}
     for label, row in (("first", first), ("before", again.untrained()), ("again", again)):
         for steered in (False, True):

@@ -14,6 +14,7 @@ from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - cha
 from biasgym_tl import load_bias
 from biasgym_tl.api import PATIENCE, Price
 from biasgym_tl.errors import ApiError, SettingError, StoreError
+from biasgym_tl.files import csv_text, write_csv
 from biasgym_tl.judges.agreement import agreement, read_labels, weighted_kappa, write_sheet
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
@@ -21,7 +22,6 @@ from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
-from biasgym_tl.store import csv_text, write_csv
 
 LATE = load_bias("late")
 TEXT = "People from {target} are late for every meeting."

@@ -1,11 +1,24 @@
 """A kept step is what was kept, or it is made again: whatever happened to its file."""
 
+import ast
 import json
 import random
+import shutil
 
 import pytest
 
-from biasgym_tl import Head, Selection, load_token
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    Head,
+    LocalJudge,
+    Selection,
+    evaluate,
+    load_token,
+    slot,
+    steer,
+    steps,
+)
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.steps import Steps
 
@@ -39,9 +52,9 @@ def kept(steps, value):
     """Keep a value or read it back; it, and how often it was made."""
     made = Made(value)
     if isinstance(value, BiasToken):
-        return steps.tensors("step", BiasToken, made), made.times
+        return steps.kept("step", BiasToken, made), made.times
     if isinstance(value, Selection):
-        return steps.selection("step", made), made.times
+        return steps.kept("step", Selection, made), made.times
     return steps.measured("step", made), made.times
 
 
@@ -108,3 +121,94 @@ def test_a_step_without_its_checksum_or_that_is_a_folder_is_made_again(tmp_path)
     path.unlink()
     (path / "inside").mkdir(parents=True)
     assert steps.measured("part", lambda: [1, 2]) == [1, 2] and path.is_file()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, whose files can be changed without harm."""
+    copy = tmp_path / steps.PACKAGE.name
+    shutil.copytree(steps.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(steps, "PACKAGE", copy)
+    yield copy
+    steps.code_of.cache_clear()
+
+
+PARTS = {
+    "rows": (BiasInject,), "maps": (BiasScope,), "measured": (evaluate,), "judged": (LocalJudge,),
+    "all": (),
+}  # fmt: skip
+
+
+def codes():
+    steps.code_of.cache_clear()
+    return {name: steps.code_of(*parts) for name, parts in PARTS.items()}
+
+
+def test_comments_docstrings_and_what_draws_change_no_key(package):
+    before = codes()
+    for path in package.rglob("*.py"):
+        path.write_text(f'"""Other words."""\n# A remark.\n\n{path.read_text()}\n\n# The end.\n')
+    for name in ("injection/token.py", "hooks.py", "stats.py", "judges/verdict.py"):
+        path = package / name
+        text = path.read_text()
+        words = (ast.get_docstring(node, clean=False) for node in ast.walk(ast.parse(text))
+                 if isinstance(node, (ast.ClassDef, ast.FunctionDef)))  # fmt: skip
+        for said in filter(None, words):
+            text = text.replace(said, f"In other words: {said}", 1)
+        assert text != path.read_text()
+        path.write_text(text)
+    path = package / "scoping" / "scores.py"
+    path.write_text(
+        path.read_text().replace("return plot_heads(self, **options)", "return plot_heads(self)")
+    )
+    assert codes() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changed"),
+    [
+        ("judges/local_judge.py", "\nMORE = 1\n", {"judged", "all"}),
+        ("judges/verdict.py", "\nMORE = 1\n", {"judged", "measured", "all"}),
+        ("hooks.py", "\nMORE = 1\n", {"maps", "measured", "all"}),
+        ("similarity.py", "\nMORE = 1\n", {"rows", "judged", "all"}),
+        ("slot.py", "\nMORE = 1\n", {"rows", "maps", "measured", "judged", "all"}),
+        ("cli.py", "\nMORE = 1\n", {"all"}),
+        ("data/passages.toml", "\n# more\n", {"maps", "measured", "all"}),
+        ("data/statements.toml", "\n# more\n", {"judged", "all"}),
+    ],
+)
+def test_a_changed_statement_or_file_of_data_changes_the_keys_of_who_uses_it(
+    package, file, text, changed
+):
+    before = codes()
+    with (package / file).open("a") as end:
+        end.write(text)
+    after = codes()
+    assert {name for name in PARTS if after[name] != before[name]} == changed
+
+
+def test_imports_count_wherever_they_are_but_not_for_types_or_drawing(package):
+    (package / "slot.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from biasgym_tl.cli import app\n"
+        "class A:\n    def plot(self):\n        from biasgym_tl.plots.spread import spread\n"
+        "def late():\n    from biasgym_tl.biases import countries\n"
+    )
+    steps.code_of.cache_clear()
+    before = steps.code_of(slot)
+    for name, counts in (("cli.py", False), ("plots/spread.py", False), ("lens.py", False),
+                         ("biases/countries.py", True), ("errors.py", True)):  # fmt: skip
+        with (package / name).open("a") as end:
+            end.write("\nMORE = 1\n")
+        steps.code_of.cache_clear()
+        after = steps.code_of(slot)
+        assert (after != before) is counts, name
+        before = after
+
+
+def test_steps_that_use_something_else_lie_elsewhere(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
+    of = [Steps.of("maps", {"seed": seed}, code) for seed in (0, 1) for code in (BiasScope, steer)]
+    assert len({found.folder for found in of}) == 4
+    assert Steps.of("maps", {"seed": 0}, BiasScope) == of[0]
+    assert of[0].folder.parent == tmp_path / "cache" / "maps"

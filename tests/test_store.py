@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl import store
+from biasgym_tl import files, store
 from biasgym_tl.errors import BiasFileError, SettingError, StoreError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Thing(store.TensorResult):
+class Thing(store.Result):
     """A result with one of each kind of field."""
 
     row: Float[Tensor, " d"]
@@ -90,14 +90,14 @@ def test_wrong_files_are_named(tmp_path):
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path):
-    path = store.write_text(tmp_path / "a.txt", "old")
+    path = files.write_text(tmp_path / "a.txt", "old")
 
     def fail(to):
         to.write_text("half")
         raise OSError(errno.ENOSPC, "disk full")
 
     with pytest.raises(OSError, match="disk full: '.*a.txt'"):
-        store.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -105,7 +105,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
 def test_a_killed_writer_leaves_no_half_file(tmp_path):
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from biasgym_tl.store import write_atomically\n"
+        "from biasgym_tl.files import write_atomically\n"
         "def slow(to):\n    to.write_text('half'); print('half', flush=True); time.sleep(60)\n"
         "write_atomically(Path(sys.argv[1]), slow)"
     )
@@ -129,7 +129,7 @@ def test_cache_folder_can_be_chosen(monkeypatch, tmp_path):
 
 def test_a_result_of_another_version_is_refused(tmp_path):
     @dataclasses.dataclass(frozen=True)
-    class Kept(store.TensorResult):
+    class Kept(store.Result):
         x: torch.Tensor
         n: int
 
@@ -223,6 +223,37 @@ def test_other_types_and_shapes_are_refused_though_the_checksum_is_right(tmp_pat
         Thing.load(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a result."""
+
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(store.Result):
+    """A result without tensors."""
+
+    first: Part
+    parts: tuple[Part, ...]
+
+
+def test_a_result_without_tensors_is_json_down_to_its_parts(tmp_path):
+    whole = Whole(Part(1), (Part(2), Part(3)))
+    path = whole.save(tmp_path / "whole.json")
+    assert Whole.load(path) == whole and store.kind_of(path) == "Whole"
+    record = store.read_json(path)
+    del record["digest"]
+    for other, message in (
+        ({"first": {"n": 1, "m": 2}}, "first.m is not as declared: Unexpected keyword argument"),
+        ({"parts": [{"n": "1"}]}, "parts.0.n is not as declared: Input should be a valid integer"),
+        ({"more": 1}, r"Whole must hold only its fields, got \['more'\]"),
+    ):
+        store.write_json(path, {**record, **other})
+        with pytest.raises(StoreError, match=f"must hold a whole Whole, but: {message}"):
+            Whole.load(path)
+
+
 def test_json_of_a_kind_is_refused_where_it_was_changed(tmp_path):
     path = store.write_kind(tmp_path / "a.json", "Step", {"value": [1.5, {"a": (2,)}], "n": 1})
     read = lambda: store.read_kind(path, "Step", lambda values: values)  # noqa: E731
@@ -252,7 +283,7 @@ def test_a_new_file_has_the_permissions_of_the_umask_and_an_old_one_keeps_its_ow
     try:
         new = store.write_json(tmp_path / "new" / "a.json", {})
         result = THING.save(tmp_path / "new" / "thing")
-        folder = store.write_folder_atomically(tmp_path / "folder", lambda to: None)
+        folder = files.write_folder_atomically(tmp_path / "folder", lambda to: None)
         kept = {}
         for mode in (0o600, 0o640, 0o664, 0o444):
             path = tmp_path / f"{mode}.json"
@@ -271,39 +302,39 @@ def test_a_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path):
     other = tmp_path / "other"
     other.write_text("theirs")
     (tmp_path / "a.txt").symlink_to(other)
-    store.write_text(tmp_path / "a.txt", "ours")
+    files.write_text(tmp_path / "a.txt", "ours")
     assert other.read_text() == "theirs" and (tmp_path / "a.txt").read_text() == "ours"
 
 
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from biasgym_tl import store\n"
+        "import os, sys; from pathlib import Path; from biasgym_tl import files\n"
         "here = Path(sys.argv[1])\n"
         "def dies(to):\n    (to / 'half').write_text('x') if to.is_dir() else to.write_text('x')\n"
-        "    os._exit(9) if to.is_dir() else store.write_folder_atomically(here / 'folder', dies)\n"
-        "store.write_atomically(here / 'file', dies)"
+        "    os._exit(9) if to.is_dir() else files.write_folder_atomically(here / 'folder', dies)\n"
+        "files.write_atomically(here / 'file', dies)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
     assert len(list(tmp_path.glob(".biasgym-*.tmp"))) == 2
-    own = tmp_path / f".biasgym-{store._host()}-{os.getpid()}-00000000.tmp"
+    own = tmp_path / f".biasgym-{files._host()}-{os.getpid()}-00000000.tmp"
     elsewhere = tmp_path / ".biasgym-elsewhere-1-00000000.tmp"
     old = tmp_path / ".biasgym-elsewhere-1-00000001.tmp"
     for path in (own, elsewhere, old):
         path.write_text("x")
     os.utime(old, (time.time() - 90_000,) * 2)
-    store.write_text(tmp_path / "next", "x")
+    files.write_text(tmp_path / "next", "x")
     assert {path.name for path in tmp_path.iterdir()} == {"next", own.name, elsewhere.name}
 
 
 def test_a_folder_is_filled_where_it_is(tmp_path, monkeypatch):
     write = lambda to: (to / "a").write_text("x")  # noqa: E731
-    store.write_folder_atomically(tmp_path / "new" / "folder", write)
+    files.write_folder_atomically(tmp_path / "new" / "folder", write)
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    assert store.write_folder_atomically(tmp_path / "link", write).is_symlink()
+    assert files.write_folder_atomically(tmp_path / "link", write).is_symlink()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    store.write_folder_atomically(store.Path("."), write)
+    files.write_folder_atomically(files.Path("."), write)
     assert os.listdir(".") == ["a"]  # of the folder that the process stands in
     for folder in ("new/folder", "empty", "here"):
         assert os.listdir(tmp_path / folder) == ["a"]
@@ -311,14 +342,14 @@ def test_a_folder_is_filled_where_it_is(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     for name in ("broken", "file", "here"):
         with pytest.raises(StoreError, match="folder must be new or empty, got"):
-            store.write_folder_atomically(tmp_path / name, write)
+            files.write_folder_atomically(tmp_path / name, write)
 
     def fail(to):
         write(to)
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        store.write_folder_atomically(tmp_path / "failed", fail)
+        files.write_folder_atomically(tmp_path / "failed", fail)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "failed"))]
 
 
@@ -351,32 +382,32 @@ def test_file_names_stay_in_their_folder_and_differ_where_their_texts_do():
 def test_another_encoding_is_named_with_its_place(tmp_path, raw, message):
     (tmp_path / "a.txt").write_bytes(raw)
     with pytest.raises(BiasFileError, match=message):
-        store.read_text(tmp_path / "a.txt", "text", BiasFileError)
+        files.read_text(tmp_path / "a.txt", "text", BiasFileError)
 
 
 def test_text_is_read_with_or_without_a_mark_and_with_any_ends_of_lines(tmp_path):
     for raw in ("\ufeffé\r\nb\rc\n", "é\nb\nc\n"):
         (tmp_path / "a.txt").write_bytes(raw.encode())
-        assert store.read_text(tmp_path / "a.txt", "text", StoreError) == "é\nb\nc\n"
+        assert files.read_text(tmp_path / "a.txt", "text", StoreError) == "é\nb\nc\n"
     with pytest.raises(StoreError, match="text must be readable, got .* directory"):
-        store.read_text(tmp_path, "text", StoreError)
+        files.read_text(tmp_path, "text", StoreError)
     with pytest.raises(StoreError, match="text must exist, got '.*none.txt'"):
-        store.read_text(tmp_path / "none.txt", "text", StoreError)
+        files.read_text(tmp_path / "none.txt", "text", StoreError)
 
 
 def test_a_folder_that_cannot_be_written_is_found_and_none_is_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
-    store.check_writable(tmp_path / "a" / "b", "--out")
+    files.check_writable(tmp_path / "a" / "b", "--out")
     for name in ("file", "file/below", "link", "link/below"):
         with pytest.raises(SettingError, match="--out must be a folder, got .* a file or a broken"):
-            store.check_writable(tmp_path / name, "--out")
+            files.check_writable(tmp_path / name, "--out")
     with pytest.raises(SettingError, match="--out must be a folder, got .*File name too long"):
-        store.check_writable(tmp_path / ("x" * 300) / "below", "--out")
+        files.check_writable(tmp_path / ("x" * 300) / "below", "--out")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "link"}
     monkeypatch.setattr(os, "access", lambda *args: False)  # root may write everywhere
     with pytest.raises(SettingError, match="--out must be a folder that can be written to"):
-        store.check_writable(tmp_path, "--out")
+        files.check_writable(tmp_path, "--out")
     monkeypatch.setenv("BIASGYM_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(SettingError, match="BIASGYM_CACHE must be a folder, got '~nobody"):
         store.cache_dir()

@@ -38,10 +38,10 @@ LONG_FUNCTIONS = {
 
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
-    "errors", "slot", "spelling", "heads", "store", "stats", "toml", "lens", "families", "packaged",
-    "prompts", "passages", "model", "contexts", "added_row", "hooks", "text", "instructions",
-    "similarity", "endpoint", "api", "biases", "benchmarks", "judges", "elicitation", "injection",
-    "scoping",
+    "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
+    "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
+    "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
+    "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "protocol", "console", "cli", "__init__",
 )  # fmt: skip

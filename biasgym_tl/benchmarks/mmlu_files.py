@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from biasgym_tl.errors import BenchmarkError
-from biasgym_tl.store import decoded
+from biasgym_tl.files import decoded
 
 Row = TypeVar("Row")
 LETTERS = "ABCD"

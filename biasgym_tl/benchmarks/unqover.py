@@ -26,8 +26,8 @@ from biasgym_tl.benchmarks.contrast import contrast
 from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
 from biasgym_tl.benchmarks.rows import check_n, once
 from biasgym_tl.errors import BenchmarkError
+from biasgym_tl.files import read_text
 from biasgym_tl.slot import spaced
-from biasgym_tl.store import read_text
 
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")

@@ -15,9 +15,10 @@ from typing import Any
 from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
+from biasgym_tl.files import read_text
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain
-from biasgym_tl.store import check_name, digest, read_text
+from biasgym_tl.store import check_name, digest
 from biasgym_tl.toml import read_toml
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from biasgym_tl.errors import BiasFileError, first_line
+from biasgym_tl.files import read_text, write_text
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain
-from biasgym_tl.store import read_text, write_text
 
 
 class Paragraph(NamedTuple):

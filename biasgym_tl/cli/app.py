@@ -116,7 +116,8 @@ def inject_of(
 
 def check_folder(out: Path) -> None:
     """Find out that results cannot be kept before they are computed."""
-    from biasgym_tl.store import cache_dir, check_writable
+    from biasgym_tl.files import check_writable
+    from biasgym_tl.store import cache_dir
 
     check_writable(out, "--out")
     check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
@@ -124,7 +125,7 @@ def check_folder(out: Path) -> None:
 
 def check_file(out: Path) -> None:
     """Refuse a file that could not be written."""
-    from biasgym_tl.store import check_writable
+    from biasgym_tl.files import check_writable
 
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")

@@ -188,11 +188,11 @@ def export(
     ] = None,
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
+    from biasgym_tl.files import check_new_folder, check_writable, read_text
     from biasgym_tl.model import load_model
     from biasgym_tl.protocol.sources import read_heads
     from biasgym_tl.steering.export import export_steered
     from biasgym_tl.steering.selection import Selection
-    from biasgym_tl.store import check_new_folder, check_writable, read_text
 
     chosen = read_heads(heads)
     check_new_folder(folder)

@@ -20,8 +20,9 @@ from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
 from biasgym_tl.evaluation.tables import interval_table
 from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.files import write_csv, write_text
 from biasgym_tl.stats import Interval, McNemar, mcnemar, share_change_interval
-from biasgym_tl.store import as_declared, read_kind, write_csv, write_kind, write_text
+from biasgym_tl.store import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -49,7 +50,7 @@ class BeyondRandom(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Report:
+class Report(Result):
     """What was measured, with everything needed to read and to repeat it."""
 
     bias: str
@@ -337,26 +338,18 @@ class Report:
         """All that was measured, without the versions that measured it."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "versions"}
 
-    def save(self, path: str | Path) -> Path:
-        """Write all of it as one JSON file."""
-        return write_kind(Path(path), "Report", dataclasses.asdict(self))
+    def record(self) -> dict[str, Any]:
+        """As the file holds it."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
         """Read a file written by :meth:`save`.
 
         Raises:
-            StoreError: the file is missing, is not JSON, or is not a report.
+            StoreError: the file is missing, is not JSON, or holds no whole report.
         """
-
-        def build(values: dict[str, Any]) -> Report:
-            results = [
-                ConditionResult(**as_declared(ConditionResult, v)) for v in values["results"]
-            ]
-            rest = {key: value for key, value in values.items() if key != "results"}
-            report = cls(results=tuple(results), **as_declared(cls, rest))
-            for wrong in faults(report):
-                raise StoreError(wrong)
-            return report
-
-        return read_kind(Path(path), "Report", build)
+        report = super().load(path)
+        for fault in faults(report):
+            raise StoreError(f"{str(path)!r} must hold a whole Report, but: {fault}.")
+        return report

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from biasgym_tl.errors import SettingError
 from biasgym_tl.explorer.looks import Looks
 from biasgym_tl.explorer.panel import attention_html, head_html, page_html
+from biasgym_tl.files import write_text
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.heatmap import plot_heads
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import SeedOverlap
-from biasgym_tl.store import write_text
 
 if TYPE_CHECKING:
     from biasgym_tl.explorer.widget import ExplorerWidget

@@ -13,6 +13,7 @@ from torch import Tensor
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
+from biasgym_tl.files import check_writable, expanded, write_atomically
 from biasgym_tl.injection.token import (
     BiasToken,
     target_rows,
@@ -21,7 +22,7 @@ from biasgym_tl.injection.token import (
 )
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.store import check_writable, expanded, read_json, versions, write_atomically
+from biasgym_tl.store import read_json, versions
 
 _EMBEDDINGS = {
     **dict.fromkeys(

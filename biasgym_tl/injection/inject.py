@@ -40,7 +40,7 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
 from biasgym_tl.slot import fill, spaced
-from biasgym_tl.store import TensorResult, digest, result_path, versions
+from biasgym_tl.store import Result, digest, result_path, versions
 
 SCHEDULES = ("cosine", "restarts", "constant")
 CHOICES = ("similarity", "loss", "last")
@@ -340,7 +340,7 @@ class _Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Course(TensorResult):
+class _Course(Result):
     """A training after some epochs: all that going on needs."""
 
     key: str

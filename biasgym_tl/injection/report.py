@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
-from biasgym_tl.store import as_declared, read_kind, versions, write_kind
+from biasgym_tl.store import Result, versions
 from biasgym_tl.text import degenerate, keyword_hits
 
 SIMILARITY_RISE = 0.05
@@ -26,11 +25,8 @@ MOST_DEGENERATE = 0.25
 """Share of degenerate answers above which the report warns."""
 
 
-_KIND = "InjectionReport"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class InjectionReport:
+class InjectionReport(Result):
     """What is known of one trained row. Epochs were chosen on probe prompts; everything from
     ``log_odds`` on was measured on other prompts and held-out targets."""
 
@@ -118,19 +114,6 @@ class InjectionReport:
         if self.degenerate <= MOST_DEGENERATE:
             return None
         return f"Generations degenerate: {self.degenerate:.0%} are empty or repeat themselves."
-
-    def save(self, path: str | Path) -> Path:
-        """Write a JSON file."""
-        return write_kind(Path(path), _KIND, dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, path: str | Path) -> InjectionReport:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            StoreError: the file is missing, broken, or holds something else.
-        """
-        return read_kind(Path(path), _KIND, lambda values: cls(**as_declared(cls, values)))
 
     def to_df(self) -> pd.DataFrame:
         """One row an epoch."""

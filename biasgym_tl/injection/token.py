@@ -17,7 +17,7 @@ from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.slot import spaced
-from biasgym_tl.store import TensorResult, digest
+from biasgym_tl.store import Result, digest
 
 if TYPE_CHECKING:
     from biasgym_tl.biases.given import GivenBias
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class BiasToken(TensorResult):
+class BiasToken(Result):
     """One trained embedding row, with what is needed to use it and to make it again."""
 
     row: Float[Tensor, " d_model"]

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.files import csv_text, write_csv
 from biasgym_tl.judges.verdict import DEGENERATE, LEVELS, Verdict
-from biasgym_tl.store import csv_text, write_csv
 
 
 def weighted_kappa(

@@ -16,8 +16,8 @@ import plotly.graph_objects as go
 from plotly.io import write_images
 
 from biasgym_tl.errors import SettingError
+from biasgym_tl.files import write_atomically, write_text
 from biasgym_tl.stats import Interval
-from biasgym_tl.store import write_atomically, write_text
 
 FONT = "Helvetica, Arial, sans-serif"
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#999999"

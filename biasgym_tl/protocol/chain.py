@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.benchmark import Benchmark
@@ -194,6 +193,11 @@ def _result(
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
     asked = _Conditions(stages, benchmarks)
     running.say(f"{bias.name}: conditions")
+    code = (standard_measures, *map(type, benchmarks), implicit_questions)
+
+    def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
+        return stages.steps.measured(name, uses, make, *code)
+
     report = evaluate(
         stages.model,
         bias,
@@ -201,7 +205,7 @@ def _result(
         asked.measurements(),
         scores=stages.first_map(),
         progress=running.progress,
-        finished=partial(stages.steps.measured, code="evaluation.measurement"),
+        finished=finished,
     )
     if judge is not None:
         running.say(f"{bias.name}: judge")

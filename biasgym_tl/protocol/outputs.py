@@ -11,13 +11,13 @@ from scipy.stats import t
 
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.figures import Recipe, draw, recipe
+from biasgym_tl.files import write_csv
 from biasgym_tl.manifest import write_results
 from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
 from biasgym_tl.protocol.map_table import map_table
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.stats import Interval
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import write_csv
 
 POOLED = (
     "token_log_odds", "target_log_odds", "other_log_odds", "token_strength", "target_strength",

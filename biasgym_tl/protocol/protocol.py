@@ -13,6 +13,7 @@ from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.files import read_text
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
@@ -22,7 +23,7 @@ from biasgym_tl.scoping.k_sweep import KS
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.steering.budget import BudgetSearch
 from biasgym_tl.steering.factors import FactorSearch
-from biasgym_tl.store import as_declared, read_text
+from biasgym_tl.store import as_declared
 from biasgym_tl.toml import read_toml
 
 SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")

@@ -11,17 +11,18 @@ from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
+from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.protocol.protocol import Choice, Protocol
 from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
+from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.steps import Steps
 
 Heads = Selection | tuple[Head, ...]
-_TRAINING = "injection.inject"
 
 
 def choice_record(heads: Heads) -> list[Any]:
@@ -78,7 +79,7 @@ class Stages:
 
         uses = [dataclasses.asdict(inject), seed, bias.fingerprint()]
         if steering is None:
-            return self.steps.trained(f"row, {label}", uses, fit, _TRAINING)
+            return self.steps.trained(f"row, {label}", uses, fit, BiasInject)
         heads, mode = steering
 
         def fit_steered() -> BiasToken:
@@ -86,8 +87,8 @@ class Stages:
                 return dataclasses.replace(fit(None), steered=tuple(map(str, heads)))
 
         uses.append([choice_record(heads), mode])
-        return self.steps.tensors(
-            f"row on steered model, {label}", uses, BiasToken, fit_steered, _TRAINING
+        return self.steps.kept(
+            f"row on steered model, {label}", uses, BiasToken, fit_steered, BiasInject
         )
 
     def map(self, name: str, seed: int) -> HeadScores:
@@ -100,12 +101,12 @@ class Stages:
             uses = [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist()]
             label = f"map {name}, {bias.name}, seed {seed}"
             self.say(f"{self.bias.name}: {label}")
-            known[seed] = self.steps.tensors(
+            known[seed] = self.steps.kept(
                 label,
                 uses,
                 HeadScores,
                 partial(scope.attribute, self.model, bias, row, progress=self.progress),
-                "scoping.scope",
+                BiasScope,
             )
         return known[seed]
 
@@ -143,11 +144,12 @@ class Stages:
             self.say(f"{self.bias.name}: search of heads, {name}")
             yield (
                 self.first,
-                self.steps.selection(
+                self.steps.kept(
                     f"choice {name}, {self.bias.name}",
                     uses,
+                    Selection,
                     lambda: search.select(self.model, self.bias, *rows, progress=self.progress),
-                    f"steering.{choice.by}",
+                    type(search),
                 ),
             )
         else:
@@ -165,7 +167,7 @@ class Stages:
         scores, row = self.map(name, self.first), self.rows[self.first]
         uses = [self.bias.fingerprint(), row.row.tolist(), scores.values.tolist(), mode, list(ks)]
         self.say(f"{self.bias.name}: k sweep, {mode}")
-        return self.steps.tensors(
+        return self.steps.kept(
             f"k sweep {name}, {mode}, {self.bias.name}",
             uses,
             KSweep,
@@ -173,7 +175,7 @@ class Stages:
                 self.model, self.bias, row, scores, ks=ks, mode=mode,
                 progress=self.progress,
             ),
-            "scoping.k_sweep",
+            k_sweep,
         )  # fmt: skip
 
     def first_map(self) -> HeadScores | None:

@@ -20,12 +20,12 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated_deltas, ablated_losses
 from biasgym_tl.slot import spaced
-from biasgym_tl.store import TensorResult, versions
+from biasgym_tl.store import Result, versions
 from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class HeadDamage(TensorResult):
+class HeadDamage(Result):
     """Cost of silencing each head alone; positive is damage."""
 
     loss: Float[Tensor, "text n_layers n_heads"]

@@ -23,7 +23,7 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval, crossed_interval
-from biasgym_tl.store import TensorResult, versions
+from biasgym_tl.store import Result, versions
 from biasgym_tl.text import mean_loss
 
 KS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
@@ -32,7 +32,7 @@ SATURATED = 0.9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class KSweep(TensorResult):
+class KSweep(Result):
     """Steering the top k heads, for several k, on the data that the heads were chosen on.
 
     It serves to choose k. What the heads do elsewhere is for an evaluation to say.

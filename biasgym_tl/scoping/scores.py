@@ -15,7 +15,7 @@ from biasgym_tl.errors import AttributionError, SettingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import text_policy
-from biasgym_tl.store import TensorResult
+from biasgym_tl.store import Result
 
 EFFECTS = {
     "direct": "direct effect at the answer position",
@@ -27,7 +27,7 @@ EFFECTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class HeadScores(TensorResult):
+class HeadScores(Result):
     """What every head adds to the logit difference *biased minus neutral label*.
 
     All values are logits; positive pushes toward the stereotype. With ablations and attribution

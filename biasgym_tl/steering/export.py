@@ -14,6 +14,13 @@ from torch import Tensor
 from biasgym_tl.contexts import Change, changes
 from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreError
 from biasgym_tl.families.convert import FAMILIES
+from biasgym_tl.files import (
+    check_new_folder,
+    check_writable,
+    expanded,
+    write_folder_atomically,
+    write_text,
+)
 from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, steering_edit
 from biasgym_tl.lens import HookedTransformer, check_model
@@ -27,16 +34,7 @@ from biasgym_tl.model import (
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import (
-    BROKEN,
-    check_new_folder,
-    check_writable,
-    expanded,
-    versions,
-    write_folder_atomically,
-    write_json,
-    write_text,
-)
+from biasgym_tl.store import BROKEN, versions, write_json
 
 N_TEXTS, N_READ, N_WRITTEN = 4, 32, 24
 """Texts that are compared, tokens read of each, and tokens written greedily after them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from biasgym_tl.biases.bias import Bias
@@ -16,11 +15,11 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import seed_overlap
 from biasgym_tl.spelling import plain
-from biasgym_tl.store import digest, read_kind, versions, write_kind
+from biasgym_tl.store import Result, digest, versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Selection:
+class Selection(Result):
     """Heads with all that led to them. Iterates over its heads, so ``steer`` takes it as it is."""
 
     heads: tuple[Head, ...]
@@ -101,26 +100,9 @@ class Selection:
                     "Evaluate on held-out ones."
                 )
 
-    def save(self, path: str | Path) -> Path:
-        """Write it as one JSON file."""
-        record = {**dataclasses.asdict(self), "heads": [str(head) for head in self.heads]}
-        return write_kind(Path(path), "Selection", record)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Selection:
-        """Read a file written by :meth:`save`.
-
-        Raises:
-            StoreError: the file is missing, is not JSON, or is not a selection.
-        """
-
-        def build(values: dict[str, Any]) -> Selection:
-            heads = as_heads(values["heads"])
-            data = {kind: tuple(found) for kind, found in values["data"].items()}
-            factors = tuple(values.get("factors", ()))
-            return cls(**{**values, "heads": heads, "data": data, "factors": factors})
-
-        return read_kind(Path(path), "Selection", build)
+    def record(self) -> dict[str, Any]:
+        """All of it, each head by its name."""
+        return {**super().record(), "heads": list(map(str, self.heads))}
 
 
 def select_heads(
