@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from biasgym_tl.benchmarks.benchmark import KINDS
 from biasgym_tl.evaluation.readers import READERS
 
 if TYPE_CHECKING:
@@ -18,10 +19,20 @@ def faults(report: Report) -> Iterator[str]:
     if len(set(names)) < len(names):
         yield f"names of conditions must differ, got {names}"
     for measure in report.measured:
-        if measure.baseline not in names:
-            yield f"baseline of {measure.key} must be a condition, got {measure.baseline!r}"
+        if missing := sorted(measure.rests_on - set(names)):
+            yield f"{measure.key} must be compared with conditions of the report, got {missing}"
         if measure.read not in READERS:
             yield f"{measure.key} must be read by one of {list(READERS)}, got {measure.read!r}"
+        if measure.kind not in KINDS:
+            yield f"{measure.key} must be of one of the kinds {KINDS}, got {measure.kind!r}"
+    if len(report.measures) < len(report.measured):
+        yield f"keys of measures must differ, got {[m.key for m in report.measured]}"
+    for what, found in (
+        ("clusters must be of measures", set(report.clusters) - set(report.measures)),
+        ("control_of must name conditions", {r.control_of for r in report.results} - {*names, None}),
+    ):
+        if found:
+            yield f"{what}, got {sorted(map(str, found))}"
     share = report.settings.get("attribution_in_heads")
     if not isinstance(share, int | float | None):
         yield f"attribution_in_heads must be a number or None, got {share!r}"
@@ -49,13 +60,19 @@ def _sizes(report: Report) -> Iterator[str]:
                 yield f"{key} of {name!r} must have {len(report.targets)} targets, got {widths}"
         if sizes.setdefault(key, size) != size:
             yield f"{key} of {name!r} must have the size {sizes[key]}, got {size}"
-        if key not in report.clusters and not all(map(math.isfinite, _numbers(items))):
+        if key not in report.asked and any(isinstance(item, str) for item in items):
+            yield f"{key} of {name!r} must answer what is asked, which is not there"
+        if not all(_is_number(x, or_nan=key in report.clusters) for x in _flat(items)):
             yield f"{key} of {name!r} must hold finite numbers"
 
 
-def _numbers(items: list[Any]) -> Iterator[float]:
+def _flat(items: list[Any]) -> Iterator[Any]:
     for item in items:
         if isinstance(item, list):
-            yield from _numbers(item)
+            yield from item
         elif not isinstance(item, str):
             yield item
+
+
+def _is_number(item: Any, *, or_nan: bool) -> bool:
+    return isinstance(item, int | float) and (math.isfinite(item) or or_nan)

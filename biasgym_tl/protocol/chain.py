@@ -12,17 +12,19 @@ from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import ApiError
+from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
 from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.measurement import (
     Measurement,
+    check_others,
     on_benchmark,
     other_log_odds,
     standard_measures,
 )
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.heads import check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, find_instruction
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
@@ -135,7 +137,10 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     judge = usable_judge(
         m.judge, list(related.values()), price=running.price, progress=running.progress
     )
+    _check_given(biases, given, protocol)
     model = load_model(protocol.model)
+    for chosen in heads.values():
+        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
     if protocol.maps:
         check_exact(model)
     for choice in protocol.choices.values():
@@ -171,8 +176,18 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
 
 def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     m = protocol.measures
-    more = (m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further))
+    more = [m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further)]
+    check_others(bias, more[0])
     return [bias, *(other for others in more for other in others)]
+
+
+def _check_given(biases: Sequence[Bias], rows: Sequence[BiasToken], protocol: Protocol) -> None:
+    """Refuse what would stand under one name, and more targets than there are."""
+    for what, names in (("biases", [b.name for b in biases]), ("rows", [r.label for r in rows])):
+        if len(set(names)) < len(names):
+            raise SettingError(f"{what} must be different ones, got {names}.")
+    for bias in biases:
+        bias.sample_targets("held-out", protocol.measures.n_targets, seed=0)
 
 
 def _result(

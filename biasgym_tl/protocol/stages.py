@@ -120,9 +120,10 @@ class Stages:
 
     def other_bias(self) -> str:
         """Whose row is a control: the next of the protocol, or of those that ship."""
-        names = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
+        given = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
+        names = [load_bias(name).name for name in given]
         at = names.index(self.bias.name) if self.bias.name in names else -1
-        return names[(at + 1) % len(names)]
+        return given[(at + 1) % len(given)]
 
     @cached_property
     def choices(self) -> dict[str, dict[int, Heads]]:
