@@ -454,7 +454,7 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
         with pytest.raises(SteeringError, match=message):
             run(make(token))
     for name in ("steered, mean: random 1", "steered, mean: random", "injected"):
-        with pytest.raises(SettingError, match=f"names of conditions must differ .*{name}"):
+        with pytest.raises(SettingError, match=f"names of conditions must differ, got .*{name}"):
             run(Condition(name, token, HEADS, "mean"))
     with pytest.raises(SettingError, match="control_of must name one of the conditions, got .'b'"):
         run(Condition("a", token, HEADS, "mean", control_of="b"))
@@ -515,8 +515,8 @@ def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
     def other(**changes):
         return {"results": [*results[:2], {**steered, **changes}, *results[3:]]}
 
-    def measured(key, **changes):
-        at = next(i for i, m in enumerate(report.measured) if m.key == key)
+    def measured(of, **changes):
+        at = next(i for i, m in enumerate(report.measured) if m.key == of)
         entry = list(report.measured[at]._replace(**changes))
         return {"measured": [*record["measured"][:at], entry, *record["measured"][at + 1 :]]}
 

@@ -10,7 +10,6 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
 from biasgym_tl.text import continuation_log_probs
 
-
 KINDS = ("mean", "share", "texts")
 """Of measures; see :class:`Measure`."""
 

@@ -29,7 +29,10 @@ def faults(report: Report) -> Iterator[str]:
         yield f"keys of measures must differ, got {[m.key for m in report.measured]}"
     for what, found in (
         ("clusters must be of measures", set(report.clusters) - set(report.measures)),
-        ("control_of must name conditions", {r.control_of for r in report.results} - {*names, None}),
+        (
+            "control_of must name conditions",
+            {r.control_of for r in report.results} - {*names, None},
+        ),
     ):
         if found:
             yield f"{what}, got {sorted(map(str, found))}"

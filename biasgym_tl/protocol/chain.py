@@ -137,7 +137,8 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     judge = usable_judge(
         m.judge, list(related.values()), price=running.price, progress=running.progress
     )
-    _check_given(biases, given, protocol)
+    _check_different("biases", [bias.name for bias in biases])
+    _check_different("rows", [row.label for row in given])
     model = load_model(protocol.model)
     for chosen in heads.values():
         check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
@@ -181,13 +182,9 @@ def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     return [bias, *(other for others in more for other in others)]
 
 
-def _check_given(biases: Sequence[Bias], rows: Sequence[BiasToken], protocol: Protocol) -> None:
-    """Refuse what would stand under one name, and more targets than there are."""
-    for what, names in (("biases", [b.name for b in biases]), ("rows", [r.label for r in rows])):
-        if len(set(names)) < len(names):
-            raise SettingError(f"{what} must be different ones, got {names}.")
-    for bias in biases:
-        bias.sample_targets("held-out", protocol.measures.n_targets, seed=0)
+def _check_different(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise SettingError(f"{what} must be different ones, got {list(names)}.")
 
 
 def _result(

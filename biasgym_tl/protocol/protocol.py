@@ -6,6 +6,7 @@ rows[seed] -> maps[seed, name] -> choices of heads -> conditions -> measures -> 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -198,6 +199,10 @@ class Steering:
             find_instruction(self.asked)
         _one_of("mean_over of a condition", self.mean_over, MEANS)
         _one_of("measures of a condition", self.measures, ("all", "brief", "own answers"))
+        if self.factor is not None and not math.isfinite(self.factor):
+            raise SettingError(
+                f"factor of the condition {self.label!r} must be a number, got {self.factor!r}."
+            )
         for name in ("random", "random_answers", "draws"):
             _at_least(f"{name} of the condition {self.label!r}", getattr(self, name), 0)
         if self.random_answers > self.random:
