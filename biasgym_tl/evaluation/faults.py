@@ -15,27 +15,7 @@ if TYPE_CHECKING:
 
 def faults(report: Report) -> Iterator[str]:
     """Every number that another one decides, and every name that must be known."""
-    names = [result.name for result in report.results]
-    if len(set(names)) < len(names):
-        yield f"names of conditions must differ, got {names}"
-    for measure in report.measured:
-        if missing := sorted(measure.rests_on - set(names)):
-            yield f"{measure.key} must be compared with conditions of the report, got {missing}"
-        if measure.read not in READERS:
-            yield f"{measure.key} must be read by one of {list(READERS)}, got {measure.read!r}"
-        if measure.kind not in KINDS:
-            yield f"{measure.key} must be of one of the kinds {KINDS}, got {measure.kind!r}"
-    if len(report.measures) < len(report.measured):
-        yield f"keys of measures must differ, got {[m.key for m in report.measured]}"
-    for what, found in (
-        ("clusters must be of measures", set(report.clusters) - set(report.measures)),
-        (
-            "control_of must name conditions",
-            {r.control_of for r in report.results} - {*names, None},
-        ),
-    ):
-        if found:
-            yield f"{what}, got {sorted(map(str, found))}"
+    yield from _names(report)
     share = report.settings.get("attribution_in_heads")
     if not isinstance(share, int | float | None):
         yield f"attribution_in_heads must be a number or None, got {share!r}"
@@ -44,6 +24,27 @@ def faults(report: Report) -> Iterator[str]:
         for key, verdicts in result.verdicts.items():
             if len(verdicts) not in (0, len(result.items.get(key, ()))):
                 yield f"verdicts on {key} of {result.name!r} must be one a text"
+
+
+def _names(report: Report) -> Iterator[str]:
+    names = [result.name for result in report.results]
+    keys = [measure.key for measure in report.measured]
+    for what, found in (("names of conditions", names), ("keys of measures", keys)):
+        if len(set(found)) < len(found):
+            yield f"{what} must differ, got {found}"
+    controlled = [r.control_of for r in report.results if r.control_of is not None]
+    for what, used, known in (
+        ("clusters must be of measures", report.clusters, keys),
+        ("control_of must name conditions", controlled, names),
+        *((f"{m.key} must be compared with conditions", m.rests_on, names)
+          for m in report.measured),
+        *((f"{m.key} must be read by one of {list(READERS)}", [m.read], READERS)
+          for m in report.measured),
+        *((f"{m.key} must be of one of the kinds {KINDS}", [m.kind], KINDS)
+          for m in report.measured),
+    ):  # fmt: skip
+        if missing := sorted(set(used) - set(known)):
+            yield f"{what}, got {missing}"
 
 
 def _sizes(report: Report) -> Iterator[str]:

@@ -37,7 +37,6 @@ WAYS = {
 """How heads are chosen, and which fields of :class:`Choice` say so."""
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
-_FILE_NAME = re.compile(r"\w[\w. -]{0,59}")
 OTHERS = {"rest": "the other biases of the protocol", "shipped": "all shipped ones"}
 
 
@@ -79,6 +78,7 @@ class Map:
 
     def check(self, name: str) -> None:
         """Refuse what could not be scored."""
+        _check_file_name(name)
         if "seed" in self.settings:
             raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
         self.scope(0)
@@ -121,6 +121,7 @@ class Choice:
 
     def check(self, name: str, maps: Mapping[str, Map]) -> None:
         """Refuse what could not be chosen."""
+        _check_file_name(name)
         _one_of(f"by of the choice {name!r}", self.by, WAYS)
         values, default = vars(self), vars(Choice())
         given = {key for key in values if values[key] != default[key]} - {"by"}
@@ -264,6 +265,13 @@ class Sweep:
     """``"zero"`` or ``"mean"``."""
     ks: tuple[int, ...] = KS
 
+    def check(self, maps: Mapping[str, Map]) -> None:
+        """Refuse what could not be swept."""
+        _one_of("map of a sweep", self.map, maps)
+        _one_of("mode of a sweep", self.mode, ("zero", "mean"))
+        if not self.ks or self.ks[0] < 1 or sorted(set(self.ks)) != list(self.ks):
+            raise SettingError(f"ks of a sweep must rise from 1 or more, got {self.ks}.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -309,12 +317,9 @@ class Protocol:
                 f"rows must be one for each of {len(self.seeds)} seeds, of one bias, got "
                 f"{len(self.rows)} for {len(self.biases)}."
             )
-        for name in (*self.maps, *self.choices):
-            if not _FILE_NAME.fullmatch(name):
-                raise SettingError(
-                    f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they "
-                    f"name files), got {name!r}."
-                )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
         self.training.inject  # noqa: B018 - checks it
         for name, each in self.maps.items():
             each.check(name)
@@ -326,10 +331,7 @@ class Protocol:
             condition.check(self.choices)
         self.measures.check()
         for sweep in self.sweeps:
-            _one_of("map of a sweep", sweep.map, self.maps)
-            _one_of("mode of a sweep", sweep.mode, ("zero", "mean"))
-            if not sweep.ks or sweep.ks[0] < 1 or sorted(set(sweep.ks)) != list(sweep.ks):
-                raise SettingError(f"ks of a sweep must rise from 1 or more, got {sweep.ks}.")
+            sweep.check(self.maps)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "protocol") -> Protocol:
@@ -421,6 +423,14 @@ def _made(make: Any, kind: type, settings: Mapping[str, Any], what: str) -> Any:
         raise SettingError(
             f"settings of the {what} must be of {kind.__name__}: {error}."
         ) from error
+
+
+def _check_file_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w. -]{0,59}", name):
+        raise SettingError(
+            f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they name "
+            f"files), got {name!r}."
+        )
 
 
 def _one_of(name: str, value: object, allowed: Any) -> None:
