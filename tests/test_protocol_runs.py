@@ -255,7 +255,7 @@ def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
     late, math_ = (result.biases[name] for name in ("late", "math"))
     assert late.maps["other"][0].token == "math, seed 0"
     assert math_.maps["other"][0].token == "late, seed 0"
-    # Of the unsteered model, once for both: facts, loss; what is the one's own is the other's D_ood.
+    # Of the unsteered model, once for both; what is the one's own is among the other's.
     for name in ("facts", "loss"):
         assert measured.count(("original", name)) == 1
         assert len(list((tmp_path / "cache").rglob(f"{name}-*.json"))) == 1 + 4

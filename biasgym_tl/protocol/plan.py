@@ -20,7 +20,7 @@ from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol.protocol import Protocol, Steering
 
-SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40, 60, 160, 110, 900
+SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40.0, 60.0, 160.0, 110.0, 900
 """Tokens of a prompt, of a request with its answer's beginning, of a neutral text, of a training
 paragraph in chat format, and of what a judge is sent for a text: rounded means of what ships."""
 EFFICIENCY = 0.35
