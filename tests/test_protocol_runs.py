@@ -23,9 +23,13 @@ from biasgym_tl import (
     Protocol,
     Report,
     Selection,
+    bias_log_odds,
     load_bias,
+    load_model,
     load_protocol,
     run_protocol,
+    steer,
+    target_means,
 )
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.implicit import load_scenarios
@@ -151,11 +155,14 @@ def test_what_is_added_goes_on_from_the_same_run(small, measured):
     first = run_protocol(small, QUIET)
     measured.clear()
     zero = small.conditions[0]
+    part = {"mode": "mean", "factor": 0.5, "mean_over": "targets"}
     more = dataclasses.replace(
         small,
         conditions=(
             dataclasses.replace(zero, random=1, draws=6),
-            Steering(name="re-injected", choice="steered", mode="zero", reinject=True,
+            Steering(name="re-injected", choice="steered", factor=0.5, mean_over="targets",
+                     reinject=True, measures="brief"),
+            Steering(name="zeroed again", choice="steered", mode="zero", reinject=True,
                      measures="brief"),
         ),
         sweeps=(Sweep(mode="zero", ks=(1, 4, 50)), Sweep(ks=(1, 2))),
@@ -163,16 +170,29 @@ def test_what_is_added_goes_on_from_the_same_run(small, measured):
     second = run_protocol(more, QUIET)
     random = [f"steered, zero: random {i}" for i in range(2, 7)]
     odds = ("token log-odds", "target log-odds")
-    # The new row acts only where the BiasToken stands.
+    brief = (*odds, "loss", "facts")
+    # A new row acts only where the BiasToken stands.
     assert sorted(measured) == sorted(
-        [("re-injected", "token log-odds"), *itertools.product(random, odds)]
-    )
+        [("zeroed again", "token log-odds"), *itertools.product(["re-injected"], brief),
+         *itertools.product(random, odds)]
+    )  # fmt: skip
     report = report_of(second)
     assert report["re-injected"].token == "late, seed 0, trained on the steered model"
     assert report["steered, zero"] == report_of(first)["steered, zero"]
-    steered, again = (report[n].items["token_log_odds"] for n in ("steered, zero", "re-injected"))
+    steered, again = (report[n].items["token_log_odds"] for n in ("steered, zero", "zeroed again"))
     assert again != pytest.approx(steered)
-    assert report.beyond_random().of == 7 and report.beyond_random("damage_loss").of == 2
+    # Trained and measured on a model that is steered alike.
+    model = load_model(small.model)
+    part = {"reference": target_means(model, LATE), "factor": 0.5}
+    with steer(model, first.biases["late"].choices["steered"][0], "mean", **part):
+        row = BiasInject.cpu(**QUICK).fit(model, LATE, seed=0, progress=False)
+        with row.attached(model):
+            expected = bias_log_odds(model, LATE, LATE.evaluation_prompts, [row.text]).log_odds
+    found = report["re-injected"].items["token_log_odds"]
+    assert found == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
+    zeroed = {"name": "steered, zero"}
+    assert report.beyond_random(**zeroed).of == 7
+    assert report.beyond_random("damage_loss", **zeroed).of == 2
     sweeps = second.biases["late"].sweeps
     assert {name: sweep.ks for name, sweep in sweeps.items()} == {
         "direct-zero": (1, 4), "direct-mean": (1, 2),

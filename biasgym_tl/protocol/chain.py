@@ -278,10 +278,8 @@ class _Conditions:
             return Condition(spec.label, row, instruction=asked, measures=measures)
         choices = self.stages.choices[spec.choice]
         heads = choices.get(seed, choices[self.stages.first])
-        if spec.reinject:
-            row = self.stages.trained(self.stages.bias, seed, (heads, spec.mode))
         means = spec.mode == "mean" and spec.mean_over == "targets"
-        return Condition(
+        found = Condition(
             spec.label,
             row,
             heads,
@@ -291,6 +289,10 @@ class _Conditions:
             instruction=asked,
             measures=measures,
         )
+        if not spec.reinject:
+            return found
+        row = self.stages.trained(self.stages.bias, seed, found)
+        return dataclasses.replace(found, row=row)
 
     def random(self, spec: Steering, condition: Condition) -> list[Condition]:
         """Its random controls: the first measured in brief, the others by log-odds alone."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.heads import Head
-from biasgym_tl.hooks import steer
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -58,10 +58,9 @@ class Stages:
         """The seed that conditions are about unless they say otherwise."""
         return self.protocol.seeds[0]
 
-    def trained(
-        self, bias: Bias, seed: int, steering: tuple[Heads, str] | None = None
-    ) -> BiasToken:
-        """A row for ``bias``, shipped or trained, on the model as it is or steered."""
+    def trained(self, bias: Bias, seed: int, steering: Condition | None = None) -> BiasToken:
+        """A row for ``bias``, shipped or trained, on the model as it is or as a condition steers
+        it."""
         training = self.protocol.training
         inject = training.inject
         ships = steering is None and not training.always
@@ -78,13 +77,12 @@ class Stages:
         uses = [dataclasses.asdict(inject), seed, bias.fingerprint()]
         if steering is None:
             return self.steps.trained(f"row, {label}", uses, fit, _TRAINING)
-        heads, mode = steering
 
         def fit_steered() -> BiasToken:
-            with steer(self.model, heads, mode):
-                return dataclasses.replace(fit(None), steered=tuple(map(str, heads)))
+            with steering.steered(self.model, None):
+                return dataclasses.replace(fit(None), steered=tuple(map(str, steering.heads)))
 
-        uses.append([choice_record(heads), mode])
+        uses.append(steering.uses("text"))
         return self.steps.tensors(
             f"row on steered model, {label}", uses, BiasToken, fit_steered, _TRAINING
         )
