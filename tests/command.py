@@ -30,7 +30,7 @@ def biasgym(*arguments, env=None, input=None):
 
 
 def interrupted(arguments, cache, until, signal_number):
-    """Stop a command once it has kept the file ``until`` in its cache; the folder of that file."""
+    """Stop a command once there is a file ``until`` in its cache or beside it; its folder."""
     running = subprocess.Popen(
         [*COMMAND, *arguments],
         env={**os.environ, "BIASGYM_CACHE": str(cache)},
@@ -38,8 +38,8 @@ def interrupted(arguments, cache, until, signal_number):
         # A test run in the background ignores Ctrl-C, and its children would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
-    while not (kept := list(cache.rglob(until))):
+    deadline = time.monotonic() + 300
+    while not (kept := list(cache.parent.rglob(until))):
         assert time.monotonic() < deadline
         assert running.poll() is None, running.communicate()[1].decode()
         time.sleep(0.02)

@@ -8,12 +8,12 @@ import random
 import datasets
 import pytest
 import torch
-from biasgym_tl.assessment import BENCHMARKS
 from public_data import public_data
 
 from biasgym_tl.benchmarks.bbq import NAN, load_bbq
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_prompt
+from biasgym_tl.protocol.sources import BENCHMARKS
 
 KEYS = [
     f"bbq_nationality_{key}"

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from biasgym_tl import BiasInject, BiasScope, Head, evaluate, explore, load_bias, seed_overlap
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    Head,
+    evaluate,
+    explore,
+    load_bias,
+    random_conditions,
+    seed_overlap,
+    standard_conditions,
+    standard_measures,
+)
 
 pytestmark = pytest.mark.browser
 served = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "jupyterlab.py"))["served"]
@@ -85,19 +96,19 @@ def test_a_head_of_the_page_is_clicked(page, found, tmp_path):
 
 def test_the_report_opens_with_its_figures(page, found, tmp_path):
     model, token, _ = found
-    report = evaluate(
-        model, LATE, token=token, heads=[Head(0, 1)], n_targets=3, n_random=2, max_new_tokens=3,
-        progress=False,
-    )  # fmt: skip
+    conditions = standard_conditions(token, [Head(0, 1)])
+    conditions += [r for c in conditions[2:] for r in random_conditions(c, 4, n=2)]
+    measures = standard_measures(LATE, n_targets=3, max_new_tokens=3)
+    report = evaluate(model, LATE, conditions, measures, progress=False)
     page.goto(report.to_html(tmp_path / "report.html").as_uri())
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
     assert page.locator(".js-plotly-plot").count() == 3
     assert "always late" in page.locator("h1").inner_text()
     assert page.locator("table").first.locator("tr").count() > 5
-    settings = page.locator(".js-plotly-plot").first
-    shown = settings.locator(".scatterlayer .trace")
+    conditions = page.locator(".js-plotly-plot").first
+    shown = conditions.locator(".scatterlayer .trace")
     n = shown.count()
-    settings.locator(".legendtoggle").first.click()  # hides a series
+    conditions.locator(".legendtoggle").first.click()  # hides a series
     expect(shown).to_have_count(n - 1)
 
 

@@ -83,7 +83,7 @@ def test_known_faults_are_one_line_before_a_model_is_loaded(tmp_path, monkeypatc
         assert found.returncode == 1 and "Traceback" not in found.stderr, words
         lines = found.stderr.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("Error: ") and message in lines[0], lines
-    run = ("run", "--choose-by", "last", "--out", tmp_path / "o")
+    run = ("run", "demo", "--out", tmp_path / "o")
     for cache, message in (
         (tmp_path / "file", "cache folder (BIASGYM_CACHE) must be a folder"),
         ("~nobody-of-this-name/c", "BIASGYM_CACHE must be a folder, got '~nobody"),

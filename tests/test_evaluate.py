@@ -1,4 +1,4 @@
-"""Settings are measured on held-out items, one by one; controls match the layers."""
+"""Conditions are measured on held-out items, one by one; each steered one has random controls."""
 
 import dataclasses
 import itertools
@@ -12,21 +12,28 @@ import torch
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    Condition,
     Head,
-    RandomControl,
     Report,
-    Setting,
     evaluate,
     load_bias,
-    random_control,
+    random_conditions,
     select_heads,
+    standard_conditions,
+    standard_measures,
     steer,
 )
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.errors import SettingError, SteeringError, StoreError
+from biasgym_tl.errors import SettingError, SteeringError, StoreError, TokenError
+from biasgym_tl.evaluation.measurement import (
+    Measurement,
+    loss,
+    target_log_odds,
+    token_log_odds,
+)
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
@@ -34,15 +41,23 @@ from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.text import mean_loss
 
 LATE = load_bias("late")
+N = len(LATE.evaluation_prompts)
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
-OPTIONS = {"n_targets": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
+MEASURES = standard_measures(LATE, n_targets=3, max_new_tokens=3)
+QUICK = [token_log_odds(LATE), loss()]
+
+
+def conditions(token, heads=HEADS, *, modes=("zero", "mean"), n=2, seed=0):
+    found = standard_conditions(token, heads, modes=modes)
+    random = (random_conditions(c, 4, n=n, seed=seed) for c in found if c.mode)
+    return [*found, *itertools.chain(*random)]
 
 
 @pytest.fixture(scope="module")
 def setup(tiny):
     model = tiny()
     token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
-    return model, token, evaluate(model, LATE, token=token, heads=HEADS, **OPTIONS)
+    return model, token, evaluate(model, LATE, conditions(token), MEASURES, progress=False)
 
 
 def test_log_odds_equal_those_of_the_plain_forward_pass(setup):
@@ -62,17 +77,22 @@ def test_log_odds_equal_those_of_the_plain_forward_pass(setup):
             assert found.log_p[i, name].item() == pytest.approx(math.log(a), abs=1e-4)
 
 
-def test_settings_and_their_items(setup):
+def test_conditions_and_their_items(setup):
     _, _, report = setup
-    names = [result.name for result in report.results]
-    assert names == ["original", "injected", "steered, zero", "steered, mean",
-                     "random 1", "random 2"]  # fmt: skip
+    assert [result.name for result in report.results] == [
+        "original", "injected", "steered, zero", "steered, mean",
+        "steered, zero: random 1", "steered, zero: random 2",
+        "steered, mean: random 1", "steered, mean: random 2",
+    ]  # fmt: skip
     for result in report.results:
-        assert len(result.token_log_odds) == len(LATE.evaluation_prompts)
-        assert [len(row) for row in result.target_log_odds] == [3] * len(LATE.evaluation_prompts)
-        steered_at_random = result.name.startswith("random")
-        assert len(result.token_texts) == (0 if steered_at_random else 16)
+        assert len(result.items["token_log_odds"]) == N
+        assert [len(row) for row in result.items["target_log_odds"]] == [3] * N
+        answers = ("token_texts", "target_texts")
+        sizes = [len(result.items.get(key, ())) for key in answers]
+        assert sizes == ([0, 0] if result.control_of else [16, 16])
     assert set(report.targets) <= {c.name for c in load_countries("held-out")}
+    assert report.n_prompts == N and report.main == "steered, mean"
+    assert [r.name for r in report.steered] == ["steered, zero", "steered, mean"]
 
 
 def test_the_token_changes_nothing_for_targets(setup):
@@ -81,41 +101,93 @@ def test_the_token_changes_nothing_for_targets(setup):
     plain = bias_log_odds(model, LATE, prompts, report.targets).log_odds
     with token.attached(model):
         attached = bias_log_odds(model, LATE, prompts, report.targets).log_odds
-        loss = mean_loss(model, load_passages("damage"))
+        attached_loss = mean_loss(model, load_passages("damage"))
     assert torch.equal(plain, attached)
-    assert report["original"].target_log_odds == report["injected"].target_log_odds
-    assert report["original"].target_log_odds == plain.tolist()
-    assert report["injected"].damage_loss == loss.tolist()
-    assert report["original"].token_log_odds != report["injected"].token_log_odds
+    original, injected = (report[name].items for name in ("original", "injected"))
+    assert original["target_log_odds"] == injected["target_log_odds"] == plain.tolist()
+    assert injected["damage_loss"] == attached_loss.tolist()
+    assert original["token_log_odds"] != injected["token_log_odds"]
 
 
-def test_steered_settings_are_what_steer_gives(setup):
+def odds(model, token, heads, mode, targets=None):
+    with token.attached(model), steer(model, heads, mode):
+        found = bias_log_odds(model, LATE, LATE.evaluation_prompts, targets or (token.text,))
+    return found.log_odds.tolist() if targets else found.log_odds[:, 0].tolist()
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_steered_conditions_and_their_random_sets_are_what_steer_gives(setup, mode):
+    """The random sets of zeroing are zeroed too."""
     model, token, report = setup
-    with token.attached(model), steer(model, HEADS, "mean"):
-        expected = bias_log_odds(model, LATE, LATE.evaluation_prompts, (token.text,))
-    found = report["steered, mean"].token_log_odds
-    assert found == pytest.approx(expected.log_odds[:, 0].tolist(), abs=1e-5)
-    assert found != report["injected"].token_log_odds
-    assert report["steered, mean"].heads == ("L0H1", "L2H0", "L2H3")
+    drawn = layer_matched(HEADS, n_heads=4, n_draws=2, seed=0)
+    named = {f"steered, {mode}": HEADS} | {
+        f"steered, {mode}: random {i}": heads for i, heads in enumerate(drawn, start=1)
+    }
+    for name, heads in named.items():
+        found = report[name]
+        assert (found.mode, set(found.heads)) == (mode, set(map(str, heads)))
+        assert found.items["token_log_odds"] == pytest.approx(
+            odds(model, token, heads, mode), abs=1e-5
+        )
+        expected = torch.tensor(odds(model, token, heads, mode, report.targets))
+        assert torch.allclose(torch.tensor(found.items["target_log_odds"]), expected, atol=1e-5)
+        with steer(model, heads, mode):
+            harm = mean_loss(model, load_passages("damage"))
+        assert found.items["damage_loss"] == pytest.approx(harm.tolist(), abs=1e-5)
+    assert len({tuple(report[name].items["token_log_odds"]) for name in named}) == 3
+
+
+def test_zeroing_alone_is_compared_with_random_zeroed_sets(setup):
+    model, token, _ = setup
+    measures = [token_log_odds(LATE), target_log_odds(LATE, ["Italy", "Peru"])]
+    report = evaluate(
+        model, LATE, conditions(token, modes=("zero",), n=6), measures, progress=False
+    )
+    assert report.main == "steered, zero" and report["steered, zero: random 4"].mode == "zero"
+    for key in ("token_log_odds", "target_log_odds"):
+        found, means = report.beyond_random(key), report.to_df()[key]
+        draws = means_of(report, key)
+        assert found.of == 7 and found.rank == 1 + sum(d <= means["steered, zero"] for d in draws)
+        assert found.difference.low < found.difference.estimate < found.difference.high
+        assert found.difference.estimate == pytest.approx(sum(draws) / 6 - means["steered, zero"])
+    silent = [token_log_odds(LATE)]
+    uncontrolled = evaluate(
+        model, LATE, standard_conditions(token, HEADS, modes=("zero",)), silent, progress=False
+    )
+    assert "Not compared with random heads of the same layers and mode: steered, zero" in (
+        uncontrolled.warnings()
+    )
+
+
+def means_of(report, key):
+    """Of the six random sets, one by one."""
+    return [report.values(f"steered, zero: random {i}", key).mean().item() for i in range(1, 7)]
 
 
 def test_the_same_seed_reproduces_every_number(setup):
     model, token, report = setup
-    assert evaluate(model, LATE, token=token, heads=HEADS, **OPTIONS) == report
-    other = evaluate(model, LATE, token=token, heads=HEADS, seed=1, **OPTIONS)
-    assert other.targets == report.targets
-    assert other["random 1"].heads != report["random 1"].heads
+    assert evaluate(model, LATE, conditions(token), MEASURES, progress=False) == report
+    draws = [
+        [c.heads for c in conditions(token, n=n, seed=seed) if c.control_of == "steered, zero"]
+        for n, seed in ((2, 0), (5, 0), (2, 1))
+    ]
+    assert draws[1][:2] == draws[0] != draws[2]  # fewer draws are the first of more
 
 
 def test_report_in_numbers(setup, tmp_path):
     _, _, report = setup
     frame = report.to_df()
-    assert list(frame.index)[-1] == "random"
-    mean = sum(report["injected"].token_log_odds) / len(LATE.evaluation_prompts)
+    random = [f"{name}: random" for name in ("steered, zero", "steered, mean")]
+    assert list(frame.index)[-2:] == random == list(report.controls)
+    mean = sum(report["injected"].items["token_log_odds"]) / N
     assert frame.loc["injected", "token_log_odds"] == pytest.approx(mean)
-    controls = frame.loc[["random 1", "random 2"], "token_log_odds"]
-    assert frame.loc["random", "token_log_odds"] == pytest.approx(controls.mean())
-    with pytest.raises(KeyError, match="setting must be one of"):
+    single = {
+        name: [report.values(r.name, "token_log_odds").mean().item() for r in controls]
+        for name, controls in report.controls.items()
+    }
+    for name, draws in single.items():
+        assert frame.loc[name, "token_log_odds"] == pytest.approx(sum(draws) / 2)
+    with pytest.raises(KeyError, match="condition must be one of"):
         report["steered"]
 
     report.save(tmp_path / "report.json")
@@ -131,24 +203,31 @@ def test_report_in_numbers(setup, tmp_path):
     path.write_text(json.dumps({**record, "model": "other"}))
     with pytest.raises(StoreError, match="must hold a whole Report, but: it is not as it was"):
         Report.load(path)
-    tokens, token_draws, targets, _ = report.plot().data
+    tokens, zeroed, averaged, targets, *_ = report.plot().data
     assert list(tokens.y) == ["original", "injected", "steered, zero", "steered, mean"]
     assert tokens.x[1] == pytest.approx(mean) and targets.name == "held-out targets"
-    assert sorted(token_draws.x) == pytest.approx(sorted(controls))
+    for trace, name in ((zeroed, random[0]), (averaged, random[1])):
+        assert set(trace.y) == {name} and list(trace.x) == pytest.approx(single[name])
 
 
 def test_changes_are_paired_and_have_intervals(setup):
     _, _, report = setup
     change = report.change("steered, mean", "token_log_odds", "injected")
-    here, there = (report[n].token_log_odds for n in ("steered, mean", "injected"))
-    paired = torch.tensor(here, dtype=torch.float64) - torch.tensor(there, dtype=torch.float64)
-    assert change == crossed_interval(paired[:, None])
-    assert report.interval("random", "token_keywords") is None  # random controls do not generate
-    frame = report.intervals().set_index(["setting", "measure"])
+    here, there = (
+        torch.tensor(report[n].items["token_log_odds"], dtype=torch.float64)
+        for n in ("steered, mean", "injected")
+    )
+    assert change == crossed_interval((here - there)[:, None])
+    random = "steered, mean: random"
+    assert report.interval(random, "token_keywords") is None  # random controls do not generate
+    frame = report.intervals().set_index(["condition", "measure"])
     row = frame.loc[("steered, mean", "token_log_odds")]
     assert (row.change_mean, row.change_low, row.change_high) == tuple(change)
     assert row.baseline == "injected" and row.low <= row["mean"] <= row.high
-    assert ("random", "facts") in frame.index and ("random 1", "facts") not in frame.index
+    assert (random, "facts") in frame.index and (f"{random} 1", "facts") not in frame.index
+    beyond = report.beyond_random()
+    assert row.beyond_random_mean == beyond.difference.estimate
+    assert (row["rank"], row.of) == (beyond.rank, beyond.of)
     assert math.isnan(report.interval("injected", "token_repetition").low)  # mostly 0
     for call in (report.values, report.interval):
         with pytest.raises(KeyError, match="measure must be one of"):
@@ -157,19 +236,20 @@ def test_changes_are_paired_and_have_intervals(setup):
 
 def test_random_sets_are_columns_and_few_give_no_interval(setup):
     model, token, report = setup
-    assert report.values("random", "target_log_odds").shape == (len(LATE.evaluation_prompts), 2)
-    assert math.isnan(report.interval("random", "token_log_odds").low)
-    options = {**OPTIONS, "n_random": 5}
-    more = evaluate(model, LATE, token=token, heads=HEADS, modes=("mean",), **options)
-    draws = more.values("random", "token_log_odds")
-    assert more.interval("random", "token_log_odds") == crossed_interval(draws)
+    random = "steered, mean: random"
+    assert report.values(random, "target_log_odds").shape == (N, 2)
+    assert math.isnan(report.interval(random, "token_log_odds").low)
+    measures = [*QUICK, target_log_odds(LATE, report.targets)]
+    more = evaluate(model, LATE, conditions(token, modes=("mean",), n=5), measures, progress=False)
+    draws = more.values(random, "token_log_odds")
+    assert more.interval(random, "token_log_odds") == crossed_interval(draws)
     chosen = more.values("steered, mean", "token_log_odds")
-    assert more.change("steered, mean", "token_log_odds", "random") == crossed_interval(
+    assert more.change("steered, mean", "token_log_odds", random) == crossed_interval(
         chosen - draws
     )
-    targets = more.change("random", "target_log_odds", "original")
+    targets = more.change(random, "target_log_odds", "original")
     means = (
-        more.values("random", "target_log_odds").mean(),
+        more.values(random, "target_log_odds").mean(),
         report.to_df().loc["original", "target_log_odds"],
     )
     assert targets.estimate == pytest.approx(means[0].item() - means[1])
@@ -177,35 +257,49 @@ def test_random_sets_are_columns_and_few_give_no_interval(setup):
 
 def test_beyond_random_by_hand(setup):
     _, _, report = setup
-    found = report.beyond_random()
-    frame = report.to_df()["token_log_odds"]
-    assert found.drop == pytest.approx(frame["injected"] - frame["steered, mean"])
-    assert found.random == pytest.approx(frame["injected"] - frame["random"])
-    assert found.difference.estimate == pytest.approx(found.drop - found.random)
-    reach = frame[["random 1", "random 2"]] <= frame["steered, mean"]
-    assert (found.rank, found.of) == (1 + reach.sum(), 3)
-    frame = report.to_df()["target_log_odds"]
-    of_targets = report.beyond_random("target_log_odds")
-    assert of_targets.drop == pytest.approx(frame["original"] - frame["steered, mean"])
-    assert of_targets.random == pytest.approx(frame["original"] - frame["random"])
+    for mode in ("mean", "zero"):
+        name, random = f"steered, {mode}", f"steered, {mode}: random"
+        found = report.beyond_random(name=name)
+        frame = report.to_df()["token_log_odds"]
+        assert found.drop == pytest.approx(frame["injected"] - frame[name])
+        assert found.random == pytest.approx(frame["injected"] - frame[random])
+        assert found.difference.estimate == pytest.approx(found.drop - found.random)
+        draws = report.values(random, "token_log_odds").mean(0)
+        assert (found.rank, found.of) == (1 + (draws <= frame[name] + 1e-12).sum(), 3)
+        assert f"place {found.rank} of 3" in str(found) and "2 random sets" in str(found)
+        frame = report.to_df()["target_log_odds"]
+        of_targets = report.beyond_random("target_log_odds", name)
+        assert of_targets.drop == pytest.approx(frame["original"] - frame[name])
+        assert of_targets.random == pytest.approx(frame["original"] - frame[random])
+    assert str(report.beyond_random()) == str(report.beyond_random(name="steered, mean"))
     alone = dataclasses.replace(report, results=report.results[:4])
-    with pytest.raises(KeyError, match="must hold random controls"):
+    with pytest.raises(KeyError, match="must have random controls to be compared with"):
         alone.beyond_random()
+
+
+def replaced(report, name, verdicts=None, **items):
+    results = tuple(
+        dataclasses.replace(
+            r, items={**r.items, **items}, verdicts=r.verdicts if verdicts is None else verdicts
+        )
+        if r.name == name
+        else r
+        for r in report.results
+    )
+    return dataclasses.replace(report, results=results)
 
 
 def test_measures_at_their_floor_are_not_informative(setup):
     _, _, report = setup
     # A random model guesses facts, and shows no keywords about targets.
     assert "over its floor (blind)" in report.not_informative("facts")
-    silent = dataclasses.replace(report["original"], target_texts=["It rains."] * 16)
-    quiet = dataclasses.replace(report, results=(silent, *report.results[1:]))
+    quiet = replaced(report, "original", target_texts=["It rains."] * 16)
     assert "floor (0.0)" in quiet.not_informative("target_keywords")
     assert report.not_informative("damage_loss") == ""  # a loss has no floor
-    known = dataclasses.replace(report["original"], fact_margins=[1.0] * len(load_facts()))
-    knows = dataclasses.replace(report, results=(known, *report.results[1:]))
+    knows = replaced(report, "original", fact_margins=[1.0] * len(load_facts()))
     assert knows.not_informative("facts") == ""
     # What is right without the target is no knowledge of it.
-    blind = dataclasses.replace(knows, blind_fact_margins=tuple(known.fact_margins))
+    blind = dataclasses.replace(knows, floors=dict(knows["original"].items))
     assert "not informative" in blind.not_informative("facts")
     untrained = dataclasses.replace(report["original"], name="injected")
     same = dataclasses.replace(report, results=(report["original"], untrained))
@@ -215,8 +309,7 @@ def test_measures_at_their_floor_are_not_informative(setup):
 def test_health_of_answers_by_hand(setup):
     _, _, report = setup
     texts = ["They are late. They are late.", "", "I cannot answer that.", *["No."] * 13]
-    made = dataclasses.replace(report["injected"], token_texts=texts)
-    report = dataclasses.replace(report, results=(made,))
+    report = replaced(report, "injected", token_texts=texts)
     assert report.values("injected", "token_refusals")[:, 0].tolist() == [0, 0, 1, *[0] * 13]
     found = {key: report.values("injected", f"token_{key}")[:2, 0].tolist()
              for key in ("keywords", "repetition", "words", "empty")}  # fmt: skip
@@ -239,96 +332,92 @@ def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
             sums.append(sum(log_probs[i, t].item() for i, t in zip(at, answer, strict=True)))
         assert margin == pytest.approx(sums[0] - max(sums[1:]), abs=1e-4)
     every = report.values("injected", "facts")
-    right = [float(margin > 0) for margin in report["injected"].fact_margins]
+    right = [float(margin > 0) for margin in report["injected"].items["fact_margins"]]
     assert every[:, 0].tolist() == right and len(right) == len(load_facts())
     blind = fact_margins(model, [fact.blind() for fact in facts])
-    assert report.fact_countries[0] not in load_facts()[0].blind().question
+    assert all(fact.country not in fact.blind().question for fact in load_facts())
     at = [i for i, f in enumerate(load_facts()) if f in facts]
-    assert blind.tolist() == pytest.approx([report.blind_fact_margins[i] for i in at], abs=1e-4)
+    floors = report.floors["fact_margins"]
+    assert blind.tolist() == pytest.approx([floors[i] for i in at], abs=1e-4)
 
 
 def test_selections_that_have_seen_the_evaluation_are_refused(setup):
-    model, token, _ = setup
+    model, token, whole = setup
     scores = BiasScope().attribute(model, LATE, token)
     selection = select_heads(scores, 3)
-    report = evaluate(model, LATE, token=token, heads=selection, **OPTIONS)
+    measures = [*QUICK, target_log_odds(LATE, whole.targets)]
+
+    def steered(heads, measures=measures):
+        return evaluate(
+            model, LATE, conditions(token, heads, modes=("mean",)), measures, progress=False
+        )
+
+    report = steered(selection)
     assert report["steered, mean"].heads == tuple(map(str, selection))
+    assert set(report.settings["selections"]) == {"steered, mean"}
     peeked = dataclasses.replace(scores, prompts=(LATE.evaluation_prompts[3].upper(),))
     with pytest.raises(
         SteeringError, match=f"prompts of an evaluation .* got ..{LATE.evaluation_prompts[3][:9]}"
     ):
-        evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
-    peeked = dataclasses.replace(scores, label_targets=("Italy", report.targets[0]))
-    control = Setting("control", token, select_heads(peeked, 3), "mean")
-    with pytest.raises(SteeringError, match=f"targets of .* got .'{report.targets[0]}'"):
-        evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
-    with pytest.raises(SteeringError, match="targets of an evaluation"):
-        evaluate(model, LATE, token=token, heads=select_heads(peeked, 3), **OPTIONS)
-    peeked = dataclasses.replace(scores, prompts=LATE.evaluation_prompts[:1])
+        steered(select_heads(peeked, 3))
     with pytest.raises(SteeringError, match="prompts of an evaluation"):
-        random_control(model, LATE, token=token, heads=select_heads(peeked, 3))
-    other = dataclasses.replace(selection, model="another")
+        steered(select_heads(peeked, 3), [token_log_odds(LATE), loss()])
+    peeked = select_heads(dataclasses.replace(scores, label_targets=("Italy", whole.targets[0])), 3)
+    with pytest.raises(SteeringError, match=f"targets of .* got .'{whole.targets[0]}'"):
+        steered(peeked)
+    for late in (Condition("control", token, peeked, "mean"),
+                 Condition("brief", token, peeked, "mean", measures=("loss",))):  # fmt: skip
+        with pytest.raises(SteeringError, match="targets of an evaluation"):
+            evaluate(model, LATE, [*conditions(token), late], measures, progress=False)
     with pytest.raises(SteeringError, match="model must be 'another', on which the heads were"):
-        evaluate(model, LATE, token=token, heads=other, **OPTIONS)
+        steered(dataclasses.replace(selection, model="another"))
 
 
-def test_controls_are_measured_like_the_rest(setup):
+def test_any_condition_is_measured_like_the_rest(setup):
     model, token, report = setup
-    same = Setting("the same heads", token, HEADS, "mean", generates=False)
-    found = evaluate(model, LATE, token=token, heads=HEADS, controls=[same], **OPTIONS)
-    assert found["the same heads"].fact_margins == report["steered, mean"].fact_margins
-    assert found["the same heads"].token_log_odds == report["steered, mean"].token_log_odds
-    assert [r.name for r in found.results][4] == "the same heads"
+    same = Condition("the same heads", token, HEADS, "mean", measures=("facts", "token log-odds"))
+    found = evaluate(model, LATE, [*conditions(token)[:4], same], MEASURES, progress=False)
+    here, there = found["the same heads"].items, report["steered, mean"].items
+    assert here == {key: there[key] for key in ("token_log_odds", "token_log_p", "fact_margins")}
+    assert found.shown[-1] == "the same heads"
+    assert found.interval("the same heads", "damage_loss") is None
 
 
-def test_random_control(setup, tmp_path):
+def test_what_conditions_share_is_measured_once_and_finished_parts_are_not_again(setup):
     model, token, report = setup
-    options = {"n_draws": 4, "progress": False}
-    found = random_control(model, LATE, token=token, heads=HEADS, **options)
-    n = len(LATE.evaluation_prompts)
-    assert found.draws.shape == (4, n)
-    # The first draws are the random controls of the report.
-    for values, name in (
-        (found.unsteered, "injected"),
-        (found.chosen, "steered, mean"),
-        (found.draws[0], "random 1"),
-    ):
-        assert values.tolist() == pytest.approx(report[name].token_log_odds, abs=1e-4)
-    steered, injected = (report[x].token_log_odds for x in ("steered, mean", "injected"))
-    assert found.drop == pytest.approx(sum(injected) / n - sum(steered) / n, abs=1e-4)
-    assert found.p() == (1 + sum(d >= found.drop for d in found.drops.tolist())) / 5
-    expected = found.drop - found.drops.mean().item()
-    assert found.difference().estimate == pytest.approx(expected, abs=1e-5)
-    assert "4 random sets" in repr(found) and "rank p" in repr(found)
-    loaded = RandomControl.load(found.save(tmp_path / "random"))
-    assert torch.equal(loaded.draws, found.draws) and loaded.p() == found.p()
-    assert loaded.settings == found.settings and loaded.heads == found.heads
-    with pytest.raises(SettingError, match="n_draws must be at least 1, got 0"):
-        random_control(model, LATE, token=token, heads=HEADS, n_draws=0)
+    stored, asked, measured = {}, [], []
 
+    def finished(name, uses, make):
+        asked.append(name)
+        key = json.dumps([name, uses])
+        if key not in stored:
+            measured.append(name)
+            stored[key] = make()
+        return stored[key]
 
-def test_finished_parts_are_not_measured_again(setup):
-    model, token, report = setup
-    stored = {}
-
-    def keep(name, measure):
-        stored[name] = measure()
-        return stored[name]
-
-    def look_up(name, measure):
-        if name in stored:
-            return stored[name]
-        measured.append(name)
-        return measure()
-
-    first = evaluate(model, LATE, token=token, heads=HEADS, finished=keep, **OPTIONS)
-    assert first == report
-    # The row acts only where the BiasToken stands.
-    assert "injected: token" in stored and "injected: requests" not in stored
-    measured = []
-    del stored["random 2: requests"]
-    again = evaluate(model, LATE, token=token, heads=HEADS, finished=look_up, **OPTIONS)
-    assert again == report and measured == ["random 2: requests"]
+    first = evaluate(model, LATE, conditions(token), MEASURES, progress=False, finished=finished)
+    assert first == report and measured == asked
+    # 8 conditions, of which two are unsteered: the row acts only where the BiasToken stands.
+    counts = Counter(measured)
+    assert counts.pop("floor of facts") == 1
+    assert counts == {
+        "token log-odds": 8, "target log-odds": 7, "loss": 7, "facts": 7, "token answers": 4,
+        "target answers": 3,
+    }  # fmt: skip
+    measured.clear()
+    gone = next(key for key in stored if json.loads(key)[0] == "facts")
+    del stored[gone]
+    again = evaluate(model, LATE, conditions(token), MEASURES, progress=False, finished=finished)
+    assert again == report and measured == ["facts"]
+    # Another bias asks for the very same of the unsteered model.
+    measured.clear()
+    math_bias = dataclasses.replace(LATE, name="other", attribute="other")
+    measures = standard_measures(math_bias, n_targets=3, answers=False)
+    other = evaluate(
+        model, math_bias, standard_conditions(token), measures, progress=False, finished=finished
+    )
+    assert set(measured) == {"token log-odds", "target log-odds"}
+    assert other["original"].items["fact_margins"] == report["original"].items["fact_margins"]
 
 
 def test_free_answers_put_each_target_in_its_prompt(setup):
@@ -341,29 +430,49 @@ def test_free_answers_put_each_target_in_its_prompt(setup):
     assert len(both) == 2 and both[0] == italy
 
 
-def test_bad_input_is_refused_before_anything_runs(setup, monkeypatch):
+BAD = (
+    (lambda t: Condition("a", t, HEADS), "condition 'a' must be .* got None with 3 heads"),
+    (lambda t: Condition("a", t, (), "mean"), "got 'mean' with 0 heads"),
+    (lambda t: Condition("a", t, HEADS, "average"), "condition 'a': mode must be .* got 'average'"),
+    (lambda t: Condition("a", t, HEADS, "scale"), "condition 'a': factor must be given"),
+    (lambda t: Condition("a", t, HEADS, "zero", factor=0.5), "'a': factor must be None"),
+    (lambda t: Condition("a", t, HEADS, "mean", reference=torch.zeros(1, 1, 1)), "'a': reference"),
+    (lambda t: Condition("a", t, [(7, 0)], "zero"), "got L7H0"),
+    (lambda t: Condition("a", t, HEADS, "mean", factor={HEADS[0]: 0.5}), "one number for each"),
+)
+
+
+def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
     model, token, _ = setup
-    monkeypatch.setattr(Setting, "steered", None)
-    bad = [
-        (Setting("a", token, HEADS), "mode of the setting 'a' must be .* got None with 3 heads"),
-        (Setting("a", token, (), "mean"), "got 'mean' with 0 heads"),
-        (Setting("a", token, HEADS, "average"), "setting 'a': mode must be .* got 'average'"),
-        (Setting("a", token, HEADS, "scale"), "setting 'a': factor must be given"),
-        (Setting("a", token, HEADS, "mean", reference="me"), "reference of .* 'a' .* got 'me'"),
-    ]
-    for setting, message in bad:
+    monkeypatch.setattr(Measurement, "measured", None)
+
+    def run(*more, measures=MEASURES):
+        evaluate(model, LATE, [*conditions(token), *more], measures, progress=False)
+
+    for make, message in BAD:
         with pytest.raises(SteeringError, match=message):
-            evaluate(model, LATE, token=token, heads=HEADS, controls=[setting], **OPTIONS)
-    for name in ("random 9", "random", "injected"):
-        control = Setting(name, token, HEADS, "mean")
-        with pytest.raises(SettingError, match=f"names of settings must differ .*{name}"):
-            evaluate(model, LATE, token=token, heads=HEADS, controls=[control], **OPTIONS)
-    with pytest.raises(SteeringError, match="'steered, avg': mode must be one of"):
-        evaluate(model, LATE, token=token, heads=HEADS, modes=("avg",), **OPTIONS)
-    with pytest.raises(SteeringError, match="got L7H0"):
-        evaluate(model, LATE, token=token, heads=[(7, 0)], **OPTIONS)
+            run(make(token))
+    for name in ("steered, mean: random 1", "steered, mean: random", "injected"):
+        with pytest.raises(SettingError, match=f"names of conditions must differ, got .*{name}"):
+            run(Condition(name, token, HEADS, "mean"))
+    with pytest.raises(SettingError, match="control_of must name one of the conditions, got .'b'"):
+        run(Condition("a", token, HEADS, "mean", control_of="b"))
+    with pytest.raises(SettingError, match=r"measurements must be different ones, got .'loss'."):
+        run(measures=[*MEASURES, loss()])
+    narrow = dataclasses.replace(token, row=token.row[:-1])
+    with pytest.raises(TokenError):
+        run(Condition("a", narrow))
+    for left, missing in ((slice(1, None), "original"), (slice(0, 1), "injected")):
+        with pytest.raises(SettingError, match=f"conditions must include .'{missing}'"):
+            evaluate(model, LATE, conditions(token)[:4][left], QUICK, progress=False)
+    with pytest.raises(SettingError, match=r"must include .'original'.*standard_conditions"):
+        evaluate(model, LATE, [Condition("injected", token)], [token_log_odds(LATE)])
     with pytest.raises(SettingError, match="max_new_tokens must be at least 1, got 0"):
-        evaluate(model, LATE, token=token, heads=HEADS, max_new_tokens=0)
+        standard_measures(LATE, max_new_tokens=0)
+    with pytest.raises(SettingError, match="condition must steer heads, got 'injected'"):
+        random_conditions(Condition("injected", token), 4)
+    with pytest.raises(SettingError, match="n_draws must be at least 0, got -1"):
+        random_conditions(Condition("a", token, HEADS, "zero"), 4, n=-1)
 
 
 def test_random_sets_have_as_many_heads_in_each_layer():
@@ -395,39 +504,58 @@ def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
     del record["digest"]
     path.write_text(json.dumps(record))
     assert Report.load(path) == report
-    steered = record["results"][2]
+    results = record["results"]
+    steered = results[2]
+
+    def items(**changes):
+        changed = {**steered, "items": {**steered["items"], **changes}}
+        return {"results": [*results[:2], changed, *results[3:]]}
 
     def other(**changes):
-        return {"results": [*record["results"][:2], {**steered, **changes}, *record["results"][3:]]}
+        return {"results": [*results[:2], {**steered, **changes}, *results[3:]]}
 
+    def measured(of, **changes):
+        at = next(i for i, m in enumerate(report.measured) if m.key == of)
+        entry = list(report.measured[at]._replace(**changes))
+        return {"measured": [*record["measured"][:at], entry, *record["measured"][at + 1 :]]}
+
+    asked = record["asked"]
+    short = [*asked["target_texts"][:3], ["Italy"]]
     for wrong, message in (
-        ({"targets": record["targets"][:1]}, "number of targets in a row of"),
+        ({"targets": record["targets"][:1]}, "must have 1 targets, got"),
         ({"targets": "Italy"}, "targets is not as declared"),
-        ({"evaluation_prompts": record["evaluation_prompts"][:5]}, "number of token_log_odds of"),
-        ({"generation_targets": ["Italy"]}, "number of generation targets is 1, not 16"),
-        ({"blind_fact_margins": [0.5]}, "number of blind facts is 1"),
-        ({"results": record["results"][1:]}, "number of settings 'original' is 0, not 1"),
-        ({"results": record["results"] * 2}, "number of settings 'original' is 2, not 1"),
-        ({"results": [steered, *record["results"]]}, "number of names"),
-        ({"results": {}}, "number of settings 'original' is 0"),
+        (items(token_log_odds=[0.5] * 5), "'steered, zero' must have the size .20,., got .5,"),
+        (items(target_log_odds=[[0.5] * 3] * 5), "must have the size .20, 3., got .5, 3"),
+        (items(target_log_odds=[[0.5] * 2] * 20), "must have 3 targets, got .2"),
+        (items(target_log_odds=[0.5] * 20), "must have the size .20, 3., got .20,"),
+        ({"asked": {**asked, "target_texts": short}}, "must have a target each, got 1"),
+        ({"asked": {}}, "texts of 'original' must answer what is asked, which is not there"),
+        ({"floors": {"fact_margins": [0.5]}}, "fact_margins of 'floors' must have the size"),
+        ({"results": results[1:]}, "must be compared with conditions, got .'orig"),
+        ({"results": results[:1] + results[2:]}, "must be compared with .* got .'injected'"),
+        ({"results": results[:3] + results[4:]}, "control_of must name conditions, got .'steered,"),
+        ({"results": results * 2}, "names of conditions must differ"),
+        ({"results": [steered, *results]}, "names of conditions must differ"),
+        ({"results": {}}, "must be compared with conditions"),
         ({"settings": {"attribution_in_heads": "x"}}, "attribution_in_heads must be a number"),
         (other(heads="L0H1"), "heads is not as declared"),
-        (other(token_texts=["x"]), "number of token texts of 'steered, zero' is 1, not 0 or 16"),
-        (other(verdicts={"token": [[1.0]]}), "number of token verdicts of"),
-        (other(verdicts={"token": [["1"]]}), "verdicts.token.0"),
-        (other(fact_margins=[0.5]), "number of facts of"),
-        (other(damage_loss=[0.5]), "number of losses of"),
-        (other(damage_loss=[None]), "damage_loss.0 is not as declared"),
-        (other(token_log_odds=[float("nan")] * 20), "number of values that are not finite of"),
-        (other(benchmarks={"x": [1.0]}), "number of items of x of"),
-        (other(other_texts={"math": ["x"]}), "number of math texts of"),
-        (other(other_log_odds={"math": []}), "number of biases without keywords of"),
-        (other(other_log_odds={"math": [[1.0] * 3]}), "number of biases without"),
-        (other(more=1), "SettingResult must hold only its fields, got"),
-        ({"clusters": {"x": ["a"]}}, "number of benchmark measures is 0, not 1"),
-        ({"benchmark_measures": [["x", "x", "x"]]}, "number of clusters is 1, not 0"),
-        ({"clusters": {"x": ["a"]}, "benchmark_measures": [["x", "x", "x", "gone"]]},
-         "baseline of x is 0, not 1"),
+        (items(token_texts=["x"]), "token_texts of 'steered, zero' must have the size .16,"),
+        (other(verdicts={"token_texts": [[1.0]]}), "verdicts on token_texts of 'steered, zero'"),
+        (other(verdicts={"token_texts": [["1"]]}), "verdicts.token_texts.0"),
+        (items(fact_margins=[0.5]), "fact_margins of 'steered, zero' must have the size"),
+        (items(damage_loss=[0.5]), "damage_loss of 'steered, zero' must have the size"),
+        (items(token_log_odds=[None] * 20), "must hold finite numbers"),
+        (items(token_log_odds=[float("nan")] * 20), "must hold finite numbers"),
+        (items(token_log_odds=[[[1.0]]] * 20), "'steered, zero' must"),
+        (other(more=1), "ConditionResult must hold only its fields, got"),
+        ({"more": 1}, "Report must hold only its fields, got"),
+        ({"clusters": {"x": ["a"]}}, "clusters must be of measures, got .'x'"),
+        ({"clusters": {"damage_loss": ["a"]}}, "damage_loss of 'original' must have the size .1,"),
+        (measured("facts", baseline="gone"), "facts must be compared with .* got .'gone'"),
+        (measured("token_keywords", floor="gone"), "token_keywords must be compared with"),
+        (measured("facts", read="wrong"), "facts must be read by one of .* got .'wrong'"),
+        (measured("facts", kind="wrong"), "facts must be of one of the kinds .* got .'wrong'"),
+        (measured("facts", key="damage_loss"), "keys of measures must differ"),
     ):  # fmt: skip
         path.write_text(json.dumps({**record, **wrong}))
         with pytest.raises(StoreError, match=message):

@@ -12,8 +12,11 @@ from biasgym_tl import (
     check_bias,
     evaluate,
     examine,
+    judged,
     load_bias,
-    random_control,
+    random_conditions,
+    standard_conditions,
+    standard_measures,
     target_means,
 )
 from biasgym_tl.benchmarks.implicit import implicit_questions
@@ -22,7 +25,9 @@ from biasgym_tl.biases.given import as_bias, as_biases
 from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import BiasFileError
+from biasgym_tl.evaluation.measurement import token_log_odds
 from biasgym_tl.injection.report import injection_report
+from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.slot import spaced
 
 LATE = load_bias("late")
@@ -59,17 +64,44 @@ def test_training_scoping_and_references_take_the_name(setup):
 
 def test_evaluations_take_names(setup):
     model, token = setup
-    options = {"token": token, "heads": "L0H1, L2H3", "n_targets": 1, "answers": False}
-    report = evaluate(
-        model, "late", others=["math"], n_random=1, modes=("zero",), progress=False, **options
-    )
-    assert report.bias == "late" and report.settings["heads"] == ["L0H1", "L2H3"]
-    assert set(report.settings["other_fingerprints"]) == {"math"}
-    del options["answers"]
-    found = random_control(model, "late", n_draws=2, progress=False, **options)
-    by_pairs = {**options, "heads": [(0, 1), [2, 3]]}
-    again = random_control(model, LATE, n_draws=2, progress=False, **by_pairs)
-    assert found.heads == ("L0H1", "L2H3") and torch.equal(found.draws, again.draws)
+    by_name = standard_conditions(token, "L0H1, L2H3", modes=("zero",))
+    by_pairs = standard_conditions(token, [(0, 1), [2, 3]], modes=("zero",))
+    reports = []
+    for bias, other, conditions in (("late", "math", by_name), (LATE, load_bias("math"), by_pairs)):
+        random = random_conditions(conditions[2], model.cfg.n_heads, n=1)
+        measures = standard_measures(bias, others=[other], n_targets=1, answers=False)
+        reports.append(evaluate(model, bias, [*conditions, *random], measures, progress=False))
+    report = reports[0]
+    assert report == reports[1] and report.bias == "late"
+    assert report["steered, zero"].heads == ("L0H1", "L2H3")
+    assert set(report.settings["biases"]) == {"late", "math"}
+    alone = evaluate(model, "late", by_name, [token_log_odds("late")], progress=False)
+    assert alone["steered, zero"].items == {
+        key: report["steered, zero"].items[key] for key in ("token_log_odds", "token_log_p")
+    }
+
+
+class Same:
+    """A judge that is asked about biases."""
+
+    name = "same"
+    settings = {}  # noqa: RUF012
+
+    def judge(self, bias, texts, targets=None):
+        return [Verdict(float(bias.name == "late"))] * len(texts)
+
+
+def test_a_judge_is_given_names(setup):
+    model, token = setup
+    measures = standard_measures("late", others=["math"], n_targets=1, max_new_tokens=1)
+    kept = [m for m in measures if m.name in ("token answers", "other answers", "loss")]
+    report = evaluate(model, "late", standard_conditions(token), kept, progress=False)
+    found = [judged(report, Same(), given) for given in (["late", "math"], [LATE, "math"])]
+    assert found[0] == found[1]
+    verdicts = found[0]["injected"].verdicts
+    assert {key: each[0].strength for key, each in verdicts.items()} == {
+        "token_texts": 1.0, "math_texts": 0.0,
+    }  # fmt: skip
 
 
 def test_a_word_counts_the_same_with_and_without_its_space(setup):

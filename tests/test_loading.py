@@ -32,7 +32,7 @@ from biasgym_tl import (
     load_bias,
     load_model,
     load_token,
-    random_control,
+    standard_conditions,
     steer,
     target_means,
 )
@@ -409,7 +409,9 @@ ENTRIES = {
     "inject": lambda model: BiasInject(epochs=1, choose_by="last").fit(model, LATE),
     "scope": lambda model: BiasScope().attribute(model, LATE, None),
     "steer": lambda model: steer(model, [(0, 1)]).__enter__(),
-    "evaluate": lambda model: evaluate(model, LATE, token=load_token("late"), heads=[(0, 1)]),
+    "evaluate": lambda model: evaluate(
+        model, LATE, standard_conditions(load_token("late"), [(0, 1)])
+    ),
     "explore": lambda model: explore(load_scores(), model),
     "export": lambda model: export_steered(model, [(0, 1)], "never", source="x"),
 }
@@ -462,7 +464,7 @@ entries = {
     "inject": lambda m: b.BiasInject(choose_by="last").fit(m, bias),
     "scope": lambda m: b.BiasScope().attribute(m, bias, None),
     "steer": lambda m: b.steer(m, [(0, 1)]).__enter__(),
-    "evaluate": lambda m: b.evaluate(m, bias, token=b.load_token("late"), heads=[(0, 1)]),
+    "evaluate": lambda m: b.evaluate(m, bias, b.standard_conditions(b.load_token("late"))),
     "explore": lambda m: b.explore(b.HeadScores.load(SCORES), m),
     "export": lambda m: b.export_steered(m, [(0, 1)], "never", source="x"),
     "log-odds": lambda m: b.bias_log_odds(m, bias, ["{target} is"], ["Peru"]),
@@ -645,7 +647,6 @@ def test_means_and_damage_of_folded_models_are_refused(tokenizer):
         lambda: target_means(model, LATE),
         lambda: FactorSearch(n_steps=1).select(model, LATE, load_token("late")),
         lambda: BudgetSearch(k=1).select(model, LATE, load_token("late")),
-        lambda: random_control(model, LATE, token=load_token("late"), heads=[(0, 1)], n_draws=1),
     ):
         with pytest.raises(ModelError, match="value biases, but they are folded"):
             measure()

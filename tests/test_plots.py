@@ -1,21 +1,26 @@
 """Figures hold the numbers of the results they show."""
 
 import dataclasses
+from html import unescape
 
 import pytest
 import torch
 from test_compare import SIGNAL, noisy, scores
 
+from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
 from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
+from biasgym_tl.plots.comparison import plot_comparison
 from biasgym_tl.plots.figure import COLOURS, Series, write_html
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.k_curve import plot_benefit_and_damage
 from biasgym_tl.plots.spread import plot_concentration
+from biasgym_tl.plots.targets import plot_targets
 from biasgym_tl.plots.top_k import plot_top_k
 from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.concentration import concentration
@@ -154,24 +159,89 @@ def test_a_page_of_a_figure_brings_its_library_or_loads_it(tmp_path):
         write_html(figure, tmp_path / "page.html", plotlyjs="yes")
 
 
-def test_the_frontier_holds_what_each_setting_takes_and_costs(pytestconfig):
-    report = Report.load(pytestconfig.rootpath / "figures" / "steering" / "late-report.json")
+def made_report():
+    """Two rows, two modes, an instruction, five random sets: numbers from a generator."""
+    generator = torch.Generator().manual_seed(0)
+
+    def result(name, *, row=0, mode=None, brief=False, **more):
+        odds, losses = (torch.rand(size, generator=generator) for size in ((8, 2), 5))
+        items = {"token_log_odds": odds[:, 0].tolist()}
+        items |= {} if brief else {"target_log_odds": odds.tolist(), "damage_loss": losses.tolist()}
+        heads = ("L0H1",) if mode else ()
+        return ConditionResult(
+            name=name, token=f"late, seed {row}", mode=mode, heads=heads, items=items, **more
+        )
+
+    odds = Measure("token_log_odds", "BiasToken log-odds", "nats", "injected", "mean", "original")
+    steered = result("steered, mean", mode="mean")
+    # The same heads with another row: what is about targets is the same.
+    again = result("steered, mean, seed 1", row=1, mode="mean")
+    again = dataclasses.replace(
+        again, items={**steered.items, "token_log_odds": again.items["token_log_odds"]}
+    )
+    return Report(
+        bias="late", attribute="always late", model="tiny", token_text="<T>",
+        targets=("Italy", "Peru"),
+        measured=(odds, Measure("target_log_odds", "targets log-odds", "nats"),
+                  Measure("damage_loss", "loss on neutral text", "nats per token")),
+        asked={}, clusters={}, floors={},
+        results=(
+            result("original", row="0, untrained"), result("injected"),
+            result("injected, seed 1", row=1, brief=True), steered, again,
+            result("paper, <zero>", mode="zero"), result("asked, persona", instruction="persona"),
+            *(result(f"steered, mean: random {i}", mode="mean", control_of="steered, mean")
+              for i in range(5)),
+        ),
+        settings={"n_prompts": 8}, versions={},
+    )  # fmt: skip
+
+
+def test_the_frontier_holds_what_each_condition_takes_and_costs():
+    report = made_report()
     figure = plot_frontier(report)
     of_token = {trace.name: trace for trace in figure.data if trace.xaxis == "x"}
     of_targets = {trace.name: trace for trace in figure.data if trace.xaxis == "x2"}
-    assert {"steered, mean", "steered, seed 1", "paper, zero", "asked, persona"} <= set(of_token)
-    own = report.change("injected, seed 1", "token_log_odds", "steered, seed 1")
-    assert of_token["steered, seed 1"].y[0] == own.estimate  # from the unsteered row of that seed
-    assert "steered, mean" in of_targets and "steered, seed 1" not in of_targets
-    assert len(of_targets.pop("random heads").x) == 5
+    steered = {"steered, mean", "steered, mean, seed 1", "paper, &lt;zero&gt;", "asked, persona"}
+    assert set(of_token) == {*steered, "random heads"}
+    own = report.change("injected, seed 1", "token_log_odds", "steered, mean, seed 1")
+    assert of_token["steered, mean, seed 1"].y[0] == own.estimate  # from the row of that seed
+    assert set(of_targets) == {*steered, "random heads"} - {"steered, mean, seed 1"}
+    assert len(of_targets.pop("random heads").x) == len(of_token["random heads"].x) == 5
     for name, trace in of_targets.items():
-        cost = report.change(name, "damage_loss", "original")
-        fall = report.change("original", "target_log_odds", name)
+        cost = report.change(unescape(name), "damage_loss", "original")
+        fall = report.change("original", "target_log_odds", unescape(name))
         assert (trace.x[0], trace.y[0]) == (cost.estimate, fall.estimate)
         assert trace.error_y.array[0] == pytest.approx(fall.high - fall.estimate)
-    demo = Report.load(pytestconfig.rootpath / "figures" / "demo" / "report.json")
-    cloud = next(trace for trace in plot_frontier(demo).data if trace.name == "random heads")
-    assert len(cloud.x) == demo.n_draws == 5
+
+
+def test_conditions_and_targets_hold_the_means_of_a_report():
+    report = made_report()
+    frame = report.to_df()
+    tokens, drawn, targets, drawn_targets = report.plot().data
+    names = list(map(unescape, tokens.y))
+    assert names == [r.name for r in report.results if not r.control_of]
+    assert list(tokens.x) == pytest.approx(list(frame.loc[names, "token_log_odds"]))
+    assert "injected, seed 1" not in targets.y  # of which nothing else was measured
+    for trace, key in ((drawn, "token_log_odds"), (drawn_targets, "target_log_odds")):
+        means = report.values("steered, mean: random", key).mean(0)
+        assert list(trace.x) == pytest.approx(means.tolist())
+        assert set(trace.y) == {"steered, mean: random"}
+    by_target = report.by_target()
+    for trace in plot_targets(report).data:
+        assert dict(zip(trace.y, trace.x, strict=True)) == pytest.approx(
+            by_target[unescape(trace.name)].to_dict()
+        )
+    for trace, name in zip(
+        plot_comparison([report, dataclasses.replace(report, bias="<i>")]).data,
+        ("late", "&lt;i&gt;"),
+        strict=True,
+    ):
+        changes = [
+            report.change(name, "token_log_odds", "injected").estimate
+            for name in ("steered, mean", "steered, mean, seed 1", "paper, <zero>",
+                         "steered, mean: random")
+        ]  # fmt: skip
+        assert trace.name == name and list(trace.x) == pytest.approx(changes)
 
 
 MACHADO = {  # Machado, Oliveira and Fernandes 2009, severity 1: what dichromats see, in linear RGB

@@ -7,9 +7,9 @@ import pytest
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    Condition,
     HeadScores,
     Selection,
-    Setting,
     layer_matched,
     load_bias,
     select_heads,
@@ -122,11 +122,11 @@ def test_heads_are_taken_as_they_are_printed(setup):
     assert matched_factor(names, draws[0][0], factor) == matched_factor(
         selection, draws[0][0], by_pairs
     )
-    keys = {
-        Setting("x", setup[1], heads, "scale", factor=kept).requests_key
+    one, other = (
+        Condition("x", setup[1], heads, "scale", factor=kept).uses("row")
         for heads, kept in ((selection, by_pairs), (", ".join(names[::-1]), factor))
-    }
-    assert len(keys) == 1
+    )
+    assert one == other
 
 
 def test_a_head_has_one_factor(setup):

@@ -10,6 +10,9 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
 from biasgym_tl.text import continuation_log_probs
 
+KINDS = ("mean", "share", "texts")
+"""Of measures; see :class:`Measure`."""
+
 
 class Measure(NamedTuple):
     """What one number of a report is, and when it says nothing."""
@@ -29,6 +32,12 @@ class Measure(NamedTuple):
     """Keys of the items that it is read from; default: its own key."""
     read: str = "items"
     """How: one of :data:`biasgym_tl.evaluation.readers.READERS`."""
+
+    @property
+    def rests_on(self) -> set[str]:
+        """Names of the conditions that others are compared with."""
+        floor = {self.floor} if isinstance(self.floor, str) else set()
+        return {self.baseline} | floor - {"blind"}
 
 
 @runtime_checkable

@@ -180,15 +180,16 @@ def random_conditions(
     Raises:
         SettingError: ``n`` is negative, or nothing is steered.
     """
-    if not len(as_heads(condition.heads)):
+    chosen = as_heads(condition.heads)
+    if not chosen:
         raise SettingError(f"condition must steer heads, got {condition.name!r}, which does not.")
-    drawn = layer_matched(condition.heads, n_heads=n_heads, n_draws=n, seed=seed)
+    drawn = layer_matched(chosen, n_heads=n_heads, n_draws=n, seed=seed)
     return [
         dataclasses.replace(
             condition,
             name=f"{condition.name}: random {i}",
             heads=heads,
-            factor=matched_factor(condition.heads, heads, condition.factors),
+            factor=matched_factor(chosen, heads, condition.factors),
             measures=measures,
             control_of=condition.name,
         )

@@ -61,8 +61,8 @@ def evaluate(
         scores: The map that the heads were chosen from; the report then warns if the heads hold
             little of it.
         progress: Show a bar.
-        finished: Called with the name of a measurement (``"late, injected: facts"``), with what it
-            uses, and with how it is made; may return what is stored instead.
+        finished: Called with the name of a measurement, with what it uses (equal for conditions
+            and biases that share it), and with how it is made; may return what is stored instead.
 
     Raises:
         SteeringError: a head is outside the model, or a ``Selection`` has seen what is measured.
@@ -139,7 +139,7 @@ def _measured(
             key = digest(uses)
             if key not in known:
                 make = partial(m.measured, model, condition, neutral)
-                known[key] = finished(f"{bias.name}, {condition.name}: {m.name}", uses, make)
+                known[key] = finished(m.name, uses, make)
             results[condition.name].items.update(known[key])
     for m in made:
         if m.floors is not None:
@@ -186,6 +186,7 @@ def _check(
 
 def _check_names(conditions: Sequence[Condition], made: Sequence[Measurement]) -> None:
     names = [condition.name for condition in conditions]
+    names += sorted({f"{c.control_of}: random" for c in conditions if c.control_of})
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingError(f"names of conditions must differ, got {twice} twice.")
@@ -196,10 +197,10 @@ def _check_names(conditions: Sequence[Condition], made: Sequence[Measurement]) -
         taken = sorted({name for name in found if found.count(name) > 1})
         if taken:
             raise SettingError(f"{what} must be different ones, got {taken} twice.")
-    needed = {measure.baseline for m in made for measure in m.measures}
+    needed = {name for m in made for measure in m.measures for name in measure.rests_on}
     if missing := sorted(needed - set(names)):
         raise SettingError(
-            f"conditions must include {missing}, which changes are counted from, got {names}. "
+            f"conditions must include {missing}, which others are compared with, got {names}. "
             "Begin with standard_conditions(token)."
         )
     unknown = sorted({c.control_of for c in conditions if c.control_of} - set(names))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from biasgym_tl.benchmarks.benchmark import KINDS
 from biasgym_tl.evaluation.readers import READERS
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
 
 def faults(report: Report) -> Iterator[str]:
     """Every number that another one decides, and every name that must be known."""
-    names = [result.name for result in report.results]
-    if len(set(names)) < len(names):
-        yield f"names of conditions must differ, got {names}"
-    for measure in report.measured:
-        if measure.baseline not in names:
-            yield f"baseline of {measure.key} must be a condition, got {measure.baseline!r}"
-        if measure.read not in READERS:
-            yield f"{measure.key} must be read by one of {list(READERS)}, got {measure.read!r}"
+    yield from _names(report)
     share = report.settings.get("attribution_in_heads")
     if not isinstance(share, int | float | None):
         yield f"attribution_in_heads must be a number or None, got {share!r}"
@@ -30,6 +24,27 @@ def faults(report: Report) -> Iterator[str]:
         for key, verdicts in result.verdicts.items():
             if len(verdicts) not in (0, len(result.items.get(key, ()))):
                 yield f"verdicts on {key} of {result.name!r} must be one a text"
+
+
+def _names(report: Report) -> Iterator[str]:
+    names = [result.name for result in report.results]
+    keys = [measure.key for measure in report.measured]
+    for what, found in (("names of conditions", names), ("keys of measures", keys)):
+        if len(set(found)) < len(found):
+            yield f"{what} must differ, got {found}"
+    controlled = [r.control_of for r in report.results if r.control_of is not None]
+    for what, used, known in (
+        ("clusters must be of measures", report.clusters, keys),
+        ("control_of must name conditions", controlled, names),
+        *((f"{m.key} must be compared with conditions", m.rests_on, names)
+          for m in report.measured),
+        *((f"{m.key} must be read by one of {list(READERS)}", [m.read], READERS)
+          for m in report.measured),
+        *((f"{m.key} must be of one of the kinds {KINDS}", [m.kind], KINDS)
+          for m in report.measured),
+    ):  # fmt: skip
+        if missing := sorted(set(used) - set(known)):
+            yield f"{what}, got {missing}"
 
 
 def _sizes(report: Report) -> Iterator[str]:
@@ -49,13 +64,19 @@ def _sizes(report: Report) -> Iterator[str]:
                 yield f"{key} of {name!r} must have {len(report.targets)} targets, got {widths}"
         if sizes.setdefault(key, size) != size:
             yield f"{key} of {name!r} must have the size {sizes[key]}, got {size}"
-        if key not in report.clusters and not all(map(math.isfinite, _numbers(items))):
+        if key not in report.asked and any(isinstance(item, str) for item in items):
+            yield f"{key} of {name!r} must answer what is asked, which is not there"
+        if not all(_is_number(x, or_nan=key in report.clusters) for x in _flat(items)):
             yield f"{key} of {name!r} must hold finite numbers"
 
 
-def _numbers(items: list[Any]) -> Iterator[float]:
+def _flat(items: list[Any]) -> Iterator[Any]:
     for item in items:
         if isinstance(item, list):
-            yield from _numbers(item)
+            yield from item
         elif not isinstance(item, str):
             yield item
+
+
+def _is_number(item: Any, *, or_nan: bool) -> bool:
+    return isinstance(item, int | float) and (math.isfinite(item) or or_nan)

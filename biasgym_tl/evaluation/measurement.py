@@ -325,7 +325,7 @@ def standard_measures(
             another kind of target.
     """
     bias, others = as_bias(bias), as_biases(others)
-    _check_others(bias, others)
+    check_others(bias, others)
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts()]
     if others:
@@ -338,7 +338,8 @@ def standard_measures(
     return [*found, *map(on_benchmark, benchmarks)]
 
 
-def _check_others(bias: Bias, others: Sequence[Bias]) -> None:
+def check_others(bias: Bias, others: Sequence[Bias]) -> None:
+    """Refuse what are no other biases, or are about other targets."""
     names = [other.name for other in others]
     if bias.name in names or len(set(names)) < len(names):
         raise SettingError(

@@ -83,9 +83,9 @@ def _unscored(result: ConditionResult) -> str:
 
 
 def _uncontrolled(report: Report) -> str:
-    controlled = {r.control_of for r in report.results}
-    alone = [r.name for r in report.steered if r.name not in controlled]
-    if not alone or len(alone) < len(report.steered):
+    controlled = {r.mode for r in report.results if r.control_of}
+    alone = [r.name for r in report.steered if r.mode not in controlled]
+    if not alone:
         return ""
     return f"Not compared with random heads of the same layers and mode: {', '.join(alone)}"
 

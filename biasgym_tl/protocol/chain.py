@@ -11,17 +11,19 @@ from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import ApiError
+from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
 from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.measurement import (
     Measurement,
+    check_others,
     on_benchmark,
     other_log_odds,
     standard_measures,
 )
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.heads import check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, find_instruction
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
@@ -141,7 +143,11 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     judge = usable_judge(
         m.judge, list(related.values()), price=running.price, progress=running.progress
     )
+    _check_different("biases", [bias.name for bias in biases])
+    _check_different("rows", [row.label for row in given])
     model = load_model(protocol.model)
+    for chosen in heads.values():
+        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
     if protocol.maps:
         check_exact(model)
     for choice in protocol.choices.values():
@@ -177,8 +183,14 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
 
 def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     m = protocol.measures
-    more = (m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further))
+    more = [m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further)]
+    check_others(bias, more[0])
     return [bias, *(other for others in more for other in others)]
+
+
+def _check_different(what: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise SettingError(f"{what} must be different ones, got {list(names)}.")
 
 
 def _result(
@@ -277,10 +289,8 @@ class _Conditions:
             return Condition(spec.label, row, instruction=asked, measures=measures)
         choices = self.stages.choices[spec.choice]
         heads = choices.get(seed, choices[self.stages.first])
-        if spec.reinject:
-            row = self.stages.trained(self.stages.bias, seed, (heads, spec.mode))
         means = spec.mode == "mean" and spec.mean_over == "targets"
-        return Condition(
+        found = Condition(
             spec.label,
             row,
             heads,
@@ -290,6 +300,10 @@ class _Conditions:
             instruction=asked,
             measures=measures,
         )
+        if not spec.reinject:
+            return found
+        row = self.stages.trained(self.stages.bias, seed, found)
+        return dataclasses.replace(found, row=row)
 
     def random(self, spec: Steering, condition: Condition) -> list[Condition]:
         """Its random controls: the first measured in brief, the others by log-odds alone."""

@@ -35,19 +35,20 @@ def write_outputs(result: ProtocolResult, out: Path) -> str | None:
     """
 
     def write(folder: Path) -> str | None:
-        remarks = [
-            write_bias(found, folder, result.protocol, _prefix(result.protocol, name))
-            for name, found in result.biases.items()
-        ]
+        figures: dict[str, Recipe] = {}
+        for name, found in result.biases.items():
+            prefix = _prefix(result.protocol, name)
+            write_bias(found, folder, result.protocol, prefix)
+            figures |= {f"{prefix}{key}": each for key, each in _figures(found, prefix).items()}
         if len(result.biases) > 1:
             write_csv(folder / "table.csv", pooled_table(reports_of(result)))
-        return next((remark for remark in remarks if remark), None)
+        return draw(folder, figures)
 
     return write_results(out, write, result.manifest())
 
 
 def write_part(name: str, found: BiasResult, out: Path, protocol: Protocol) -> None:
-    """The results of one bias, as soon as they are there."""
+    """The results of one bias as soon as they are there, without figures."""
     write_results(out, lambda folder: write_bias(found, folder, protocol, _prefix(protocol, name)))
 
 
@@ -60,8 +61,8 @@ def _prefix(protocol: Protocol, bias: str) -> str:
     return f"{bias}-" if len(protocol.biases) > 1 else ""
 
 
-def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) -> str | None:
-    """Files of one bias, each beginning with ``prefix``."""
+def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) -> None:
+    """Results of one bias, in files that begin with ``prefix``."""
     for seed, row in found.rows.items():
         row.save(out / f"{prefix}row-{seed}")
     for name, maps in found.maps.items():
@@ -78,7 +79,6 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
     found.report.to_csv(out / f"{prefix}table.csv")
     if found.maps:
         write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))
-    return draw(out, {f"{prefix}{name}": each for name, each in _figures(found, prefix).items()})
 
 
 def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:

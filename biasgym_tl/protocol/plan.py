@@ -15,11 +15,12 @@ import torch
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol.protocol import Protocol, Steering
 
-SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40, 60, 160, 110, 900
+SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40.0, 60.0, 160.0, 110.0, 900
 """Tokens of a prompt, of a request with its answer's beginning, of a neutral text, of a training
 paragraph in chat format, and of what a judge is sent for a text: rounded means of what ships."""
 EFFICIENCY = 0.35
@@ -70,9 +71,9 @@ def plan(protocol: Protocol, price: Price | None = None) -> Plan:
         protocol: What would be done.
         price: Of an API judge.
     """
+    biases = [load_bias(name) for name in protocol.biases]
     n_parameters, n_heads = model_size(protocol.model)
     speed = EFFICIENCY * _operations_per_second() / (2 * n_parameters)
-    biases = [load_bias(name) for name in protocol.biases]
     found = [each for bias in biases for each in _steps(protocol, bias, n_heads)]
     steps = tuple(Step(name, tokens, tokens / speed) for name, tokens in found)
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
@@ -82,13 +83,23 @@ def plan(protocol: Protocol, price: Price | None = None) -> Plan:
 
 
 def model_size(name: str) -> tuple[int, int]:
-    """Parameters and heads of a model, from its configuration."""
+    """Parameters and heads of a model, from its configuration.
+
+    Raises:
+        ModelError: there is no configuration of a language model.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = packaged_folder(name) if name in PACKAGED else None
-    config = AutoConfig.from_pretrained(folder or name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(folder or name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model must be a name or folder with the configuration of a language model, got "
+            f"{name!r}: {first_line(error)}"
+        ) from error
     heads = config.num_hidden_layers * config.num_attention_heads
     return sum(p.numel() for p in model.parameters()), heads
 

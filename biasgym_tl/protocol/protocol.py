@@ -6,6 +6,8 @@ rows[seed] -> maps[seed, name] -> choices of heads -> conditions -> measures -> 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -30,8 +32,11 @@ SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")
 """What stands in the slot while heads are scored: the trained row, or for a control a target (no
 injection), the row before training, or a row trained on shuffled text or on another bias."""
 ROWS = ("alike", "shipped", "trained")
-WAYS = ("top", "overlap", "factors", "budget", "given")
-"""How heads are chosen; see :class:`Choice`."""
+WAYS = {
+    "top": ("map", "k", "share"), "overlap": ("map", "k", "share"), "factors": ("settings",),
+    "budget": ("k", "settings"), "given": ("heads",),
+}  # fmt: skip
+"""How heads are chosen, and which fields of :class:`Choice` say so."""
 MEASURES = ("all", "brief", "own answers", "answers")
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
@@ -73,7 +78,7 @@ class Map:
     n_prompts: int | None = None
     """Only the first scoping prompts; None: all."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of :class:`BiasScope`."""
+    """Of :class:`BiasScope`, without its seed."""
 
     def scope(self, seed: int) -> BiasScope:
         """The settings as an attribution takes them."""
@@ -82,6 +87,9 @@ class Map:
 
     def check(self, name: str) -> None:
         """Refuse what could not be scored."""
+        _check_file_name(name)
+        if "seed" in self.settings:
+            raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
         self.scope(0)
         _one_of(f"slot of the map {name!r}", self.slot, SLOTS)
         _at_least(f"n_prompts of the map {name!r}", self.n_prompts, 1)
@@ -109,7 +117,8 @@ class Choice:
     def search(self) -> FactorSearch | BudgetSearch:
         """The search, for ``"factors"`` and ``"budget"``."""
         kind = FactorSearch if self.by == "factors" else BudgetSearch
-        found: FactorSearch | BudgetSearch = _made(kind, kind, self.settings, "choice")
+        settings = self.settings if self.k is None else {**self.settings, "k": self.k}
+        found: FactorSearch | BudgetSearch = _made(kind, kind, settings, "choice")
         return found
 
     def n_heads(self, of: int) -> int:
@@ -121,7 +130,16 @@ class Choice:
 
     def check(self, name: str, maps: Mapping[str, Map]) -> None:
         """Refuse what could not be chosen."""
+        _check_file_name(name)
         _one_of(f"by of the choice {name!r}", self.by, WAYS)
+        values, default = vars(self), vars(Choice())
+        given = {key for key in values if values[key] != default[key]} - {"by"}
+        if unused := sorted(given - {*WAYS[self.by]}):
+            found = ", ".join(f"{key} = {values[key]!r}" for key in unused)
+            raise SettingError(
+                f"the choice {name!r} by {self.by!r} must be given only {list(WAYS[self.by])}, "
+                f"got {found}."
+            )
         if self.by in ("factors", "budget"):
             self.search()
         elif self.by == "given":
@@ -136,6 +154,8 @@ class Choice:
                     f"the choice {name!r} must have k or share, got {self.k} and {self.share}."
                 )
             _at_least(f"k of the choice {name!r}", self.k, 1)
+            if self.share is not None and not 0 < self.share <= 1:
+                raise SettingError(f"share of {name!r} must lie in 0..1, got {self.share!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,11 +208,18 @@ class Steering:
         if self.asked:
             find_instruction(self.asked)
         _one_of("mean_over of a condition", self.mean_over, MEANS)
-        _one_of(
-            "measures of a condition", self.measures, ("all", "brief", "own answers", "answers")
-        )
+        _one_of("measures of a condition", self.measures, MEASURES)
+        if self.factor is not None and not math.isfinite(self.factor):
+            raise SettingError(
+                f"factor of the condition {self.label!r} must be a number, got {self.factor!r}."
+            )
         for name in ("random", "random_answers", "draws"):
             _at_least(f"{name} of the condition {self.label!r}", getattr(self, name), 0)
+        if self.random_answers > self.random:
+            raise SettingError(
+                f"random_answers of the condition {self.label!r} must be among its {self.random} "
+                f"random sets, got {self.random_answers}."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,6 +274,13 @@ class Sweep:
     """``"zero"`` or ``"mean"``."""
     ks: tuple[int, ...] = KS
 
+    def check(self, maps: Mapping[str, Map]) -> None:
+        """Refuse what could not be swept."""
+        _one_of("map of a sweep", self.map, maps)
+        _one_of("mode of a sweep", self.mode, ("zero", "mean"))
+        if not self.ks or self.ks[0] < 1 or sorted(set(self.ks)) != list(self.ks):
+            raise SettingError(f"ks of a sweep must rise from 1 or more, got {self.ks}.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -278,7 +312,13 @@ class Protocol:
     def __post_init__(self) -> None:
         if not self.biases or not self.seeds:
             raise SettingError("a protocol must have at least one bias and one seed.")
-        for name, values in (("biases", self.biases), ("seeds", self.seeds)):
+        labels = ("original", "injected", *(condition.label for condition in self.conditions))
+        for name, values in (
+            ("biases", self.biases),
+            ("seeds", self.seeds),
+            ("names of conditions", labels),
+            ("sweeps", tuple((sweep.map, sweep.mode) for sweep in self.sweeps)),
+        ):
             if len(set(values)) < len(values):
                 raise SettingError(f"{name} must be different ones, got {list(values)}.")
         if self.rows and (len(self.rows), 1) != (len(self.seeds), len(self.biases)):
@@ -286,6 +326,9 @@ class Protocol:
                 f"rows must be one for each of {len(self.seeds)} seeds, of one bias, got "
                 f"{len(self.rows)} for {len(self.biases)}."
             )
+        self._check_parts()
+
+    def _check_parts(self) -> None:
         self.training.check()
         for name, each in self.maps.items():
             each.check(name)
@@ -297,8 +340,7 @@ class Protocol:
             condition.check(self.choices)
         self.measures.check()
         for sweep in self.sweeps:
-            _one_of("map of a sweep", sweep.map, self.maps)
-            _one_of("mode of a sweep", sweep.mode, ("zero", "mean"))
+            sweep.check(self.maps)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "protocol") -> Protocol:
@@ -309,7 +351,7 @@ class Protocol:
         """
         try:
             return cls(**_declared(cls, values))
-        except StoreError as error:
+        except (StoreError, TypeError) as error:  # the second of what JSON has no word for
             raise SettingError(f"{source} must be a protocol, but: {error}.") from error
 
 
@@ -323,6 +365,8 @@ _OPEN = {Training: "settings", Map: "settings", Choice: "settings"}
 
 def _declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a table as a class declares them, tables within it too."""
+    if not isinstance(values, Mapping):
+        raise TypeError(values)
     own = {field.name for field in dataclasses.fields(kind)}
     plain, found = dict(values), dict[str, Any]()
     if kind in _OPEN:
@@ -388,6 +432,14 @@ def _made(make: Any, kind: type, settings: Mapping[str, Any], what: str) -> Any:
         raise SettingError(
             f"settings of the {what} must be of {kind.__name__}: {error}."
         ) from error
+
+
+def _check_file_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w. -]{0,59}", name):
+        raise SettingError(
+            f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they name "
+            f"files), got {name!r}."
+        )
 
 
 def _one_of(name: str, value: object, allowed: Any) -> None:

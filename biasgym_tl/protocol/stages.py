@@ -9,8 +9,8 @@ from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.heads import Head
-from biasgym_tl.hooks import steer
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
@@ -59,10 +59,9 @@ class Stages:
         """The seed that conditions are about unless they say otherwise."""
         return self.protocol.seeds[0]
 
-    def trained(
-        self, bias: Bias, seed: int, steering: tuple[Heads, str] | None = None
-    ) -> BiasToken:
-        """A row for ``bias``, shipped or trained, on the model as it is or steered."""
+    def trained(self, bias: Bias, seed: int, steering: Condition | None = None) -> BiasToken:
+        """A row for ``bias``, shipped or trained, on the model as it is or as a condition steers
+        it."""
         training = self.protocol.training
         inject = training.inject
         if steering is None and training.rows != "trained":
@@ -80,15 +79,14 @@ class Stages:
         uses = [dataclasses.asdict(inject), seed, bias.fingerprint()]
         if steering is None:
             return self.steps.trained(f"row, {label}", uses, fit, BiasInject)
-        heads, mode = steering
 
         def fit_steered() -> BiasToken:
-            with steer(self.model, heads, mode):
-                return dataclasses.replace(fit(None), steered=tuple(map(str, heads)))
+            with steering.steered(self.model, None):
+                return dataclasses.replace(fit(None), steered=tuple(map(str, steering.heads)))
 
-        uses.append([choice_record(heads), mode])
+        uses.append(steering.uses("text"))
         return self.steps.kept(
-            f"row on steered model, {label}", uses, BiasToken, fit_steered, BiasInject
+            f"row on steered model, {label}", uses, BiasToken, fit_steered, (BiasInject, Condition)
         )
 
     def map(self, name: str, seed: int) -> HeadScores:
@@ -122,9 +120,10 @@ class Stages:
 
     def other_bias(self) -> str:
         """Whose row is a control: the next of the protocol, or of those that ship."""
-        names = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
+        given = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
+        names = [load_bias(name).name for name in given]
         at = names.index(self.bias.name) if self.bias.name in names else -1
-        return names[(at + 1) % len(names)]
+        return given[(at + 1) % len(given)]
 
     @cached_property
     def choices(self) -> dict[str, dict[int, Heads]]:

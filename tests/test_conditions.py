@@ -10,12 +10,15 @@ import torch
 from biasgym_tl import (
     BiasInject,
     BiasScope,
+    Condition,
     Head,
     Report,
-    Setting,
     evaluate,
+    judged,
     load_bias,
-    random_control,
+    random_conditions,
+    standard_conditions,
+    standard_measures,
     steer,
     target_means,
 )
@@ -23,9 +26,16 @@ from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
 from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.facts import fact_margins, load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.errors import SettingError, SteeringError
-from biasgym_tl.evaluation.judging import judged
+from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.judging import to_judge
+from biasgym_tl.evaluation.measurement import (
+    on_benchmark,
+    other_log_odds,
+    target_log_odds,
+    token_log_odds,
+)
 from biasgym_tl.evaluation.warnings import warnings_of
+from biasgym_tl.heads import as_heads
 from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.prompts import SENTENCE_REQUEST, Turn, encode_prompt
@@ -40,7 +50,6 @@ MATH = dataclasses.replace(  # with words that the tiny tokenizer has
     load_bias("math"), attribute_words=LATE.neutral_words, neutral_words=LATE.attribute_words
 )
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
-OPTIONS = {"n_targets": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
 PROMPTS = LATE.evaluation_prompts
 
 
@@ -82,15 +91,21 @@ def setup(tiny):
 @pytest.fixture(scope="module")
 def report(setup):
     model, token, selection = setup
-    controls = [
-        Setting("half", token, HEADS, "mean", factor=0.5, generates=False),
-        Setting("targets", token, HEADS, "mean", reference="targets", brief=True),
-    ]
-    return evaluate(
-        model, LATE, token=token, heads=selection, controls=controls, others=[MATH],
-        benchmarks=[Lengths()], token_benchmarks=[implicit(token)],
-        instructions=list(INSTRUCTIONS.values()), **OPTIONS,
-    )  # fmt: skip
+    conditions = standard_conditions(token, selection, instructions=INSTRUCTIONS.values())
+    zero, mean = conditions[2:4]
+    measures = standard_measures(
+        LATE, others=[MATH], benchmarks=[Lengths()], n_targets=3, max_new_tokens=3
+    )
+    silent = tuple(m.name for m in measures if "answers" not in m.name)
+    conditions += [
+        Condition("half", token, HEADS, "mean", factor=0.5, measures=silent),
+        Condition("targets", token, HEADS, "mean", reference=target_means(model, LATE),
+                  measures=("token log-odds",)),
+        *random_conditions(zero, 4, n=2),
+        *random_conditions(mean, 4, n=2),
+    ]  # fmt: skip
+    measures.append(on_benchmark(implicit(token), needs="row"))
+    return evaluate(model, LATE, conditions, measures, progress=False)
 
 
 def mean_odds(model, token, **steering):
@@ -98,20 +113,20 @@ def mean_odds(model, token, **steering):
         return bias_log_odds(model, LATE, PROMPTS, (token.text,)).log_odds[:, 0].tolist()
 
 
-def test_settings_do_what_steer_does_with_their_factor_and_reference(setup, report):
+def test_conditions_do_what_steer_does_with_their_factor_and_reference(setup, report):
     model, token, _ = setup
-    assert report["half"].token_log_odds == mean_odds(model, token, factor=0.5)
+    assert report["half"].items["token_log_odds"] == mean_odds(model, token, factor=0.5)
     means = target_means(model, LATE)
-    assert report["targets"].token_log_odds == mean_odds(model, token, reference=means)
+    assert report["targets"].items["token_log_odds"] == mean_odds(model, token, reference=means)
     factor = dict(zip(HEADS, (0.1, 0.2, 0.3), strict=True))
-    assert report["steered, mean"].token_log_odds == mean_odds(model, token, factor=factor)
-    assert report["steered, mean"].factor == {"L0H1": 0.1, "L2H0": 0.2, "L2H3": 0.3}
-    assert report["steered, zero"].factor is None
-    assert report["targets"].reference == "targets" and report["half"].factor == 0.5
+    steered = report["steered, mean"]
+    assert steered.items["token_log_odds"] == mean_odds(model, token, factor=factor)
+    assert steered.factor == {"L0H1": 0.1, "L2H0": 0.2, "L2H3": 0.3}
+    assert report["steered, zero"].factor is None and report["half"].factor == 0.5
 
 
 def test_a_selection_brings_its_factors_and_random_heads_get_them_by_layer(setup, report):
-    model, token, selection = setup
+    model, _, selection = setup
     with steer(model, selection, "mean"):
         found = bias_log_odds(model, LATE, PROMPTS[:2], ("Italy",)).log_odds
     with steer(model, HEADS, "mean", factor=selection.factor):
@@ -119,16 +134,17 @@ def test_a_selection_brings_its_factors_and_random_heads_get_them_by_layer(setup
     drawn = (Head(0, 2), Head(2, 1), Head(2, 2))
     assert matched_factor(selection, drawn) == dict(zip(drawn, (0.1, 0.2, 0.3), strict=True))
     assert matched_factor(HEADS, drawn) is None
-    factors = report["random 1"].factor
-    assert sorted(factors.values()) == [0.1, 0.2, 0.3] and set(factors) != {"L0H1", "L2H0", "L2H3"}
-    control = random_control(
-        model, LATE, token=token, heads=selection, on="targets", n_targets=3, n_draws=2,
-        progress=False,
-    )  # fmt: skip
-    values = report.values("random 1", "target_log_odds").mean(1).tolist()
-    assert control.draws[0].tolist() == pytest.approx(values, abs=1e-5)
-    with pytest.raises(SettingError, match="on must be 'token' or 'targets', got 'both'"):
-        random_control(model, LATE, token=token, heads=HEADS, on="both")
+    for i in (1, 2):
+        random = report[f"steered, mean: random {i}"]
+        heads = as_heads(random.heads)
+        assert [head.layer for head in heads] == [0, 2, 2]
+        assert random.factor == dict(zip(random.heads, (0.1, 0.2, 0.3), strict=True))
+        with steer(model, heads, "mean", factor=dict(zip(heads, (0.1, 0.2, 0.3), strict=True))):
+            expected = bias_log_odds(model, LATE, PROMPTS, report.targets).log_odds
+        values = torch.tensor(random.items["target_log_odds"])
+        assert torch.allclose(values, expected, atol=1e-5)
+        assert report[f"steered, zero: random {i}"].factor is None
+        assert report[f"steered, zero: random {i}"].heads == random.heads  # the same draws
 
 
 def test_selections_with_factors_are_kept(setup, tmp_path):
@@ -164,13 +180,15 @@ def test_instructions_stand_before_the_request_or_ask_again(setup, report):
     names = [f"asked, {name}" for name in INSTRUCTIONS]
     assert [report[name].instruction for name in names] == list(INSTRUCTIONS)
     for name in names:
-        assert report[name].token_log_odds != report["injected"].token_log_odds
-        assert (
-            report[name].damage_loss == report["injected"].damage_loss
-        )  # plain text is no request
+        assert report[name].items["token_log_odds"] != report["injected"].items["token_log_odds"]
+        damage = report[name].items["damage_loss"]
+        assert damage == report["injected"].items["damage_loss"]  # plain text is no request
+        assert report.values(name, "made") is None  # benchmarks are asked without other words
     facts = load_facts()[:3]
     asked = fact_margins(model, facts, instruction=INSTRUCTIONS["persona"])
-    assert report["asked, persona"].fact_margins[:3] == pytest.approx(asked.tolist(), abs=1e-4)
+    assert report["asked, persona"].items["fact_margins"][:3] == pytest.approx(
+        asked.tolist(), abs=1e-4
+    )
     with pytest.raises(SettingError, match="instruction must be one of .*, got 'shout'"):
         find_instruction("shout")
 
@@ -185,23 +203,36 @@ def test_other_biases_are_measured_about_the_same_targets(setup, report):
     model, _, _ = setup
     with steer(model, HEADS, "zero"):
         expected = bias_log_odds(model, MATH, MATH.evaluation_prompts, report.targets)
-    assert report["steered, zero"].other_log_odds == {"math": expected.log_odds.tolist()}
-    assert report["random 1"].other_log_odds == {}
-    assert report["targets"].other_log_odds == {}  # brief
-    assert len(report["injected"].other_texts["math"]) == len(MATH.generation_prompts)
+    assert report["steered, zero"].items["math_log_odds"] == expected.log_odds.tolist()
+    for brief in ("steered, zero: random 1", "targets"):
+        assert report.values(brief, "other_log_odds") is None
+    assert len(report["injected"].items["math_texts"]) == len(MATH.generation_prompts)
     change = report.change("steered, zero", "other_log_odds", "original")
-    before = torch.tensor(report["original"].other_log_odds["math"])
+    before = torch.tensor(report["original"].items["math_log_odds"])
     assert change.estimate == pytest.approx((expected.log_odds - before).mean().item(), abs=1e-5)
     assert report.values("injected", "other_keywords").shape == (len(MATH.generation_prompts), 1)
 
 
-def test_benchmarks_are_measured_in_every_setting_and_paired_by_cluster(setup, report):
+def test_two_groups_of_other_biases_are_two_measures(setup):
+    model, token, _ = setup
+    more = dataclasses.replace(MATH, name="more", evaluation_prompts=MATH.evaluation_prompts[:8])
+    measures = [token_log_odds(LATE), other_log_odds([MATH, more], ["Italy"]),
+                other_log_odds([dataclasses.replace(more, name="third")], ["Italy"],
+                               whose="further")]  # fmt: skip
+    found = evaluate(model, LATE, standard_conditions(token), measures, progress=False)
+    both = found.values("original", "other_log_odds")
+    assert both.shape[0] == len(MATH.evaluation_prompts) + 8
+    assert torch.equal(both[-8:], found.values("original", "more_log_odds"))
+    assert torch.equal(both[-8:], found.values("original", "further_log_odds"))
+
+
+def test_benchmarks_are_measured_in_every_condition_and_paired_by_cluster(setup, report):
     model, _, _ = setup
     with steer(model, HEADS, "zero"):
         expected = Lengths().run(model)
-    found = report["steered, zero"].benchmarks
+    found = report["steered, zero"].items
     assert found["made_margin"][:3] == pytest.approx(expected["made_margin"][:3], abs=1e-5)
-    assert report["random 1"].benchmarks == {}
+    assert report.values("steered, zero: random 1", "made") is None
     here, there = (
         report.values(name, "made_margin")[:, 0] for name in ("steered, zero", "original")
     )
@@ -212,9 +243,12 @@ def test_benchmarks_are_measured_in_every_setting_and_paired_by_cluster(setup, r
     assert report.to_df().loc["original", "made_margin"] == pytest.approx(there[:3].mean().item())
     assert report.mcnemar("steered, zero", "made").lost >= 0
     facts = report.mcnemar("steered, zero", "facts")
-    right = [torch.tensor(report[name].fact_margins) > 0 for name in ("original", "steered, zero")]
+    right = [
+        torch.tensor(report[name].items["fact_margins"]) > 0
+        for name in ("original", "steered, zero")
+    ]
     assert facts.lost == int((right[0] & ~right[1]).sum())
-    with pytest.raises(SettingError, match="must be a share that was measured in both settings"):
+    with pytest.raises(SettingError, match="must be a share that was measured in both conditions"):
         report.mcnemar("steered, zero", "made_margin")
 
 
@@ -222,8 +256,8 @@ def test_some_benchmarks_need_the_token(setup, report):
     model, token, _ = setup
     with steer(model, HEADS, "zero"), token.attached(model):
         expected = implicit(token).run(model)["implicit_late"]
-    assert report["steered, zero"].benchmarks["implicit_late"] == pytest.approx(expected, abs=1e-4)
-    original, injected = (report[name].benchmarks for name in ("original", "injected"))
+    assert report["steered, zero"].items["implicit_late"] == pytest.approx(expected, abs=1e-4)
+    original, injected = (report[name].items for name in ("original", "injected"))
     assert original["implicit_late"] != injected["implicit_late"]
     assert original["made_margin"][:3] == injected["made_margin"][:3]
     assert report.measures["implicit_late"].baseline == "injected"
@@ -236,23 +270,23 @@ def test_reports_with_everything_are_kept(report, tmp_path):
     assert loaded.intervals().equals(report.intervals())
     report.to_csv(tmp_path / "table.csv")
     lines = (tmp_path / "table.csv").read_text().splitlines()
-    assert lines[0].startswith("setting,measure,unit,mean,low,high,baseline,change_mean")
+    assert lines[0].startswith("condition,measure,unit,mean,low,high,baseline,change_mean")
     assert len(lines) == 1 + len(report.intervals())
-    table = report.intervals().set_index(["setting", "measure"])
+    table = report.intervals().set_index(["condition", "measure"])
     moved = report.mcnemar("steered, zero", "facts")
     assert list(table.loc["steered, zero", "facts"][["lost", "gained", "mcnemar_p"]]) == [*moved]
     assert table.loc["original", "facts"].isna()["lost"]
     page = report.to_html(tmp_path / "r.html", plotlyjs="cdn").read_text("utf-8")
     assert f"{moved.lost} fell, {moved.gained} rose, p = {moved.p:.2g}" in page
     prompts = MATH.generation_prompts
-    assert loaded.other_generation_prompts == {"math": prompts}
-    assert "for the bias &#34;math&#34;, about held-out targets" in page
+    assert loaded.asked["math_texts"].prompts == prompts
+    assert "about held-out targets for the bias &#34;math&#34;" in page
     assert escape(fill(prompts[0], report.targets[0])) in page
 
 
 def test_a_tie_is_half_and_moves_nothing(report):
-    half = [0.5 if value == value else value for value in report["original"].benchmarks["made"]]
-    tied = replaced(report, "steered, zero", benchmarks={"made": half})
+    half = [0.5 if value == value else value for value in report["original"].items["made"]]
+    tied = replaced(report, "steered, zero", made=half)
     assert tied.mcnemar("steered, zero", "made") == (0, 0, 1.0)
     assert tied.interval("steered, zero", "made").estimate == 0.5
 
@@ -268,38 +302,37 @@ def test_repetition_has_an_interval_where_answers_differ(report):
     assert made.values("injected", "other_repetition").shape == (len(MATH.generation_prompts), 1)
 
 
-def test_a_part_of_the_output_and_another_reference(setup):
+def test_a_part_of_the_output_in_every_mode_and_its_random_sets(setup):
     model, token, _ = setup
-    found = evaluate(
-        model, LATE, token=token, heads=HEADS, modes=("zero", "mean", "scale"), factor=0.5,
-        reference="targets", n_targets=2, n_random=1, answers=False, progress=False,
-    )  # fmt: skip
-    kept = {r.name: (r.factor, r.reference) for r in found.results if r.heads}
+    conditions = standard_conditions(token, HEADS, modes=("zero", "mean", "scale"), factor=0.5)
+    means = target_means(model, LATE)
+    conditions[3] = dataclasses.replace(conditions[3], reference=means)
+    conditions += [each for c in conditions[2:] for each in random_conditions(c, 4, n=1)]
+    measures = [token_log_odds(LATE), target_log_odds(LATE, ["Italy"])]
+    found = evaluate(model, LATE, conditions, measures, progress=False)
+    kept = {r.name: (r.mode, r.factor) for r in found.results if r.heads}
     assert kept == {
-        "steered, zero": (None, ""), "steered, mean": (0.5, "targets"),
-        "steered, scale": (0.5, ""), "random 1": (0.5, "targets"),
+        f"steered, {mode}{random}": (mode, None if mode == "zero" else 0.5)
+        for random in ("", ": random 1") for mode in ("zero", "mean", "scale")
     }  # fmt: skip
-    with (
-        steer(model, HEADS, "mean", reference=target_means(model, LATE), factor=0.5),
-        token.attached(model),
-    ):
-        expected = bias_log_odds(model, LATE, LATE.evaluation_prompts, [token.text]).log_odds
-    assert found["steered, mean"].token_log_odds == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
-    control = random_control(
-        model, LATE, token=token, heads=HEADS, factor=0.5, reference="targets", n_draws=1,
-        progress=False,
-    )  # fmt: skip
-    assert control.chosen.tolist() == pytest.approx(expected[:, 0].tolist(), abs=1e-5)
-    with pytest.raises(SteeringError, match="factor must have one number for each"):
-        evaluate(
-            model, LATE, token=token, heads=HEADS, factor={HEADS[0]: 0.5}, modes=("mean",),
-            n_random=1, progress=False,
-        )  # fmt: skip
-    other = dataclasses.replace(BiasScope().attribute(model, LATE, token), bias="math")
-    with pytest.raises(SettingError, match="scores must be of the model and the bias .*'late'"):
-        evaluate(model, LATE, token=token, heads=HEADS, scores=other, progress=False)
-    with pytest.raises(SteeringError, match="reference of the setting .* got 'texts'"):
-        random_control(model, LATE, token=token, heads=HEADS, reference="texts")
+    for name in ("steered, mean", "steered, mean: random 1"):
+        heads = as_heads(found[name].heads)
+        with steer(model, heads, "mean", reference=means, factor=0.5), token.attached(model):
+            expected = bias_log_odds(model, LATE, PROMPTS, [token.text]).log_odds[:, 0].tolist()
+        assert found[name].items["token_log_odds"] == pytest.approx(expected, abs=1e-5)
+    scores = BiasScope().attribute(model, LATE, token)
+    for wrong, message in (
+        ({"bias": "math"}, "scores must be of the model and the bias .*'late'"),
+        ({"pair_values": -scores.values.abs().expand_as(scores.pair_values)},
+         "scores must hold a head that writes toward the stereotype, got none"),
+    ):  # fmt: skip
+        other = dataclasses.replace(scores, **wrong)
+        with pytest.raises(SettingError, match=message):
+            evaluate(model, LATE, conditions, measures, scores=other, progress=False)
+    share = evaluate(model, LATE, conditions, measures, scores=scores, progress=False)
+    positive = scores.values.clamp(min=0)
+    held = sum(positive[head] for head in HEADS) / positive.sum()
+    assert share.settings["attribution_in_heads"] == pytest.approx(held.item())
 
 
 def test_what_cannot_be_compared_is_refused(setup):
@@ -309,34 +342,42 @@ def test_what_cannot_be_compared_is_refused(setup):
     )
 
     class Taken(Lengths):
+        name = "taken"
         measures = (Measure("facts", "", ""),)
 
     for options, message in (
         ({"others": [LATE]}, r"others must be other biases, each once, got \['late'\]"),
         ({"others": [MATH, MATH]}, "each once"),
         ({"others": [chess]}, r"about the target kind 'country', got \['chess'\]"),
-        ({"benchmarks": [Lengths(), Lengths()]}, r"got \['made', 'made_margin'\] twice"),
-        ({"benchmarks": [Taken()]}, r"got \['facts'\] twice"),
+        ({"benchmarks": [Lengths(), Lengths()]}, r"measurements .* got \['made'\] twice"),
+        ({"benchmarks": [Taken()]}, r"measures .* got \['facts'\] twice"),
+        ({"n_targets": 0}, "must be"),
     ):
         with pytest.raises(SettingError, match=message):
-            evaluate(model, LATE, token=token, heads=HEADS, **options, **OPTIONS)
+            evaluate(model, LATE, standard_conditions(token), standard_measures(LATE, **options))
 
 
-def replaced(report, name, **values):
+def replaced(report, name, verdicts=None, **items):
     results = tuple(
-        dataclasses.replace(r, **values) if r.name == name else r for r in report.results
+        dataclasses.replace(
+            r, items={**r.items, **items}, verdicts=r.verdicts if verdicts is None else verdicts
+        )
+        if r.name == name
+        else r
+        for r in report.results
     )
     return dataclasses.replace(report, results=results)
 
 
-def test_every_warning_can_be_triggered(report):
+def test_weak_injection_and_damage_are_warned_of(report):
     n = len(PROMPTS)
     strong = replaced(report, "injected", token_log_odds=[9.0 + i / 99 for i in range(n)])
     assert not [w for w in warnings_of(strong) if w.startswith("Injection weak")]
-    same = replaced(report, "injected", token_log_odds=report["original"].token_log_odds)
+    untrained = report["original"].items["token_log_odds"]
+    same = replaced(report, "injected", token_log_odds=untrained)
     assert "not above 1" in warnings_of(same)[0] and same.warnings() == warnings_of(same)
 
-    high = [2 * loss for loss in report["original"].damage_loss]
+    high = [2 * loss for loss in report["original"].items["damage_loss"]]
     broken = replaced(strong, "steered, zero", damage_loss=high)
     assert "Damage above 5% in 'steered, zero': loss on neutral text up by 100%" in warnings_of(
         broken
@@ -344,33 +385,60 @@ def test_every_warning_can_be_triggered(report):
     known = replaced(strong, "original", fact_margins=[1.0] * len(load_facts()))
     lost = replaced(known, "half", fact_margins=[-1.0] * len(load_facts()))
     assert "Damage above 5% in 'half': 100% of the facts lost" in warnings_of(lost)
-
-    base = strong["injected"].token_log_odds
-    some = strong["random 1"]
-    draws = [
-        dataclasses.replace(some, name=f"random {i}", token_log_odds=[v - 2 - i / 50 for v in base])
-        for i in range(1, 6)
-    ]
-    five = dataclasses.replace(strong, results=(*strong.results[:-2], *draws))
-    weak = replaced(five, "steered, mean", token_log_odds=[v - 1 for v in base])
-    good = replaced(five, "steered, mean", token_log_odds=[v - 4 for v in base])
-    no_better = "No better than random heads: the chosen heads change the BiasToken's"
-    assert [w for w in warnings_of(weak) if w.startswith(no_better)]
-    assert not [w for w in warnings_of(good) if w.startswith(no_better)]
-    lower = [[v - 1 for v in row] for row in strong["original"].target_log_odds]
-    no_better = "No better than random heads: the chosen heads change targets'"
-    for heads, by_chance in ((some.target_log_odds, lower), (lower, some.target_log_odds)):
-        drawn = [dataclasses.replace(draw, target_log_odds=by_chance) for draw in draws]
-        made = dataclasses.replace(strong, results=(*strong.results[:-2], *drawn))
-        found = warnings_of(replaced(made, "steered, mean", target_log_odds=heads))
-        assert any(w.startswith(no_better) for w in found) == (by_chance is lower)
-
     for share, expected in ((0.3, True), (0.7, False), (None, False)):
         settings = {**strong.settings, "attribution_in_heads": share}
         found = warnings_of(dataclasses.replace(strong, settings=settings))
         assert any("Bias diffuse: the chosen heads hold 30%" in w for w in found) == expected
     assert any("made up: not informative" in w or "country facts: not" in w
                for w in warnings_of(strong))  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_what_random_heads_do_too_is_warned_of_in_every_mode(report, mode):
+    name = f"steered, {mode}"
+    base = report["injected"].items["token_log_odds"]
+    targets = report["original"].items["target_log_odds"]
+    some = report[f"{name}: random 1"]
+
+    def drawn(token, target, chosen):
+        draws = [
+            dataclasses.replace(
+                some, name=f"{name}: random {i}",
+                items={"token_log_odds": [v - token - i / 50 for v in base],
+                       "target_log_odds": [[v - target - i / 50 for v in row] for row in targets]},
+            )
+            for i in range(1, 6)
+        ]  # fmt: skip
+        others = [r for r in report.results if r.control_of != name]
+        made = dataclasses.replace(report, results=(*others, *draws))
+        made = replaced(
+            made, name, token_log_odds=[v - chosen for v in base],
+            target_log_odds=[[v - chosen for v in row] for row in targets],
+        )  # fmt: skip
+        return [w for w in warnings_of(made) if w.startswith(f"'{name}' is no better than random")]
+
+    token, target = drawn(2, 2, 1)
+    assert "chosen heads change the BiasToken's log-odds by -1.00 nats, 5 random sets" in token
+    assert "chosen heads change targets' log-odds by -1.00 nats, 5 random sets" in target
+    assert drawn(2, 2, 4) == []
+    (only,) = drawn(2, 0, 1)
+    assert "the BiasToken's" in only
+
+
+def test_a_mode_without_random_sets_is_warned_of(report):
+    alone = "Not compared with random heads of the same layers and mode: "
+
+    def without(*names):
+        kept = tuple(r for r in report.results if r.control_of not in names)
+        found = [w for w in dataclasses.replace(report, results=kept).warnings() if alone in w]
+        return found[0].removeprefix(alone) if found else ""
+
+    assert without() == ""
+    assert without("steered, zero") == "steered, zero"
+    assert without("steered, mean") == "steered, mean, half, targets"
+    assert (
+        without("steered, zero", "steered, mean") == "steered, zero, steered, mean, half, targets"
+    )
 
 
 def test_the_page_shows_everything_and_escapes_what_was_written(report, tmp_path):
@@ -409,7 +477,7 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     made = replaced(report, "original", target_texts=["late", "", "?", *["late"] * (n - 3)])
     made = replaced(made, "injected", target_texts=["late", "late", "", *["?"] * (n - 3)])
     judge = Keywords()
-    found = judged(made, judge, LATE, [MATH])
+    found = judged(made, judge, [LATE, MATH])
     targets = [report.targets[i % 3] for i in range(n)]
     (late, slots), (math, about) = judge.seen  # asked once a bias
     assert (late, math) == ("late", "math")
@@ -420,16 +488,19 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     assert found.interval("original", "target_strength").estimate == 3
     assert found.to_df().loc["original", "target_degenerate"] == pytest.approx(1 / (n - 1))
     assert f"Not scored in 'original': {n + n + 1} of" in " ".join(found.warnings())
-    whole = judged(replaced(made, "original", target_texts=["late"] * n), judge, LATE, [MATH])
+    whole = judged(replaced(made, "original", target_texts=["late"] * n), judge, [LATE, MATH])
     none = whole.interval("original", "target_degenerate")
     assert none.estimate == 0 and none.high > 0.1, "none of a few is not none of all"
     assert found.change("injected", "target_strength", "original").estimate == 0
-    strong = replaced(found, "original", verdicts={"target": [Verdict(3.0)] * n})
+    strong = replaced(found, "original", verdicts={"target_texts": [Verdict(3.0)] * n})
     assert not strong.not_informative("target_strength")  # all alike, and far above the floor
-    assert found.values("random 1", "target_strength") is None
+    assert found.values("steered, zero: random 1", "target_strength") is None
     judge.judge = lambda bias, texts, targets=None: [Verdict(1.0)] * (len(texts) - 1)
     with pytest.raises(SettingError, match="judge must give one verdict for each of .* texts, got"):
-        judged(made, judge, LATE)
+        judged(made, judge, [LATE, MATH])
+    with pytest.raises(SettingError, match=r"biases must include .'math'., whose requests"):
+        judged(made, judge, [LATE])
+    assert [bias.name for bias, _ in to_judge(made, [LATE, MATH])] == ["late", "math"]
     by_target = found.by_target("target_strength")
     assert (
         list(by_target.index) == list(report.targets) and by_target.loc[targets[0], "original"] == 3
@@ -440,5 +511,5 @@ def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_pa
     with pytest.raises(KeyError, match="measure must be 'target_log_odds' or"):
         found.by_target("facts")
     odds = found.by_target()
-    expected = torch.tensor(report["original"].target_log_odds).mean(0)
+    expected = torch.tensor(report["original"].items["target_log_odds"]).mean(0)
     assert odds["original"].tolist() == pytest.approx(expected.tolist())
