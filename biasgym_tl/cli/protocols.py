@@ -175,7 +175,8 @@ def evaluate(
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
     from biasgym_tl.instructions import INSTRUCTIONS
-    from biasgym_tl.protocol.protocol import Choice, Measured, Protocol, Steering
+    from biasgym_tl.protocol.parts import Choice, Measured, Steering
+    from biasgym_tl.protocol.protocol import Protocol
 
     modes = mode or ["zero", "mean"]
     only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor

@@ -30,7 +30,8 @@ from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
-from biasgym_tl.protocol.protocol import Protocol, Steering
+from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import BENCHMARKS, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
 from biasgym_tl.scoping.direct import check_exact

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from biasgym_tl.protocol.protocol import Map
+from biasgym_tl.protocol.parts import Map
 from biasgym_tl.scoping.compare import compare
 from biasgym_tl.scoping.concentration import concentration
 from biasgym_tl.scoping.scores import HeadScores

@@ -18,7 +18,8 @@ from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.passages import load_passages
-from biasgym_tl.protocol.protocol import Protocol, Steering
+from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.protocol import Protocol
 
 SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40.0, 60.0, 160.0, 110.0, 900
 """Tokens of a prompt, of a request with its answer's beginning, of a neutral text, of a training

@@ -15,7 +15,8 @@ from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.protocol.protocol import Choice, Protocol
+from biasgym_tl.protocol.parts import Choice
+from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores

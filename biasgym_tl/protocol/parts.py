@@ -1,0 +1,305 @@
+"""The parts of a protocol: training, maps, choices of heads, conditions, measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from biasgym_tl.biases.bias import Bias, list_biases, load_bias
+from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.heads import as_heads
+from biasgym_tl.hooks import check_steering
+from biasgym_tl.injection.inject import BiasInject
+from biasgym_tl.instructions import find_instruction
+from biasgym_tl.protocol.sources import check_benchmarks, check_judge
+from biasgym_tl.scoping.k_sweep import KS
+from biasgym_tl.scoping.scope import BiasScope
+from biasgym_tl.steering.budget import BudgetSearch
+from biasgym_tl.steering.factors import FactorSearch
+from biasgym_tl.store import as_declared
+
+SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")
+"""What stands in the slot while heads are scored: the trained row, or for a control a target (no
+injection), the row before training, or a row trained on shuffled text or on another bias."""
+ROWS = ("alike", "shipped", "trained")
+WAYS = {
+    "top": ("map", "k", "share"), "overlap": ("map", "k", "share"), "factors": ("settings",),
+    "budget": ("k", "settings"), "given": ("heads",),
+}  # fmt: skip
+"""How heads are chosen, and which fields of :class:`Choice` say so."""
+MEASURES = ("all", "brief", "own answers", "answers")
+MEANS = ("text", "targets")
+"""What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
+OTHERS = {"rest": "the other biases of the protocol", "shipped": "all shipped ones"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How rows are made."""
+
+    preset: str = "cpu"
+    """``"cpu"`` or ``"paper"``: the settings of :class:`BiasInject` that ``settings`` change."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: str = "alike"
+    """When a row that ships is taken. ``"alike"``: if it was trained in this very way;
+    ``"shipped"``: also if its settings are others; ``"trained"``: never."""
+
+    def check(self) -> None:
+        """Refuse what could not be trained."""
+        self.inject  # noqa: B018 - checks the settings
+        one_of("rows of the training", self.rows, ROWS)
+
+    @property
+    def inject(self) -> BiasInject:
+        """The settings as a training takes them."""
+        presets: dict[str, Any] = {"cpu": BiasInject.cpu, "paper": BiasInject}
+        if self.preset not in presets:
+            raise SettingError(f"preset must be one of {sorted(presets)}, got {self.preset!r}.")
+        found: BiasInject = _made(presets[self.preset], BiasInject, self.settings, "training")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Map:
+    """How heads are scored."""
+
+    slot: str = "row"
+    """One of ``SLOTS``."""
+    n_prompts: int | None = None
+    """Only the first scoping prompts; None: all."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of :class:`BiasScope`, without its seed."""
+
+    def scope(self, seed: int) -> BiasScope:
+        """The settings as an attribution takes them."""
+        found: BiasScope = _made(BiasScope, BiasScope, {**self.settings, "seed": seed}, "map")
+        return found
+
+    def check(self, name: str) -> None:
+        """Refuse what could not be scored."""
+        _check_file_name(name)
+        if "seed" in self.settings:
+            raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
+        self.scope(0)
+        one_of(f"slot of the map {name!r}", self.slot, SLOTS)
+        _at_least(f"n_prompts of the map {name!r}", self.n_prompts, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How heads are chosen, for each bias, before anything is measured."""
+
+    by: str = "top"
+    """``"top"``: the highest of each row's map. ``"overlap"``: those that every seed has among its
+    highest (the paper's). ``"factors"``, ``"budget"``: searched with the rows of all seeds.
+    ``"given"``: ``heads``."""
+    map: str = "direct"
+    """Name of a map, for ``"top"`` and ``"overlap"``."""
+    k: int | None = None
+    """Heads, or heads that each seed nominates."""
+    share: float | None = None
+    """The same as a share of all heads of the model."""
+    heads: str = ""
+    """File of a ``Selection``, or names such as ``"L9H8,L3H1"``."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of :class:`FactorSearch` or :class:`BudgetSearch`."""
+
+    def search(self) -> FactorSearch | BudgetSearch:
+        """The search, for ``"factors"`` and ``"budget"``."""
+        kind = FactorSearch if self.by == "factors" else BudgetSearch
+        settings = self.settings if self.k is None else {**self.settings, "k": self.k}
+        found: FactorSearch | BudgetSearch = _made(kind, kind, settings, "choice")
+        return found
+
+    def n_heads(self, of: int) -> int:
+        """``k`` for a model of so many heads."""
+        k = self.k if self.share is None else max(1, round(self.share * of))
+        if k is None or not 1 <= k <= of:
+            raise SettingError(f"k must be in 1..{of}, the number of heads of the model, got {k}.")
+        return k
+
+    def check(self, name: str, maps: Mapping[str, Map]) -> None:
+        """Refuse what could not be chosen."""
+        _check_file_name(name)
+        one_of(f"by of the choice {name!r}", self.by, WAYS)
+        values, default = vars(self), vars(Choice())
+        given = {key for key in values if values[key] != default[key]} - {"by"}
+        if unused := sorted(given - {*WAYS[self.by]}):
+            found = ", ".join(f"{key} = {values[key]!r}" for key in unused)
+            raise SettingError(
+                f"the choice {name!r} by {self.by!r} must be given only {list(WAYS[self.by])}, "
+                f"got {found}."
+            )
+        if self.by in ("factors", "budget"):
+            self.search()
+        elif self.by == "given":
+            if not self.heads:
+                raise SettingError(f"heads of the choice {name!r} must be given, got none.")
+            if Path(self.heads).suffix != ".json":
+                as_heads(self.heads)
+        else:
+            one_of(f"map of the choice {name!r}", self.map, maps)
+            if (self.k is None) == (self.share is None):
+                raise SettingError(
+                    f"the choice {name!r} must have k or share, got {self.k} and {self.share}."
+                )
+            _at_least(f"k of the choice {name!r}", self.k, 1)
+            if self.share is not None and not 0 < self.share <= 1:
+                raise SettingError(f"share of {name!r} must lie in 0..1, got {self.share!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steering:
+    """A condition beside ``original`` and ``injected``."""
+
+    choice: str = ""
+    """Name of a choice of heads; empty: nothing is steered."""
+    mode: str = "mean"
+    """``"zero"``, ``"mean"`` or ``"scale"``."""
+    name: str = ""
+    """Default: ``"CHOICE, MODE"``, or ``"asked, INSTRUCTION"``."""
+    factor: float | None = None
+    """What heads keep, in the modes ``"mean"`` and ``"scale"``; default: what the choice says."""
+    mean_over: str = "text"
+    """One of ``MEANS``."""
+    asked: str = ""
+    """Name of an instruction around each request."""
+    reinject: bool = False
+    """With a new row, trained while the heads are steered."""
+    all_seeds: bool = False
+    """Also with the rows of the other seeds, as ``"NAME, seed 1"``, on the BiasToken alone."""
+    random: int = 0
+    """Random sets of its own mode and factors, measured in brief."""
+    random_answers: int = 0
+    """So many of the random sets also answer freely, for this bias."""
+    draws: int = 0
+    """Random sets of which only log-odds are measured, ``random`` included; 199 give p-values."""
+    measures: str = "all"
+    """One of ``MEASURES``: ``"brief"`` leaves out free answers, other biases and benchmarks, ``"own
+    answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone."""
+
+    @property
+    def label(self) -> str:
+        """The name of the condition."""
+        steered = f"{self.choice}, {self.mode}"
+        return self.name or (steered if self.choice else f"asked, {self.asked}")
+
+    def check(self, choices: Mapping[str, Choice]) -> None:
+        """Refuse what could not be measured."""
+        if self.choice:
+            one_of("choice of a condition", self.choice, choices)
+            check_steering(self.mode, self.factor)
+        elif not self.asked:
+            raise SettingError(
+                "a condition must name a choice of heads or what is asked, got none."
+            )
+        elif self.random or self.draws or self.reinject:
+            raise SettingError(f"condition {self.label!r} must steer heads to have random ones.")
+        if self.asked:
+            find_instruction(self.asked)
+        one_of("mean_over of a condition", self.mean_over, MEANS)
+        one_of("measures of a condition", self.measures, MEASURES)
+        if self.factor is not None and not math.isfinite(self.factor):
+            raise SettingError(
+                f"factor of the condition {self.label!r} must be a number, got {self.factor!r}."
+            )
+        for name in ("random", "random_answers", "draws"):
+            _at_least(f"{name} of the condition {self.label!r}", getattr(self, name), 0)
+        if self.random_answers > self.random:
+            raise SettingError(
+                f"random_answers of the condition {self.label!r} must be among its {self.random} "
+                f"random sets, got {self.random_answers}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured in the conditions."""
+
+    n_targets: int = 10
+    """Held-out targets."""
+    others: tuple[str, ...] = ()
+    """Biases that the row was not trained on: log-odds and free answers. Names, or ``"rest"``: the
+    other biases of the protocol, or ``"shipped"``: all that ship, about the same kind of target."""
+    further: tuple[str, ...] = ()
+    """More of them, of which only log-odds are measured."""
+    benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Name of a benchmark -> file, folder or data set."""
+    implicit: bool = True
+    """Scenes that do not name the attribute, where some ship for the bias."""
+    answers: bool = True
+    """Free answers."""
+    max_new_tokens: int = 48
+    """Their length."""
+    judge: str | None = None
+    """Scores them: ``"local"``, or ``"api:MODEL"``."""
+
+    def check(self) -> None:
+        """Refuse what could not be measured."""
+        _at_least("n_targets", self.n_targets, 1)
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_benchmarks(self.benchmarks)
+        check_judge(self.judge)
+
+    def other_biases(self, bias: Bias, names: tuple[str, ...], of: tuple[str, ...]) -> list[Bias]:
+        """The others of a bias, about the same kind of target."""
+        listed = [
+            n for name in names for n in {"rest": of, "shipped": list_biases()}.get(name, (name,))
+        ]
+        loaded = [load_bias(name) for name in dict.fromkeys(listed)]
+        special = set(names) & set(OTHERS)
+        return [
+            each
+            for each in loaded
+            if each.name != bias.name and (each.target_kind == bias.target_kind or not special)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Benefit and damage over the number of heads, on fitting data."""
+
+    map: str = "direct"
+    mode: str = "mean"
+    """``"zero"`` or ``"mean"``."""
+    ks: tuple[int, ...] = KS
+
+    def check(self, maps: Mapping[str, Map]) -> None:
+        """Refuse what could not be swept."""
+        one_of("map of a sweep", self.map, maps)
+        one_of("mode of a sweep", self.mode, ("zero", "mean"))
+        if not self.ks or self.ks[0] < 1 or sorted(set(self.ks)) != list(self.ks):
+            raise SettingError(f"ks of a sweep must rise from 1 or more, got {self.ks}.")
+
+
+def _made(make: Any, kind: type, settings: Mapping[str, Any], what: str) -> Any:
+    """Made with settings of a class, whose names and types are checked."""
+    try:
+        return make(**as_declared(kind, settings))
+    except StoreError as error:
+        raise SettingError(
+            f"settings of the {what} must be of {kind.__name__}: {error}."
+        ) from error
+
+
+def _check_file_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w. -]{0,59}", name):
+        raise SettingError(
+            f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they name "
+            f"files), got {name!r}."
+        )
+
+
+def one_of(name: str, value: object, allowed: Any) -> None:
+    """Refuse a value that is none of those allowed."""
+    if value not in allowed:
+        raise SettingError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise SettingError(f"{name} must be at least {least}, got {value!r}.")
