@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
-from biasgym_tl.benchmarks.rows import check_n, once, warn_of_contradictions
-from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
+from biasgym_tl.benchmarks.rows import once, warn_of_contradictions
+from biasgym_tl.benchmarks.sample import check_positive, even_shares, stratified_sample
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_document
@@ -151,7 +151,7 @@ def load_mmlu(
         _warn_of_items(name, part)
     if n is None:
         return Mmlu(parts)
-    check_n(n)
+    check_positive(n=n)
     sizes = even_shares([len(part.items) for part in parts.values()], n)
     return Mmlu(
         {
