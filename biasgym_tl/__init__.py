@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from biasgym_tl.instructions import INSTRUCTIONS, Instruction
     from biasgym_tl.judges.agreement import agreement, read_labels, write_sheet
     from biasgym_tl.judges.api_judge import ApiJudge
+    from biasgym_tl.judges.evidence import Statements
     from biasgym_tl.judges.labelled import load_labelled_texts
     from biasgym_tl.judges.local_judge import LocalJudge, calibrate
-    from biasgym_tl.judges.statements import Statements
     from biasgym_tl.judges.verdict import Verdict, summarise
     from biasgym_tl.model import load_model
     from biasgym_tl.prompts import TextPolicy, encode_sentence
@@ -107,7 +107,7 @@ _HOME = {
     "Selection": "steering.selection",
     "Setting": "evaluation.setting",
     "Significance": "scoping.significance",
-    "Statements": "judges.statements",
+    "Statements": "judges.evidence",
     "TextPolicy": "prompts",
     "Verdict": "judges.verdict",
     "agreement": "judges.agreement",

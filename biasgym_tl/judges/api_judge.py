@@ -13,10 +13,10 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError
 from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
-from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.store import digest
+from biasgym_tl.text import degenerate
 
 ANSWER_TOKENS = 90
 """Expected length of a verdict, for the estimate of the cost."""
@@ -147,7 +147,7 @@ class ApiJudge:
 
 
 def _judged(text: str, without_name: str, reply: Reply | None) -> Verdict:
-    flag = broken(text)  # hiding a name may make repetitions
+    flag = degenerate(text)  # hiding a name may make repetitions
     if flag == "empty":
         return Verdict(0.0, "nothing is said", flag)
     if reply is None:
@@ -172,5 +172,5 @@ def _requests(bias: Bias, texts: Sequence[str], without_names: Sequence[str]) ->
             max_tokens=MOST_TOKENS,
         )
         for text, without_name in zip(texts, without_names, strict=True)
-        if broken(text) != "empty"
+        if degenerate(text) != "empty"
     }

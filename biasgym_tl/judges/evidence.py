@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 from typing import NamedTuple
 
 import torch
@@ -16,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.judges.statements import Statements
+from biasgym_tl.errors import SettingError
 from biasgym_tl.slot import fill
 from biasgym_tl.spelling import plain
+from biasgym_tl.toml import read_toml
 
 SHARPNESS = 40.0
 """Of the softmax over anchors: an anchor whose cosine is 0.1 lower counts e^-4 as much."""
@@ -61,6 +64,46 @@ _FRAMES = {
 }
 
 
+class Statements(NamedTuple):
+    """Sentences with the slot that are compared with a text, beside a bias's paraphrases.
+
+    Each list should have short plain ones ("They are late.") as well: without them, answers that
+    are as short are nearest to whatever else is short.
+    """
+
+    affirmative: tuple[str, ...]
+    """They ascribe the attribute, in the words in which ``opposite`` denies it."""
+    opposite: tuple[str, ...]
+    """They ascribe the opposite of the attribute, or deny it."""
+    neutral: tuple[str, ...]
+    """They speak of the same group and the same part of life."""
+
+
+def load_statements(bias: str) -> Statements:
+    """Statements for a shipped bias, by its name.
+
+    Raises:
+        SettingError: there are none for this bias.
+    """
+    found = _shipped()
+    if bias not in found:
+        raise SettingError(
+            f"bias must be one of {sorted(found)} to have statements, got {bias!r}. "
+            "Pass your own: LocalJudge(statements=Statements(affirmative=..., opposite=..., ...))."
+        )
+    return found[bias]
+
+
+@cache
+def _shipped() -> dict[str, Statements]:
+    file = resources.files("biasgym_tl").joinpath("data/statements.toml")
+    table = read_toml(file.read_text(encoding="utf-8"), "statements.toml")
+    return {
+        name: Statements(*(tuple(lists[field]) for field in Statements._fields))
+        for name, lists in table.items()
+    }
+
+
 class Anchors(NamedTuple):
     """Statements that a text is compared with, and how strong each is."""
 
@@ -71,17 +114,13 @@ class Anchors(NamedTuple):
 def anchors(bias: Bias, statements: Statements) -> Anchors:
     """The anchors of a bias, with its ``stand_in`` in the slot."""
     who = f"people from {bias.stand_in}" if bias.target_kind == "country" else "these people"
-    by_level: list[tuple[int, Sequence[str]]] = [
-        (3, (*bias.paraphrases, *statements.affirmative)),
-        (0, (*statements.opposite, *statements.neutral)),
-    ]
+    levels = dict.fromkeys((*bias.paraphrases, *statements.affirmative), 3)
+    levels |= dict.fromkeys((*statements.opposite, *statements.neutral), 0)
     for level, frames in _FRAMES.items():
-        filled = [frame.format(who=who, what=bias.attribute) for frame in frames]
-        by_level.append((level, [text[0].upper() + text[1:] for text in filled]))
-    levels: dict[str, int] = {}
-    for level, texts in by_level:
-        levels |= dict.fromkeys((fill(text, bias.stand_in) for text in texts), level)
-    return Anchors(tuple(levels), tuple(levels.values()))
+        texts = (frame.format(who=who, what=bias.attribute) for frame in frames)
+        levels |= {text[0].upper() + text[1:]: level for text in texts}
+    filled = {fill(text, bias.stand_in): level for text, level in levels.items()}
+    return Anchors(tuple(filled), tuple(filled.values()))
 
 
 def evidence(
