@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from biasgym_tl.benchmarks.unqover import load_unqover
     from biasgym_tl.biases.bias import Bias, list_biases, load_bias, load_corpus
     from biasgym_tl.biases.check import check_bias
+    from biasgym_tl.biases.contrasts import Contrast, read_contrasts
     from biasgym_tl.biases.corpus import Paragraph, read_corpus, save_corpus, to_dataset
     from biasgym_tl.biases.countries import load_countries
-    from biasgym_tl.biases.diversity import diversity
     from biasgym_tl.biases.facts import load_facts
     from biasgym_tl.biases.shuffle import shuffled
-    from biasgym_tl.biases.writer import Contrast, read_contrasts, write_contrasts, write_corpus
+    from biasgym_tl.biases.writer import write_contrasts, write_corpus
+    from biasgym_tl.corpus_diversity import diversity
     from biasgym_tl.doctor import examine
     from biasgym_tl.elicitation import answer_freely, bias_log_odds
     from biasgym_tl.evaluation.evaluate import evaluate
@@ -87,7 +88,7 @@ _HOME = {
     "ChatModel": "api",
     "Comparison": "scoping.compare",
     "Concentration": "scoping.concentration",
-    "Contrast": "biases.writer",
+    "Contrast": "biases.contrasts",
     "Explorer": "explorer.explore",
     "FactorSearch": "steering.factors",
     "Head": "heads",
@@ -119,7 +120,7 @@ _HOME = {
     "check_bias": "biases.check",
     "compare": "scoping.compare",
     "concentration": "scoping.concentration",
-    "diversity": "biases.diversity",
+    "diversity": "corpus_diversity",
     "encode_sentence": "prompts",
     "evaluate": "evaluation.evaluate",
     "examine": "doctor",
@@ -154,7 +155,7 @@ _HOME = {
     "load_unqover": "benchmarks.unqover",
     "position_attribution": "scoping.direct",
     "random_control": "evaluation.random_control",
-    "read_contrasts": "biases.writer",
+    "read_contrasts": "biases.contrasts",
     "read_corpus": "biases.corpus",
     "read_labels": "judges.agreement",
     "run_chain": "run",

@@ -335,7 +335,7 @@ def scope(
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
-    from biasgym_tl.biases.writer import read_contrasts
+    from biasgym_tl.biases.contrasts import read_contrasts
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import write_results
@@ -518,7 +518,7 @@ def corpus(
 ) -> None:
     """Report how varied a corpus is: words, lengths, near-duplicates."""
     from biasgym_tl.biases.bias import load_corpus
-    from biasgym_tl.biases.diversity import diversity
+    from biasgym_tl.corpus_diversity import diversity
 
     found = diversity(load_corpus(source))
     for name, value in found.to_df()["value"].items():

@@ -3,8 +3,7 @@
 import pytest
 
 from biasgym_tl import BiasInject, BudgetSearch, head_means, load_bias, load_facts, steer
-from biasgym_tl.biases.facts import fact_margins
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import all_heads
 from biasgym_tl.passages import load_passages

@@ -24,9 +24,8 @@ from biasgym_tl import (
     select_heads,
     steer,
 )
-from biasgym_tl.biases.facts import fact_margins
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence

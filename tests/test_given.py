@@ -19,9 +19,10 @@ from biasgym_tl import (
     random_control,
     target_means,
 )
-from biasgym_tl.biases.facts import Fact, fact_margins
+from biasgym_tl.biases.facts import Fact
 from biasgym_tl.biases.given import as_bias, as_biases
 from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.elicitation import fact_margins
 from biasgym_tl.errors import BiasFileError
 from biasgym_tl.slot import spaced
 

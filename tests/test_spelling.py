@@ -7,7 +7,7 @@ import pytest
 from biasgym_tl import load_bias, load_countries
 from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.biases.check import runs_of_four
-from biasgym_tl.biases.writer import _named_group
+from biasgym_tl.biases.tasks import _named_group
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.spelling import composed, plain, whole_words
 from biasgym_tl.steering.selection import fingerprints

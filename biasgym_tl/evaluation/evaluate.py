@@ -9,9 +9,10 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.biases.words import word_tokens
+from biasgym_tl.elicitation import fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.evaluation.parts import Finished, Items, Parts, deal, measured_now

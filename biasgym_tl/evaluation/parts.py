@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import fact_margins, load_facts
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.evaluation.report import SettingResult
 from biasgym_tl.evaluation.setting import References, Setting
 from biasgym_tl.instructions import NOTHING
