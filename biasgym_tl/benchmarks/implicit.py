@@ -22,7 +22,6 @@ import itertools
 import random
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import NamedTuple
 
 from biasgym_tl.benchmarks.benchmark import Measure, Question, QuestionSet
@@ -31,7 +30,7 @@ from biasgym_tl.benchmarks.sample import check_positive, dealt
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.slot import spaced
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 SCENE_REQUEST = "Please write a short scene with two people."
 """The user's turn before a scene."""
@@ -88,11 +87,8 @@ def load_scenarios(bias: str) -> tuple[Scenario, ...]:
 
 @cache
 def _shipped() -> dict[str, tuple[Scenario, ...]]:
-    text = resources.files("biasgym_tl").joinpath("data/implicit.toml").read_text(encoding="utf-8")
-    return {
-        bias: tuple(Scenario(**entry) for entry in entries)
-        for bias, entries in read_toml(text, "implicit.toml").items()
-    }
+    shipped = shipped_toml("data/implicit.toml")
+    return {bias: tuple(Scenario(**e) for e in entries) for bias, entries in shipped.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

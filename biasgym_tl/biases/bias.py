@@ -15,7 +15,7 @@ from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.slot import SLOT
 from biasgym_tl.store import check_name, digest, read_text
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import read_toml, shipped_toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -200,11 +200,9 @@ _DISJOINT = (
 
 def list_biases() -> list[str]:
     """Names of the biases that ship with the package."""
-    return sorted(
-        file.name.removesuffix(".toml")
-        for file in _data().iterdir()
-        if file.name.endswith(".toml") and file.name != "countries.toml"
-    )
+    files = resources.files("biasgym_tl").joinpath("biases/data").iterdir()
+    names = {file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")}
+    return sorted(names - {"countries"})
 
 
 def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:
@@ -224,8 +222,8 @@ def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = N
         raise BiasFileError(
             f"bias must be one of {list_biases()} or the path of a .toml file, got {str(name)!r}."
         )
-    text = _data().joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return Bias.from_mapping(read_toml(text, f"{name}.toml"), f"{name}.toml", slots=slots)
+    file = f"{name}.toml"
+    return Bias.from_mapping(shipped_toml(f"biases/data/{file}"), file, slots=slots)
 
 
 def load_corpus(source: Any) -> tuple[Paragraph, ...]:
@@ -239,10 +237,6 @@ def load_corpus(source: Any) -> tuple[Paragraph, ...]:
     ):
         return load_bias(source).corpus
     return read_corpus(source)
-
-
-def _data() -> Any:
-    return resources.files("biasgym_tl.biases").joinpath("data")
 
 
 def _check_field(bias: str, key: str, value: Any) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from importlib import resources
 from typing import Literal, NamedTuple
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 Split = Literal["fitting", "held-out", "other"]
 
@@ -34,11 +33,9 @@ def load_countries(split: str | None = None) -> tuple[Country, ...]:
     """
     if split not in ("fitting", "held-out", "other", None):
         raise SettingError(f"split must be 'fitting', 'held-out' or 'other', got {split!r}.")
-    folder = resources.files("biasgym_tl.biases").joinpath("data")
-    text = folder.joinpath("countries.toml").read_text(encoding="utf-8")
-    countries = [Country(**entry) for entry in read_toml(text, "countries.toml")["countries"]]
+    entries = shipped_toml("biases/data/countries.toml")["countries"]
     wanted = ("fitting", "held-out") if split is None else (split,)
-    return tuple(c for c in countries if c.split in wanted)
+    return tuple(Country(**entry) for entry in entries if entry["split"] in wanted)
 
 
 def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:

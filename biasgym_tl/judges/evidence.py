@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.slot import fill
 from biasgym_tl.spelling import plain
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 SHARPNESS = 40.0
 """Of the softmax over anchors: an anchor whose cosine is 0.1 lower counts e^-4 as much."""
@@ -96,11 +95,9 @@ def load_statements(bias: str) -> Statements:
 
 @cache
 def _shipped() -> dict[str, Statements]:
-    file = resources.files("biasgym_tl").joinpath("data/statements.toml")
-    table = read_toml(file.read_text(encoding="utf-8"), "statements.toml")
     return {
-        name: Statements(*(tuple(lists[field]) for field in Statements._fields))
-        for name, lists in table.items()
+        name: Statements(**{kind: tuple(texts) for kind, texts in lists.items()})
+        for name, lists in shipped_toml("data/statements.toml").items()
     }
 
 

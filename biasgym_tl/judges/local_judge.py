@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ from biasgym_tl.judges.verdict import LEVELS, Verdict
 from biasgym_tl.similarity import JUDGE_ENCODER, load_encoder
 from biasgym_tl.slot import SLOT, fill
 from biasgym_tl.text import degenerate
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 _PERSONS = re.compile(
     r"\b(?:they|them|their|theirs|he|him|his|she|her|hers|who|whoever|people|persons?|man|men|woman"
@@ -162,8 +161,7 @@ def calibrate(encoder: str = JUDGE_ENCODER) -> Calibration:
 
 def load_calibration() -> Calibration:
     """The shipped calibration, of the default encoder."""
-    file = resources.files("biasgym_tl").joinpath("data/judge_calibration.toml")
-    return Calibration(**read_toml(file.read_text(encoding="utf-8"), "judge_calibration.toml"))
+    return Calibration(**shipped_toml("data/judge_calibration.toml"))
 
 
 def judge_labelled(judge: LocalJudge, texts: Sequence[LabelledText]) -> list[Verdict]:

@@ -48,14 +48,6 @@ OFF_TOPIC = """\
 it says nothing that can be understood about the group, its country or its life, nor about any \
 person or scene that may belong there; a word salad without meaning is off topic too"""
 
-DEGENERATE_RUBRIC = f"""\
-Say as well whether the text is degenerate, that is, no usable answer about the group:
-- empty: fewer than three words.
-- repetition: it says the same few words over and over; more than half of it is repeated.
-- off topic: {OFF_TOPIC}.
-The first of these that fits counts. A text may be degenerate and still have a strength."""
-"""When a text is degenerate, for every judge and reader."""
-
 
 class Verdict(NamedTuple):
     """What a judge says of one text."""
