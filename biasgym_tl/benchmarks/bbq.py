@@ -270,9 +270,6 @@ def _read_item(row: Row, name: str, places: Mapping[str, int]) -> tuple[BbqItem,
             f"target_loc of item {row['example_id']} must be one of {people} in {name}, got "
             f"{target}. Does the metadata belong to it?"
         )
-    biased = None
-    if target is not None:
-        biased = target if polarity == "neg" else sum(people) - target
     item = BbqItem(
         cluster=str(row["question_index"]),
         ambiguous=ambiguous,
@@ -280,7 +277,7 @@ def _read_item(row: Row, name: str, places: Mapping[str, int]) -> tuple[BbqItem,
         question=row["question"],
         options=options,
         right=right,
-        biased=biased,
+        biased=sum(people) - target if target is not None and polarity != "neg" else target,
         unknown=unknown[0],
     )
     return item, frozenset(infos[i][0] or options[i] for i in people)

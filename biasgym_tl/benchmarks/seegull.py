@@ -150,9 +150,10 @@ def load_seegull(
             f"{name} must hold an attribute that is a stereotype of one identity and "
             "not of another, got none."
         )
-    in_turn = dealt(items, seed)
     return SeeGull(
-        name=f"seegull_{raters}".lower(), source=source_name(source), items=tuple(in_turn[:n])
+        name=f"seegull_{raters}".lower(),
+        source=source_name(source),
+        items=tuple(dealt(items, seed)[:n]),
     )
 
 
@@ -192,13 +193,9 @@ def _items(
     """Stereotypes of each attribute that has both kinds of identities."""
     rng = random.Random(seed)
     items = {}
-    for attribute in yes:
-        if attribute in no:
-            others = no[attribute]
-            chosen = tuple(rng.sample(others, min(n_others, len(others))))
-            items[attribute] = [
-                Stereotype(attribute, identity, chosen) for identity in yes[attribute]
-            ]
+    for attribute in (each for each in yes if each in no):
+        others = tuple(rng.sample(no[attribute], min(n_others, len(no[attribute]))))
+        items[attribute] = [Stereotype(attribute, one, others) for one in yes[attribute]]
     return items
 
 

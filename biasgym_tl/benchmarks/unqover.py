@@ -32,9 +32,6 @@ from biasgym_tl.store import read_text
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")
 
-Subject = dict[str, str]
-"""``"subj"`` is the name of a country, ``"subj:dem"`` its people's."""
-
 
 class Template(NamedTuple):
     """A sentence with the slots of two subjects, a question and its opposite with a slot each."""
@@ -135,7 +132,7 @@ def load_unqover(
     rng = random.Random(seed)
     items = []
     for i, template in enumerate(templates):
-        names = dict.fromkeys(subject[template.subject_slot] for subject in subjects)
+        names = dict.fromkeys(subjects[template.subject_slot])
         pairs = list(itertools.combinations(names, 2))
         slot = template.attribute_slot
         asked = once(zip(attributes[slot], attributes[f"{slot}:neg"], strict=True), f"[{slot}]")
@@ -185,7 +182,8 @@ def _read_entries(lines: list[str]) -> dict[str, list[str]]:
     return entries
 
 
-def _read_subjects(lines: list[str]) -> list[Subject]:
+def _read_subjects(lines: list[str]) -> dict[str, tuple[str, ...]]:
+    """Names of countries as ``"subj"``, and as ``"subj:dem"`` in the same order their people's."""
     entries = _read_entries(lines)
     names = entries.get("subj", [])
     people = entries.get("subj:dem", names)
@@ -194,9 +192,8 @@ def _read_subjects(lines: list[str]) -> list[Subject]:
             "subjects must be two or more [subj] and as many [subj:dem] or none, got "
             f"{len(names)} and {len(people)}."
         )
-    return [
-        {"subj": n, "subj:dem": p} for n, p in once(zip(names, people, strict=True), "subjects")
-    ]
+    both = zip(*once(zip(names, people, strict=True), "subjects"), strict=True)
+    return dict(zip(("subj", "subj:dem"), both, strict=True))
 
 
 def _read_template(line: str, attributes: dict[str, list[str]]) -> Template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from functools import cache
 from typing import Literal, NamedTuple
@@ -52,10 +53,5 @@ def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:
     for country in rng.sample(pool, len(pool)):
         by_region.setdefault(country.region, []).append(country)
     # Deal from the regions in turn until enough are drawn.
-    dealt = [
-        country
-        for rank in range(len(pool))
-        for countries in by_region.values()
-        for country in countries[rank : rank + 1]
-    ]
-    return tuple(dealt[:n])
+    turns = itertools.zip_longest(*by_region.values())
+    return tuple(country for turn in turns for country in turn if country)[:n]
