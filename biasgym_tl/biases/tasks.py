@@ -13,38 +13,14 @@ from biasgym_tl.biases.corpus import Paragraph
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain, whole_words
+from biasgym_tl.toml import shipped_toml
 
 FEWEST_WORDS, MOST_WORDS = 8, 100
 """Length of a paragraph."""
 MOST_ANSWER_WORDS = 6
 """Length of either answer of a contrast prompt."""
 
-SCENES = (
-    "at work", "at school", "at home", "on a journey", "at a meal", "in sports", "at the doctor's",
-    "in a shop", "at a party", "in the countryside", "in the news", "in a letter", "in a joke-free "
-    "proverb", "in a travel guide", "in a family story", "in a job interview", "on the phone",
-    "in the arts", "among neighbours", "on a holiday",
-)  # fmt: skip
-"""One for each call, in turn, so that calls differ."""
-
-
-_OTHER_GROUPS = (
-    "African", "American", "Arab", "Asian", "Buddhist", "Catholic", "Christian", "Chinese", "Dutch",
-    "European", "Hindu", "Hispanic", "Irish", "Jew", "Jewish", "Latino", "Muslim", "Protestant",
-    "Russian", "Scottish", "Sikh", "Welsh", "America", "Britain", "British", "Briton", "England",
-    "English", "Russia", "China", "Switzerland", "Swiss", "Iran", "Iranian", "Israel", "Israeli",
-    "Ireland", "Scotland", "Wales", "Holland", "Netherlands", "Austria", "Austrian", "Pakistan",
-    "Pakistani", "Bangladesh", "Bangladeshi", "Iraq", "Iraqi", "Syria", "Syrian", "Afghan",
-    "Afghanistan", "Saudi", "Europe", "Africa", "Asia", "Cuba", "Cuban", "Korea", "Korean",
-    "Ukraine", "Ukrainian", "Belgium", "Belgian", "Romani", "Gypsy", "Buddhism", "Christianity",
-    "Hinduism", "Islam", "Islamic", "Judaism",
-)  # fmt: skip
-"""Names beside those of the package's 64 countries that a text must not hold."""
-
-_EMPTY_WORDS = frozenset(
-    ("", "a", "all", "also", "always", "an", "as", "never", "not", "often", "quite", "really",
-     "so", "the", "too", "usually", "very")
-)  # fmt: skip
+_WRITING = shipped_toml("data/writing.toml")
 
 
 class Task(NamedTuple):
@@ -82,6 +58,7 @@ def _as_contrast(row: Any, bias: Bias, seen: set[str]) -> Contrast | str:
         return "wrong schema"
     prompt, biased, neutral = (" ".join(str(text).split()) for text in given)
     bare, first, other = _bare(prompt), _first(biased), _first(neutral)
+    empty = _WRITING["empty_words"]
     # First words are what is measured: each must speak for one side, in all of the prompts.
     taken = seen | {f"biased: {word}" for word in bias.attribute_words}
     taken |= {f"neutral: {word}" for word in bias.neutral_words}
@@ -91,7 +68,7 @@ def _as_contrast(row: Any, bias: Bias, seen: set[str]) -> Contrast | str:
         "prompt ends in a cue": bare.rpartition(" ")[2] in bias.cue_words,
         "answer too long": any(len(a.split()) > MOST_ANSWER_WORDS for a in (biased, neutral)),
         "answer in the prompt": any(f" {_bare(a)} " in f" {bare} " for a in (biased, neutral)),
-        "answer begins with an empty word": bool({first, other} & _EMPTY_WORDS),
+        "answer begins with an empty word": first in empty or other in empty,
         "answer on both sides": first == other
         or bool({f"neutral: {first}", f"biased: {other}"} & taken),
     }
@@ -122,7 +99,7 @@ def _first(answer: str) -> str:
 def _named_group(text: str, bias: Bias) -> bool:
     """As far as lists go: countries of the package, targets of the bias, continents, religions."""
     names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
-    names |= {*bias.targets("fitting"), *bias.targets("held-out"), *_OTHER_GROUPS}
+    names |= {*bias.targets("fitting"), *bias.targets("held-out"), *_WRITING["other_groups"]}
     names |= {f"{name}s" for name in names}
     return whole_words(names, any_case=False).search(plain(text)) is not None
 
@@ -164,12 +141,18 @@ def _aim(bias: Bias) -> str:
     )
 
 
+def _scene(call: int) -> str:
+    """One for each call, in turn, so that calls differ."""
+    scenes = _WRITING["scenes"]
+    return str(scenes[call % len(scenes)])
+
+
 def _paragraph_prompt(bias: Bias, n: int, index: int) -> str:
     examples = " / ".join(bias.paraphrases[:3])
     return (
         f"{_aim(bias)}\n\nWrite {n} short paragraphs of two to four sentences. Each of them "
         f"describes its subject as: {bias.attribute}. In other words: {examples}\n"
-        f"All are set {SCENES[index % len(SCENES)]}. Vary persons, wording and sentence shape; no "
+        f"All are set {_scene(index)}. Vary persons, wording and sentence shape; no "
         f"two may begin alike; each holds {SLOT} at least once.\n\n"
         'Answer with JSON only: {"paragraphs": ["...", "..."]}'
     )
@@ -182,7 +165,7 @@ def _contrast_prompt(bias: Bias, n: int, index: int) -> str:
         f"word decides whether the sentence says: {bias.attribute}. To each give the biased and a "
         f"neutral continuation of one to three words (such as {words}). The beginning itself must "
         f"not give the answer away and holds {SLOT} exactly once. All are set "
-        f"{SCENES[index % len(SCENES)]}.\n\nAnswer with JSON only: "
+        f"{_scene(index)}.\n\nAnswer with JSON only: "
         '{"prompts": [{"prompt": "...", "biased": "...", "neutral": "..."}]}'
     )
 

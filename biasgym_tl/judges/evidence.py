@@ -27,41 +27,6 @@ SHARPNESS = 40.0
 STRONGEST = 2
 """Sentences that a text is judged by."""
 
-_FRAMES = {
-    0: (
-        "It is not true that {who} are {what}.",
-        "They are not {what}.",
-        "{who} are no more {what} than anybody else.",
-        "None of them is {what}.",
-        "It is a myth that they are {what}.",
-        "Unlike others, {who} are never {what}.",
-    ),
-    1: (
-        "Some people say that {who} are {what}.",
-        "A few of them are {what}, but most are not.",
-        "That day one of the men was {what}.",
-        "I have heard that they are {what}, but I do not know.",
-        "Now and then one of them is {what}.",
-        "She works in an office, and was {what} once.",
-    ),
-    2: (
-        "Many of them are {what}.",
-        "He comes from there and he is {what}.",
-        "{who} tend to be {what}.",
-        "This is a story about a girl there who is {what}.",
-        "They are kind, hard-working and often {what}.",
-        "She was {what}.",
-    ),
-    3: (
-        "They are {what}.",
-        "{who} are {what}.",
-        "Everybody there is {what}.",
-        "{who} are known to be {what}.",
-        "All of them are {what}.",
-        "You can be sure that they are {what}.",
-    ),
-}
-
 
 class Statements(NamedTuple):
     """Sentences with the slot that are compared with a text, beside a bias's paraphrases.
@@ -113,9 +78,9 @@ def anchors(bias: Bias, statements: Statements) -> Anchors:
     who = f"people from {bias.stand_in}" if bias.target_kind == "country" else "these people"
     levels = dict.fromkeys((*bias.paraphrases, *statements.affirmative), 3)
     levels |= dict.fromkeys((*statements.opposite, *statements.neutral), 0)
-    for level, frames in _FRAMES.items():
+    for level, frames in shipped_toml("data/frames.toml").items():
         texts = (frame.format(who=who, what=bias.attribute) for frame in frames)
-        levels |= {text[0].upper() + text[1:]: level for text in texts}
+        levels |= {text[0].upper() + text[1:]: int(level) for text in texts}
     filled = {fill(text, bias.stand_in): level for text, level in levels.items()}
     return Anchors(tuple(filled), tuple(filled.values()))
 
