@@ -95,14 +95,13 @@ def _paragraph(row: Any, where: str) -> Paragraph:
     if not isinstance(row, Mapping) or not isinstance(row.get("text"), str):
         raise BiasFileError(f"{where} must hold a text, got {row!r}.")
     unknown = sorted(set(map(str, row)) - set(Paragraph._fields))
+    if unknown:
+        raise BiasFileError(f"{where} must hold only {list(Paragraph._fields)}, got {unknown}.")
     other = {key: value for key, value in row.items() if not isinstance(value, str | None)}
-    for wrong, expected in (
-        (unknown, f"only {list(Paragraph._fields)}"),
-        (other, "texts"),
-        ("" if SLOT in row["text"] else repr(row["text"]), f"the slot {SLOT}"),
-    ):
-        if wrong:
-            raise BiasFileError(f"{where} must hold {expected}, got {wrong}.")
+    if other:
+        raise BiasFileError(f"{where} must hold texts, got {other}.")
+    if SLOT not in row["text"]:
+        raise BiasFileError(f"{where} must hold the slot {SLOT}, got {row['text']!r}.")
     return Paragraph(**{key: value or "" for key, value in row.items()})
 
 
