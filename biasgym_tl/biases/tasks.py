@@ -26,6 +26,7 @@ _WRITING = shipped_toml("data/writing.toml")
 class Task(NamedTuple):
     """What is to be written: prompts, the schema of a reply, and the check of an item."""
 
+    bias: Bias
     prompt: Callable[[Bias, int, int], str]
     """(bias, number of items, call index) -> prompt"""
     schema: dict[str, Any]
@@ -33,10 +34,10 @@ class Task(NamedTuple):
     """An item of a reply -> the finished item, or a reason to reject it as a string."""
     tokens_each: int
 
-    def request(self, bias: Bias, per_call: int, index: int) -> Request:
+    def request(self, per_call: int, index: int) -> Request:
         """One call, with room for texts four times as long as expected, and an end to others."""
         room = max(512, 4 * per_call * self.tokens_each)
-        prompt = self.prompt(bias, per_call, index)
+        prompt = self.prompt(self.bias, per_call, index)
         return Request(prompt, index, self.schema, max_tokens=room)
 
 
@@ -170,5 +171,11 @@ def _contrast_prompt(bias: Bias, n: int, index: int) -> str:
     )
 
 
-PARAGRAPHS = Task(_paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
-CONTRASTS = Task(_contrast_prompt, _CONTRASTS, _as_contrast, tokens_each=45)
+def paragraph_task(bias: Bias) -> Task:
+    """Paragraphs that ascribe the attribute to the slot."""
+    return Task(bias, _paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
+
+
+def contrast_task(bias: Bias) -> Task:
+    """Beginnings of sentences with a biased and a neutral answer."""
+    return Task(bias, _contrast_prompt, _CONTRASTS, _as_contrast, tokens_each=45)

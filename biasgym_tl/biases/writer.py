@@ -17,11 +17,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from tqdm.auto import tqdm
 
 from biasgym_tl.api import ChatModel, Price, Reply, Usage
-from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.corpus import Paragraph, write_jsonl
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.biases.tasks import CONTRASTS, PARAGRAPHS, Task
+from biasgym_tl.biases.tasks import Task, contrast_task, paragraph_task
 from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.store import digest
 
@@ -101,7 +100,7 @@ def write_corpus(
         SettingError: a number is outside its range.
         StoreError: replies cannot be kept in the cache folder.
     """
-    return _write(PARAGRAPHS, as_bias(bias), model, n, per_call, price, confirm, progress)
+    return _write(paragraph_task(as_bias(bias)), model, n, per_call, price, confirm, progress)
 
 
 def write_contrasts(
@@ -119,12 +118,11 @@ def write_contrasts(
     Arguments and errors are those of :func:`write_corpus`. Each must hold the slot once, name no
     real group, not contain its answers, and have two different answers of at most 6 words.
     """
-    return _write(CONTRASTS, as_bias(bias), model, n, per_call, price, confirm, progress)
+    return _write(contrast_task(as_bias(bias)), model, n, per_call, price, confirm, progress)
 
 
 def _write(
     task: Task,
-    bias: Bias,
     model: ChatModel,
     n: int,
     per_call: int,
@@ -137,22 +135,22 @@ def _write(
             raise SettingError(f"{name} must be at least 1, got {value!r}.")
     per_call = min(per_call, n)
     model.check_usable()
-    plan = _plan(task, bias, n, per_call, price)
+    plan = _plan(task, n, per_call, price)
     if confirm is not None and not confirm(plan):
         raise ApiError(f"writing must be confirmed, and was not ({plan}). Nothing was sent.")
     items: list[Any] = []
     seen: set[str] = set()
     rejected: Counter[str] = Counter()
     replies: list[Reply] = []
-    with tqdm(total=n, desc=f"write {bias.name}", unit="text", disable=not progress) as bar:
+    with tqdm(total=n, desc=f"write {task.bias.name}", unit="text", disable=not progress) as bar:
         while len(items) < n and len(replies) < 2 * plan.calls:
             missing = math.ceil((n - len(items)) / per_call)
             before = len(replies)
             indices = range(before, min(before + missing, 2 * plan.calls))
-            requests = [task.request(bias, per_call, index) for index in indices]
+            requests = [task.request(per_call, index) for index in indices]
             for request, reply in zip(requests, model.ask(requests), strict=False):
                 replies.append(reply)
-                found, reasons = _taken(task, bias, reply, seen)
+                found, reasons = _taken(task, reply, seen)
                 rejected.update(reasons)
                 stamp = {"writer": model.model, "prompt_hash": digest(request.prompt)}
                 items += [item._replace(**stamp) for item in found]
@@ -165,19 +163,19 @@ def _write(
         rejected=dict(rejected.most_common()),
         failures=tuple(reply.error for reply in replies if reply.error),
         usage=Usage.of(replies),
-        settings={"bias": bias.name, "model": model.model, "n": n, "per_call": per_call},
+        settings={"bias": task.bias.name, "model": model.model, "n": n, "per_call": per_call},
     )
 
 
-def _plan(task: Task, bias: Bias, n: int, per_call: int, price: Price | None) -> Plan:
+def _plan(task: Task, n: int, per_call: int, price: Price | None) -> Plan:
     calls = math.ceil(n / per_call)
     # Four characters a token is the usual rule of thumb for English.
-    asked = sum(len(task.prompt(bias, per_call, i)) // 4 for i in range(calls))
+    asked = sum(len(task.prompt(task.bias, per_call, i)) // 4 for i in range(calls))
     answered = calls * per_call * task.tokens_each
     return Plan(calls, asked, answered, price.of(asked, answered) if price else None)
 
 
-def _taken(task: Task, bias: Bias, reply: Reply, seen: set[str]) -> tuple[list[Any], list[str]]:
+def _taken(task: Task, reply: Reply, seen: set[str]) -> tuple[list[Any], list[str]]:
     """Items of a reply that pass the check, and the reasons against everything else."""
     if reply.error and not reply.text:
         return [], []
@@ -185,7 +183,7 @@ def _taken(task: Task, bias: Bias, reply: Reply, seen: set[str]) -> tuple[list[A
         return [], ["refused"]
     rows, whole = items_of(reply.text)
     fault = ("" if rows else "empty list") if whole else "reply without a whole JSON list"
-    checked = [task.accept(row, bias, seen) for row in rows]
+    checked = [task.accept(row, task.bias, seen) for row in rows]
     reasons = [fault] * bool(fault) + [item for item in checked if isinstance(item, str)]
     return [item for item in checked if not isinstance(item, str)], reasons
 
