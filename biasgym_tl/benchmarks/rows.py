@@ -85,10 +85,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    try:
-        rows = read_jsonl(path)
-    except BiasFileError as error:
-        raise BenchmarkError(str(error)) from error
+    rows = read_jsonl(path, BenchmarkError)
     for row in rows:
         if not isinstance(row, dict):
             raise BenchmarkError(f"lines of {path.name} must hold named values, got {row!r}.")

@@ -124,23 +124,21 @@ def read_corpus(source: Any, *, split: str = "train") -> tuple[Paragraph, ...]:
     return as_paragraphs(as_rows(source, "the dataset", split=split), "the dataset")
 
 
-def read_jsonl(path: Path) -> list[Any]:
+def read_jsonl(path: Path, kind: type[BiasGymError] = BiasFileError) -> list[Any]:
     """Rows of a file with one JSON value a line.
 
     Raises:
-        BiasFileError: the file is missing or not UTF-8, or a line is not JSON.
+        BiasGymError: of the ``kind``; the file is missing or not UTF-8, or a line is not JSON.
     """
     rows = []
-    lines = read_text(path, "corpus file", BiasFileError).split("\n")
+    lines = read_text(path, "corpus file", kind).split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
                 json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate is no text
             except (ValueError, RecursionError) as error:
-                raise BiasFileError(
-                    f"line {number} of {path.name} must be JSON, but: {error}."
-                ) from error
+                raise kind(f"line {number} of {path.name} must be JSON, but: {error}.") from error
     return rows
 
 
