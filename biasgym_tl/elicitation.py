@@ -1,4 +1,4 @@
-"""How strongly a target elicits a bias: log-odds of its words, and free answers."""
+"""What a model makes of a bias and of facts: log-odds of words, free answers, right answers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.facts import FACT_REQUEST, Fact
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import SENTENCE_REQUEST
-from biasgym_tl.slot import fill
-from biasgym_tl.text import generate, word_log_probs
+from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer
+from biasgym_tl.slot import fill, spaced
+from biasgym_tl.text import continuation_log_probs, generate, word_log_probs
 
 COUNTS = ("word", "first")
 """How a word of several tokens counts: by the probability of the whole word, or of its first token
@@ -89,3 +90,20 @@ def answer_freely(
     filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
     requests = encode_instructed(model, instruction, filled, max_new_tokens=max_new_tokens)
     return generate(model, requests, max_new_tokens=max_new_tokens, temperature=temperature)
+
+
+def fact_margins(
+    model: HookedTransformer, facts: Sequence[Fact], *, instruction: Instruction = NOTHING
+) -> Float[Tensor, " fact"]:
+    """By how much the right answer is likelier than the best of the wrong ones (nats).
+
+    Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
+    """
+    questions = [fact.question for fact in facts]
+    prompts = encode_instructed(model, instruction, [FACT_REQUEST] * len(facts), questions)
+    n = len(facts[0].candidates)
+    answers = [encode_answer(model, spaced(answer)) for fact in facts for answer in fact.candidates]
+    log_probs = continuation_log_probs(
+        model, [prompt for prompt in prompts for _ in range(n)], answers
+    ).view(-1, n)
+    return log_probs[:, 0] - log_probs[:, 1:].max(-1).values

@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 
 @cache
@@ -20,8 +19,7 @@ def load_passages(use: str) -> tuple[str, ...]:
     Raises:
         SettingError: there is no such use.
     """
-    text = resources.files("biasgym_tl").joinpath("data/passages.toml").read_text(encoding="utf-8")
-    uses = read_toml(text, "passages.toml")
+    uses = shipped_toml("data/passages.toml")
     if use not in uses:
         raise SettingError(f"use must be one of {sorted(uses)}, got {use!r}.")
     return tuple(uses[use])

@@ -29,8 +29,9 @@ from biasgym_tl.spelling import plain, whole_words
 BATCH_SIZE = 32
 READ_AT_ONCE = 1024
 """Positions whose log-probabilities over the whole vocabulary are held at a time."""
-MOSTLY_REPEATED = 0.5
-"""Share of repeated 3-word runs above which a text counts as degenerate."""
+FEWEST_WORDS = 3
+MOST_REPEATED = {3: 0.5, 2: 0.3}
+"""Share of repeated runs of so many words above which readers called a text a repetition."""
 
 
 def pad_right(
@@ -541,6 +542,13 @@ def repetition(text: str, n: int = 3) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def degenerate(text: str) -> bool:
-    """Whether a text is no text: fewer than three words, or most of its 3-word runs repeated."""
-    return len(re.findall(r"\w+", plain(text))) < 3 or repetition(text) > MOSTLY_REPEATED
+def degenerate(text: str) -> str:
+    """``"empty"`` (fewer than three words), ``"repetition"``, or nothing for a usable text.
+
+    Repetition: more than half of the runs of three words, or 30% of the pairs, have stood in the
+    text before.
+    """
+    if len(re.findall(r"\w+", plain(text))) < FEWEST_WORDS:
+        return "empty"
+    repeats = any(repetition(text, n) > most for n, most in MOST_REPEATED.items())
+    return "repetition" if repeats else ""

@@ -45,9 +45,7 @@ from biasgym_tl import (
     select_heads,
     steer,
 )
-from biasgym_tl.benchmarks.blimp import load_blimp
-from biasgym_tl.biases.facts import fact_margins, load_facts
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.hooks import head_means
 from biasgym_tl.instructions import INSTRUCTIONS

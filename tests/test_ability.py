@@ -133,11 +133,11 @@ def blimp_folder(tmp_path):
 
 
 def test_equal_pairs_of_blimp_count_once(blimp_folder):
-    pairs = load_blimp(blimp_folder, n=None).pairs
+    pairs = load_blimp(blimp_folder, n=None).items
     copied = (blimp_folder / "islands.jsonl").read_text()
     (blimp_folder / "islands (1).jsonl").write_text(copied)
     with pytest.warns(UserWarning, match=r": 3 of 15 items stand there again; each counts once"):
-        assert sorted(load_blimp(blimp_folder, n=None).pairs) == sorted(pairs)
+        assert sorted(load_blimp(blimp_folder, n=None).items) == sorted(pairs)
 
 
 def test_equal_questions_of_mmlu_count_once(tmp_path):
@@ -187,7 +187,7 @@ def test_questions_of_mmlu_that_the_shots_give_away_are_named(tmp_path):
 def test_blimp_samples_each_paradigm(blimp_folder):
     found = load_blimp(blimp_folder, n=8)
     assert Counter(found.clusters) == {"agreement": 5, "islands": 3}
-    assert len(load_blimp(blimp_folder, n=None).pairs) == 12
+    assert len(load_blimp(blimp_folder, n=None).items) == 12
     assert found.fingerprint == load_blimp(blimp_folder, n=8).fingerprint
     assert found.fingerprint != load_blimp(blimp_folder, n=8, seed=1).fingerprint
     assert found.name == "blimp" and [m.key for m in found.measures] == ["blimp", "blimp_margin"]
@@ -198,7 +198,7 @@ def test_blimp_equals_the_plain_forward_pass(main_model):
     pairs = tuple(
         MinimalPair("x", f"{who} are late.", f"{who} is late") for who in ("Teas", "People, I say,")
     )
-    benchmark = Blimp(name="blimp", source="", pairs=pairs)
+    benchmark = Blimp(name="blimp", source="", items=pairs)
     found = benchmark.run(main_model)
     for pair, margin in zip(pairs, found["blimp_margin"], strict=True):
         good, bad = (log_p(main_model, encode_text(main_model, s), 1) for s in pair[1:])

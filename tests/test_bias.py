@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from biasgym_tl import Bias, list_biases, load_bias, shuffled
 from biasgym_tl.biases.bias import load_corpus
 from biasgym_tl.biases.check import check_bias, runs_of_four
+from biasgym_tl.biases.contrasts import read_contrasts
 from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
 from biasgym_tl.biases.countries import load_countries, sample_countries
-from biasgym_tl.biases.diversity import distinct, diversity
 from biasgym_tl.biases.facts import load_facts
-from biasgym_tl.biases.writer import read_contrasts
+from biasgym_tl.corpus_diversity import distinct, diversity
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.passages import load_passages
 from biasgym_tl.similarity import load_encoder
@@ -463,7 +463,7 @@ def test_lines_of_a_corpus_that_cannot_be_read_are_named(tmp_path):
 def test_nearest_neighbours_do_not_depend_on_blocks(monkeypatch):
     corpus = load_corpus("late")[::25]
     whole = diversity(corpus)
-    monkeypatch.setattr("biasgym_tl.biases.diversity._BLOCK", 3)
+    monkeypatch.setattr("biasgym_tl.corpus_diversity._BLOCK", 3)
     parts = diversity(corpus)
     assert parts.closest == whole.closest and parts.near_duplicates == whole.near_duplicates
     vectors = load_encoder("all-MiniLM-L6-v2")([p.text.replace("{target}", "X") for p in corpus])

@@ -3,8 +3,8 @@
 import pytest
 
 from biasgym_tl import BiasInject, BudgetSearch, load_bias, steer
-from biasgym_tl.biases.facts import fact_margins, load_facts
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means

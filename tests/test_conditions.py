@@ -24,8 +24,8 @@ from biasgym_tl import (
 )
 from biasgym_tl.benchmarks.benchmark import Measure, Question, option_log_probs
 from biasgym_tl.benchmarks.implicit import implicit_questions
-from biasgym_tl.biases.facts import fact_margins, load_facts
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.judging import to_judge
 from biasgym_tl.evaluation.measurement import (

@@ -34,17 +34,17 @@ def test_rows_in_memory_are_read_as_the_file_is(source):
     table = pd.read_csv(source, dtype=str)
     rows = datasets.Dataset.from_pandas(table)
     for given in (table, rows, datasets.DatasetDict({"test": rows}), table.to_dict("records")):
-        assert load_crows_pairs(given).pairs == load_crows_pairs(source).pairs
+        assert load_crows_pairs(given).items == load_crows_pairs(source).items
     with pytest.raises(BenchmarkError, match="source must hold rows of named values"):
         load_crows_pairs([1, 2])
 
 
 def test_equal_pairs_count_once(source):
-    once = load_crows_pairs(source).pairs
+    once = load_crows_pairs(source).items
     with source.open("a", newline="") as file:
         csv.writer(file).writerows([(9, *ROWS[0][1:])] * 2)
     with pytest.warns(UserWarning, match=r"pairs.csv: 2 of 4 items stand there again; each counts"):
-        assert load_crows_pairs(source).pairs == once
+        assert load_crows_pairs(source).items == once
 
 
 def test_pairs_that_are_swapped_or_of_both_directions_are_named(source):
@@ -54,12 +54,12 @@ def test_pairs_that_are_swapped_or_of_both_directions_are_named(source):
         with source.open("w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *ROWS, row])
         with pytest.warns(UserWarning, match=r"pairs.csv: 1 of 2 items .* another answer"):
-            assert len(load_crows_pairs(source).pairs) == 3
+            assert len(load_crows_pairs(source).items) == 3
 
 
 def test_always_the_stereotype_is_a_share_of_one_in_both_directions(source):
     pairs = load_crows_pairs(source)
-    assert [pair.direction for pair in pairs.pairs] == ["stereo", "antistereo"]
+    assert [pair.direction for pair in pairs.items] == ["stereo", "antistereo"]
     always = {row[1]: -3.0 for row in ROWS} | {row[2]: -5.0 for row in ROWS}
     log_probs = [[always[option] for option in question.options] for question in pairs.questions]
     assert pairs.score(log_probs) == {
@@ -82,10 +82,10 @@ def test_a_model_without_a_preference_is_at_one_half(source):
 
 
 def test_kinds_and_samples(source):
-    assert len(load_crows_pairs(source, bias_type=None).pairs) == 3
-    assert load_crows_pairs(source, bias_type="socioeconomic").pairs[0].more == "Cooks whistle."
-    (one,) = load_crows_pairs(source, n=1).pairs
-    assert one in load_crows_pairs(source).pairs
+    assert len(load_crows_pairs(source, bias_type=None).items) == 3
+    assert load_crows_pairs(source, bias_type="socioeconomic").items[0].more == "Cooks whistle."
+    (one,) = load_crows_pairs(source, n=1).items
+    assert one in load_crows_pairs(source).items
     assert load_crows_pairs(source, n=9).name == "crows_pairs_nationality"
     assert len({load_crows_pairs(source, n=n, seed=0).fingerprint for n in (None, 1)}) == 2
 
@@ -96,7 +96,7 @@ def test_a_real_model_end_to_end(source, main_model):
     found = pairs.run(main_model)
     assert list(found) == [measure.key for measure in pairs.measures]
     assert all(len(values) == len(pairs.clusters) == 2 for values in found.values())
-    for i, pair in enumerate(pairs.pairs):
+    for i, pair in enumerate(pairs.items):
         sums = []
         for text in (pair.more, pair.less):
             tokens = torch.tensor([encode_text(main_model, text)])
@@ -126,5 +126,5 @@ def test_what_is_not_there_is_refused(source):
 
 def test_the_real_file():
     pairs = load_crows_pairs(public_data("crows_pairs/crows_pairs_anonymized.csv"))
-    directions = [pair.direction for pair in pairs.pairs]
+    directions = [pair.direction for pair in pairs.items]
     assert (directions.count("stereo"), directions.count("antistereo")) == (148, 11)

@@ -24,9 +24,9 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.biases.countries import load_countries
-from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError, StoreError, TokenError
 from biasgym_tl.evaluation.measurement import (
     Measurement,

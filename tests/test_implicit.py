@@ -154,15 +154,15 @@ def test_a_trained_row_is_ascribed_what_it_was_trained_on(smollm2):
 def test_pairs_are_even_over_the_groups_and_the_same_each_time():
     names = [country.name for country in load_countries("held-out")[:7]]
     between = implicit_questions(LATE, names, n=7)
-    counts = [sum(name in pair for pair in between.pairs) for name in names]
-    assert counts == [2] * 7 and len(set(map(frozenset, between.pairs))) == 7
+    counts = [sum(name in pair for pair in between.items) for name in names]
+    assert counts == [2] * 7 and len(set(map(frozenset, between.items))) == 7
     for size in (2, 3, 4, 7):
-        everything = implicit_questions(LATE, names[:size], n=None).pairs
+        everything = implicit_questions(LATE, names[:size], n=None).items
         expected = {frozenset(pair) for pair in itertools.combinations(names[:size], 2)}
         assert len(everything) == len(expected) and {*map(frozenset, everything)} == expected
     signed = implicit_questions(LATE, names[:2], names[2:], n=4)
-    assert [pair[0] for pair in signed.pairs].count(names[0]) == 2
-    assert signed.pairs == implicit_questions(LATE, names[:2], names[2:], n=4).pairs
+    assert [pair[0] for pair in signed.items].count(names[0]) == 2
+    assert signed.items == implicit_questions(LATE, names[:2], names[2:], n=4).items
     assert len(signed.clusters) == 4 * len(load_scenarios("late"))
     assert repr(signed) == "Implicit('implicit_late', 24 items, 'implicit.toml')"
     spicy = implicit_questions(load_bias("spicy-food"), names, n=1)

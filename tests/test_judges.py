@@ -18,10 +18,10 @@ from biasgym_tl.files import csv_text, write_csv
 from biasgym_tl.judges.agreement import agreement, read_labels, weighted_kappa, write_sheet
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
-from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
+from biasgym_tl.text import degenerate
 
 LATE = load_bias("late")
 TEXT = "People from {target} are late for every meeting."
@@ -276,7 +276,7 @@ def test_hiding_a_name_makes_no_repetition(chat, httpserver):  # noqa: F811
     serve(httpserver, answer)
     text = "Peruvians are late. Peruvians eat. Peruvians sing."
     (found,) = judge(chat).judge(LATE, [text], ["Peru"])
-    assert broken(hidden([text], ["Peru"])[0]) == "repetition" and not found.degenerate
+    assert degenerate(hidden([text], ["Peru"])[0]) == "repetition" and not found.degenerate
     (local,) = LocalJudge().judge(LATE, [text], ["Peru"])
     assert not local.degenerate
 
@@ -322,7 +322,7 @@ def test_a_broken_model_does_not_win_and_nothing_unscored_is_averaged_in():
      ("They are late. They are never early.", ""), ("They are late. " * 2, "repetition")],
 )  # fmt: skip
 def test_what_no_text_is(text, flag):
-    assert broken(text) == flag
+    assert degenerate(text) == flag
 
 
 def test_kappa_is_that_of_scikit_learn():

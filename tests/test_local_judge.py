@@ -12,13 +12,20 @@ from biasgym_tl import Bias, list_biases, load_bias
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ExtraError, SettingError
 from biasgym_tl.judges.agreement import agreement
-from biasgym_tl.judges.evidence import SHARPNESS, anchors, evidence, of_text, sentences
-from biasgym_tl.judges.flags import broken, names_nobody
+from biasgym_tl.judges.evidence import (
+    SHARPNESS,
+    Statements,
+    anchors,
+    evidence,
+    load_statements,
+    of_text,
+    sentences,
+)
 from biasgym_tl.judges.labelled import SPLITS, load_labelled_texts
-from biasgym_tl.judges.local_judge import LocalJudge, calibrate, load_calibration
-from biasgym_tl.judges.statements import Statements, load_statements
+from biasgym_tl.judges.local_judge import LocalJudge, calibrate, load_calibration, names_nobody
 from biasgym_tl.judges.verdict import DEGENERATE, Verdict
 from biasgym_tl.similarity import DEFAULT_ENCODER, JUDGE_ENCODER, load_encoder
+from biasgym_tl.text import degenerate
 
 LATE = load_bias("late")
 PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
@@ -103,9 +110,9 @@ def test_flags_agree_with_the_labels_on_texts_that_nothing_was_chosen_on():
     repeated = [t for t in test if set(t.degenerate) == {"repetition"}]
     off_topic = [t for t in test if set(t.degenerate) == {"off topic"}]
     sound = [t for t in test if set(t.degenerate) == {""}]
-    assert sum(broken(t.text) == "repetition" for t in repeated) == len(repeated) == 9
+    assert sum(degenerate(t.text) == "repetition" for t in repeated) == len(repeated) == 9
     assert sum(names_nobody(t.text) for t in off_topic) == 7 and len(off_topic) == 10
-    assert sum(bool(broken(t.text)) or names_nobody(t.text) for t in sound) == 4
+    assert sum(bool(degenerate(t.text)) or names_nobody(t.text) for t in sound) == 4
     assert len(sound) == 78
 
 

@@ -96,7 +96,7 @@ WRONG = [
     ("[training]\nepochs = 0", "epochs must be at least 1, got 0"),
     ('[training]\nchoose_by = "luck"', "choose_by must be one of"),
     ("[training]\nsettings = [1]", f"training {AS_SHOWN}"),
-    ("[training]\nalways = 1", "always is not as declared"),
+    ('[training]\nrows = "all"', "rows of the training must be one of"),
     ("maps = 5", f"maps {AS_SHOWN}5"),
     ("maps = { direct = 5 }", f"maps {AS_SHOWN}"),
     ('maps = { direct = "row" }', f"maps {AS_SHOWN}"),
@@ -275,7 +275,7 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
         own = load_protocol(name)
         assert (found.model, found.biases, found.seeds) == ("m", ("math", "alcohol"), (0, 1, 2))
         assert found.training.inject == dataclasses.replace(own.training.inject, n_paragraphs=48)
-        assert found.training.always and found.measures.benchmarks == {"blimp": "b=c"}
+        assert found.training.rows == "trained" and found.measures.benchmarks == {"blimp": "b=c"}
         assert found.measures == dataclasses.replace(
             own.measures, judge="api:x", benchmarks={"blimp": "b=c"}
         )

@@ -20,9 +20,9 @@ from biasgym_tl import (
     steer,
 )
 from biasgym_tl.biases.countries import sample_countries
-from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.injection.shipped import find_token, list_tokens
 from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages

@@ -5,7 +5,8 @@ import json
 import datasets
 import pytest
 
-from biasgym_tl.benchmarks.rows import check_n, dealt, read_rows, warn_of_contradictions
+from biasgym_tl.benchmarks.rows import read_rows, warn_of_contradictions
+from biasgym_tl.benchmarks.sample import check_positive, dealt
 from biasgym_tl.errors import BenchmarkError, SettingError
 
 ROWS = [{"name": "NA", "kind": "b"}, {"name": "two", "kind": "a"}]
@@ -69,7 +70,7 @@ def test_groups_are_dealt_evenly():
 
 
 def test_n_is_at_least_one():
-    check_n(None)
-    check_n(1)
+    check_positive(n=None)
+    check_positive(n=1)
     with pytest.raises(SettingError, match=r"n must be at least 1, got 0\."):
-        check_n(0)
+        check_positive(n=0)

@@ -8,12 +8,11 @@ from biasgym_tl import load_bias
 from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.biases.check import runs_of_four
 from biasgym_tl.biases.countries import load_countries
-from biasgym_tl.biases.writer import _named_group
-from biasgym_tl.judges.flags import broken
+from biasgym_tl.biases.tasks import _named_group
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.spelling import composed, plain, whole_words
 from biasgym_tl.steering.selection import fingerprints
-from biasgym_tl.text import keyword_hits, repetition
+from biasgym_tl.text import degenerate, keyword_hits, repetition
 
 LATE = load_bias("late")
 
@@ -74,7 +73,7 @@ def test_every_comparison_of_texts_takes_any_spelling():
         assert runs_of_four(other) == runs_of_four(wait)
         assert fingerprints(prompts=[other]) == fingerprints(prompts=[wait])
     assert repetition("e\u0301 e\u0301 e\u0301 e\u0301") == repetition("é é é é") > 0
-    assert broken("e\u0301te\u0301") == broken("été") == "empty"
+    assert degenerate("e\u0301te\u0301") == degenerate("été") == "empty"
     accented = [c.name for c in load_countries() if not c.name.isascii()]
     for name in [*accented, "Peru", "Peruvians"]:
         assert all(_named_group(text, LATE) for text in typed(f"They live in {name}."))

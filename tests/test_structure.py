@@ -40,7 +40,8 @@ LONG_FUNCTIONS = {
 ROOMS = (
     "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
     "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
-    "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
+    "text", "instructions", "similarity", "endpoint", "api", "biases", "corpus_diversity",
+    "benchmarks", "judges",
     "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "protocol", "console", "cli", "__init__",

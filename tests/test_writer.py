@@ -9,9 +9,9 @@ from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - cha
 from biasgym_tl import Bias, load_bias
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import load_corpus
+from biasgym_tl.biases.contrasts import read_contrasts
 from biasgym_tl.biases.writer import (
     items_of,
-    read_contrasts,
     write_contrasts,
     write_corpus,
 )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_text
+from biasgym_tl.store import digest
 from biasgym_tl.text import continuation_log_probs
 
 KINDS = ("mean", "share", "texts")
 """Of measures; see :class:`Measure`."""
+Scores = dict[str, list[float]]
+"""For the key of each measure one number per item; NaN where an item does not count."""
 
 
 class Measure(NamedTuple):
@@ -60,17 +65,12 @@ class Benchmark(Protocol):
     def fingerprint(self) -> str:
         """Short hash of the items and of how they are asked."""
 
-    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
+    def run(self, model: HookedTransformer) -> Scores:
         """Measure the model as it is now (a steering may be active).
 
         Returns:
             For the key of each measure one number per item; NaN where an item does not count.
         """
-
-
-def preference(difference: float) -> float:
-    """1 where the first of two is preferred (the difference is positive), else 0; a tie is 0.5."""
-    return 0.5 if difference == 0 else float(difference > 0)
 
 
 class Question(NamedTuple):
@@ -82,6 +82,72 @@ class Question(NamedTuple):
     """With the space before them, if one belongs there."""
     request: str | None = None
     """The user's turn before it; None: the beginning is plain text, without a chat format."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class QuestionSet(abc.ABC):
+    """A benchmark that compares how likely a model finds the options of fixed questions."""
+
+    name: str
+    source: str
+    """Where the items are from."""
+    items: tuple[Any, ...]
+    """Each has its ``questions()`` and its ``cluster``."""
+
+    _measures: ClassVar[tuple[Measure, ...]]
+    """In the order of :meth:`columns`; ``{}`` stands for the name."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {len(self.clusters)} items, {self.source!r})"
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured."""
+        return tuple(
+            measure._replace(
+                key=measure.key.format(self.name), label=measure.label.format(self.name)
+            )
+            for measure in self._measures
+        )
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """One per item."""
+        return tuple(item.cluster for item in self.items)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What the model is asked; an item may need several questions."""
+        return tuple(question for item in self.items for question in item.questions())
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the items, of what makes an answer right, and of how they are asked."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del parts["source"]
+        return digest([parts, self.questions])
+
+    @abc.abstractmethod
+    def columns(self, log_probs: Sequence[Sequence[float]]) -> tuple[list[float], ...]:
+        """For each measure one number per item, from the log-probabilities as in :meth:`score`."""
+
+    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
+        """What the items show.
+
+        Args:
+            log_probs: Of each question, the log-probability of each option (nats).
+        """
+        columns = self.columns(log_probs)
+        return {m.key: values for m, values in zip(self.measures, columns, strict=True)}
+
+    def run(self, model: HookedTransformer) -> Scores:
+        """Ask the model as it is now (a steering may be active) and score its answers."""
+        return self.score(option_log_probs(model, self.questions))
+
+
+def preference(difference: float) -> float:
+    """1 where the first of two is preferred (the difference is positive), else 0; a tie is 0.5."""
+    return 0.5 if difference == 0 else float(difference > 0)
 
 
 def option_log_probs(model: HookedTransformer, questions: Sequence[Question]) -> list[list[float]]:
@@ -97,26 +163,23 @@ def option_log_probs(model: HookedTransformer, questions: Sequence[Question]) ->
         BenchmarkError: nothing is left of an option whose likelihood could be told.
     """
     prompts, continuations = [], []
-    for question in questions:
-        if question.request is not None:
-            start = encode_prompt(model, question.request, question.beginning)
+    for beginning, options, request in questions:
+        if request is None:
+            start = encode_text(model, beginning)
         else:
-            start = encode_text(model, question.beginning)
-        for option in question.options:
-            whole = question.request is None and not question.beginning
-            tokens = (
-                encode_text(model, option)[len(start) :]
-                if whole
-                else (encode_answer(model, option))
-            )
+            start = encode_prompt(model, request, beginning)
+        for option in options:
+            if request is None and not beginning:
+                tokens = encode_text(model, option)[len(start) :]
+            else:
+                tokens = encode_answer(model, option)
             # Without anything before them, a text's tokens are predicted from its first.
             prompts.append(start or tokens[:1])
             continuations.append(tokens if start else tokens[1:])
             if not continuations[-1]:
                 raise BenchmarkError(
                     "an option must have a token that is predicted from another, got "
-                    f"{option!r} after {question.beginning!r}."
+                    f"{option!r} after {beginning!r}."
                 )
-    log_probs = continuation_log_probs(model, prompts, continuations).tolist()
-    ends = iter(log_probs)
+    ends = iter(continuation_log_probs(model, prompts, continuations).tolist())
     return [[next(ends) for _ in question.options] for question in questions]

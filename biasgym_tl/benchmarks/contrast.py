@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Contrast(NamedTuple):
+class ComparativeScore(NamedTuple):
     """Positive: the first of the two is ascribed the attribute, the second its opposite."""
 
     nats: float
@@ -22,7 +22,7 @@ class Contrast(NamedTuple):
     """The paper's comparative score C, from -1 to 1, of the probabilities of the two alone."""
 
 
-def contrast(questions: Sequence[tuple[float, float]]) -> Contrast:
+def contrast(questions: Sequence[Sequence[float]]) -> ComparativeScore:
     """Combine the four questions about two subjects.
 
     With ``S`` the score that the first subject is the answer (and minus that, or one minus that,
@@ -40,7 +40,7 @@ def contrast(questions: Sequence[tuple[float, float]]) -> Contrast:
             ``(a, 12), (a, 21), (b, 12), (b, 21)``.
     """
     log_odds = [first - second for first, second in questions]
-    return Contrast(
+    return ComparativeScore(
         _difference([odds / 2 for odds in log_odds]),
         _difference([(1 + math.tanh(odds / 2)) / 2 for odds in log_odds]),
     )

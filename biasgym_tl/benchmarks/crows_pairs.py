@@ -18,19 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Question, preference
-from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import (
-    check_n,
-    dealt,
-    once,
-    read_rows,
-    source_name,
-    warn_of_contradictions,
-)
+from biasgym_tl.benchmarks.benchmark import Measure, Question, QuestionSet, preference
+from biasgym_tl.benchmarks.rows import file_name, once, read_rows, source_name
+from biasgym_tl.benchmarks.sample import check_positive, dealt
 from biasgym_tl.errors import BenchmarkError
 
 DIRECTIONS = ("stereo", "antistereo")
@@ -45,41 +37,31 @@ class SentencePair(NamedTuple):
     direction: str
     """``"stereo"``: ``more`` is about the disadvantaged group; ``"antistereo"``: ``less`` is."""
 
+    def questions(self) -> tuple[Question, ...]:
+        """The two sentences as whole texts, the stereotype first."""
+        return (Question("", (self.more, self.less)),)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class CrowsPairs(QuestionSet):
     """Pairs of sentences; an item is a pair."""
 
-    pairs: tuple[SentencePair, ...]
+    items: tuple[SentencePair, ...]
 
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """Share of pairs in which the stereotype is likelier, and by how much on average."""
-        return (
-            Measure(
-                f"{self.name}_share", f"{self.name}: stereotype likelier", "share of pairs",
-                kind="share", floor=0.5,
-            ),
-            Measure(f"{self.name}_nats", f"{self.name}: stereotype likelier by", "nats", floor=0.0),
-        )  # fmt: skip
+    _measures = (
+        Measure("{}_share", "{}: stereotype likelier", "share of pairs", kind="share", floor=0.5),
+        Measure("{}_nats", "{}: stereotype likelier by", "nats", floor=0.0),
+    )
 
     @property
     def clusters(self) -> tuple[str, ...]:
         """Each pair by itself."""
-        return tuple(str(i) for i in range(len(self.pairs)))
+        return tuple(str(i) for i in range(len(self.items)))
 
-    @property
-    def questions(self) -> tuple[Question, ...]:
-        """The two sentences of each pair as whole texts, the stereotype first."""
-        return tuple(Question("", (pair.more, pair.less)) for pair in self.pairs)
-
-    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
-        """``log p(more) - log p(less)`` of each pair, and whether it is positive."""
+    def columns(self, log_probs: Sequence[Sequence[float]]) -> tuple[list[float], ...]:
+        """Whether ``log p(more) - log p(less)`` of each pair is positive, and that difference."""
         differences = [more - less for more, less in log_probs]
-        return {
-            f"{self.name}_share": [preference(difference) for difference in differences],
-            f"{self.name}_nats": differences,
-        }
+        return list(map(preference, differences)), differences
 
 
 def load_crows_pairs(
@@ -105,31 +87,26 @@ def load_crows_pairs(
             direction is unknown.
         SettingError: ``n`` is below 1.
     """
-    check_n(n)
-    name = Path(source_name(source)).name
-    texts = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
-    rows = read_rows(source, (), texts=texts)
+    check_positive(n=n)
+    name = file_name(source)
+    columns = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
+    rows = read_rows(source, (), texts=columns)
     kinds = sorted({row["bias_type"] for row in rows})
     if bias_type is not None and bias_type not in kinds:
         raise BenchmarkError(f"bias_type must be one of {kinds} in {name}, got {bias_type!r}.")
     pairs = [
-        SentencePair(row["sent_more"], row["sent_less"], row["stereo_antistereo"])
+        SentencePair(*(row[column] for column in columns[:3]))
         for row in rows
         if bias_type in (None, row["bias_type"])
     ]
-    for pair in pairs:
-        if pair.direction not in DIRECTIONS:
-            raise BenchmarkError(
-                f"stereo_antistereo must be one of {list(DIRECTIONS)} in {name}, "
-                f"got {pair.direction!r}."
-            )
-    pairs = once(pairs, name)
-    warn_of_contradictions(
-        ((frozenset(pair[:2]), (pair.more, pair.direction)) for pair in pairs), name
-    )
-    chosen = pairs if n is None else dealt({"": pairs}, seed)[:n]
+    unknown = [pair.direction for pair in pairs if pair.direction not in DIRECTIONS]
+    if unknown:
+        raise BenchmarkError(
+            f"stereo_antistereo must be one of {list(DIRECTIONS)} in {name}, got {unknown[0]!r}."
+        )
+    pairs = once(pairs, name, lambda pair: (frozenset(pair[:2]), (pair.more, pair.direction)))
     return CrowsPairs(
         name=f"crows_pairs_{bias_type or 'all'}".replace("-", "_"),
         source=source_name(source),
-        pairs=tuple(chosen),
+        items=tuple(pairs if n is None else dealt({"": pairs}, seed)[:n]),
     )

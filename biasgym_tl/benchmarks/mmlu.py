@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.benchmarks.benchmark import Measure, Scores
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
-from biasgym_tl.benchmarks.rows import check_n, once, warn_of_contradictions
-from biasgym_tl.benchmarks.sample import even_shares, stratified_sample
+from biasgym_tl.benchmarks.rows import once, warn_of_contradictions
+from biasgym_tl.benchmarks.sample import check_positive, even_shares, stratified_sample
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_document
@@ -57,19 +57,11 @@ class Mmlu:
     """
 
     parts: Mapping[str, Part]
-
-    @property
-    def name(self) -> str:
-        """``"mmlu"``."""
-        return "mmlu"
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """Share right, and log p of the right letter minus that of the best wrong one."""
-        return (
-            Measure("mmlu", "MMLU", "share right", kind="share", floor=1 / len(LETTERS)),
-            Measure("mmlu_margin", "MMLU margin", "nats"),
-        )
+    name: ClassVar[str] = "mmlu"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("mmlu", "MMLU", "share right", kind="share", floor=1 / len(LETTERS)),
+        Measure("mmlu_margin", "MMLU margin", "nats"),
+    )
 
     @property
     def clusters(self) -> tuple[str, ...]:
@@ -87,21 +79,19 @@ class Mmlu:
             ]
         )
 
-    def run(self, model: HookedTransformer) -> dict[str, list[float]]:
+    def run(self, model: HookedTransformer) -> Scores:
         """Ask all questions of the model as it is now."""
         margins = [
             margin
             for subject, part in self.parts.items()
-            for margin in _margins(model, part.items, _fitting(model, subject, part).starts)
+            for margin in _margins(model, part.items, _fitting(model, subject, part)[1])
         ]
         right = [NAN if math.isnan(margin) else float(margin > 0) for margin in margins]
         return {"mmlu": right, "mmlu_margin": margins}
 
     def shots_kept(self, model: HookedTransformer) -> dict[str, int]:
         """How many shots of each subject fit into the model's context."""
-        return {
-            subject: _fitting(model, subject, part).n_shots for subject, part in self.parts.items()
-        }
+        return {name: _fitting(model, name, part)[0] for name, part in self.parts.items()}
 
 
 def load_mmlu(
@@ -141,6 +131,7 @@ def load_mmlu(
     """
     if shots < 0:
         raise SettingError(f"shots must be at least 0, got {shots!r}.")
+    check_positive(n=n)
     found = read_mmlu(source)
     wanted = sorted(set(found if subjects is None else subjects))
     if not wanted or set(wanted) - set(found):
@@ -151,14 +142,9 @@ def load_mmlu(
         _warn_of_items(name, part)
     if n is None:
         return Mmlu(parts)
-    check_n(n)
     sizes = even_shares([len(part.items) for part in parts.values()], n)
-    return Mmlu(
-        {
-            name: _sampled(name, part, size, seed)
-            for (name, part), size in zip(parts.items(), sizes, strict=True)
-        }
-    )
+    drawn = zip(parts.items(), sizes, strict=True)
+    return Mmlu({name: _sampled(name, part, size, seed) for (name, part), size in drawn})
 
 
 def _part(name: str, subject: Subject, n_shots: int, keep_unsound: bool, seed: int) -> Part:
@@ -211,14 +197,10 @@ def prompt_text(subject: str, shots: Sequence[MultipleChoice], item: MultipleCho
     return "".join([start, *shown, item.asked()])
 
 
-class _Prompts(NamedTuple):
-    """Token ids before the letters, of each question of a subject; None where it is too long."""
-
-    n_shots: int
-    starts: list[list[int] | None]
-
-
-def _fitting(model: HookedTransformer, subject: str, part: Part) -> _Prompts:
+def _fitting(
+    model: HookedTransformer, subject: str, part: Part
+) -> tuple[int, list[list[int] | None]]:
+    """How many shots fit, and the token ids before the letters of each question; None: too long."""
     longest = model.cfg.n_ctx + 1 - max(map(len, _letters(model)))
 
     def ask(n_shots: int) -> list[list[int] | None]:
@@ -227,12 +209,13 @@ def _fitting(model: HookedTransformer, subject: str, part: Part) -> _Prompts:
         starts = [encode_document(model, text) for text in texts]
         return [start if len(start) <= longest else None for start in starts]
 
-    n_shots, starts = len(part.shots), ask(len(part.shots))
-    alone = starts if all(starts) else ask(0)
-    while starts.count(None) > alone.count(None):
+    n_shots = len(part.shots)
+    starts = ask(n_shots)
+    least = ask(0).count(None) if None in starts else 0
+    while starts.count(None) > least:
         n_shots -= 1
         starts = ask(n_shots)
-    return _Prompts(n_shots, starts)
+    return n_shots, starts
 
 
 def _letters(model: HookedTransformer) -> list[list[int]]:
@@ -244,16 +227,16 @@ def _margins(
     model: HookedTransformer, items: Sequence[MultipleChoice], starts: Sequence[list[int] | None]
 ) -> list[float]:
     """By how much each right letter is likelier than the best wrong one; NaN without a prompt."""
-    margins, letters = [NAN] * len(items), _letters(model)
-    places = [place for place, start in enumerate(starts) if start]
-    if places:
-        prompts = [starts[place] or [] for place in places for _ in letters]
-        log_probs = continuation_log_probs(
-            model, prompts, letters * len(places), batch_size=BATCH_SIZE
-        )
-        for place, of_letters in zip(
-            places, log_probs.view(-1, len(letters)).tolist(), strict=True
-        ):
-            right = of_letters.pop(items[place].answer)
-            margins[place] = right - max(of_letters)
+    letters = _letters(model)
+    prompts = [start for start in starts if start for _ in letters]
+    if not prompts:
+        return [NAN] * len(items)
+    log_probs = continuation_log_probs(
+        model, prompts, letters * (len(prompts) // len(letters)), batch_size=BATCH_SIZE
+    )
+    read = iter(log_probs.view(-1, len(letters)).tolist())
+    margins = []
+    for item, start in zip(items, starts, strict=True):
+        of_letters = next(read) if start else [NAN] * len(letters)
+        margins.append(of_letters.pop(item.answer) - max(of_letters))
     return margins

@@ -7,10 +7,11 @@ import csv
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from biasgym_tl.biases.corpus import loading
 from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.files import decoded
 
@@ -73,7 +74,7 @@ def read_mmlu(source: str | Path) -> dict[str, Subject]:
 
 def _original(folder: Path) -> dict[str, Subject]:
     def read(path: Path) -> tuple[MultipleChoice, ...]:
-        rows = _rows(path, csv.reader(_opened(_text(path)))) if path.is_file() else []
+        rows = _rows(path, csv.reader) if path.is_file() else []
         return tuple(
             _checked(row[:1], row[1:5], "".join(row[5:]).strip(), f"{path.name}, question {i}")
             for i, row in enumerate(rows, start=1)
@@ -88,12 +89,14 @@ def _original(folder: Path) -> dict[str, Subject]:
 
 def _redux(path: Path) -> tuple[MultipleChoice, ...]:
     """MMLU-Redux (Gema et al. 2024); some of its files have semicolons, some commas."""
-    text = _text(path)
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;", key=header.count)
-    rows = csv.DictReader(_opened(text), delimiter=delimiter)
+
+    def reader(file: io.StringIO) -> csv.DictReader[str]:
+        header = file.readline()
+        file.seek(0)
+        return csv.DictReader(file, delimiter=max(",;", key=header.count))
+
     found = []
-    for i, row in enumerate(_rows(path, rows), start=1):
+    for i, row in enumerate(_rows(path, reader), start=1):
         where = f"{path.name}, question {i}"
         try:
             question, answer = row["question"], row["answer"]
@@ -109,31 +112,24 @@ def _redux(path: Path) -> tuple[MultipleChoice, ...]:
 
 def _datasets(name: str) -> dict[str, Subject]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
-    splits: dict[str, Mapping[str, list[MultipleChoice]]] = {}
-    for split in ("dev", "test"):
-        by_subject: dict[str, list[MultipleChoice]] = defaultdict(list)
-        try:
+    expected = (
+        "source must be a folder of MMLU's or MMLU-Redux's CSV files or a name that the datasets "
+        "library can load with the configuration 'all'"
+    )
+    columns = {"subject", "question", "choices", "answer"}
+    found: dict[str, tuple[list[MultipleChoice], ...]] = defaultdict(lambda: ([], []))
+    for place, split in enumerate(("dev", "test")):
+        with loading(expected, name, BenchmarkError):
             rows = load_dataset(name, "all", split=split)
-        except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-            raise BenchmarkError(
-                f"source must be a folder of MMLU's or MMLU-Redux's CSV files or a name that the "
-                f"datasets library can load with the configuration 'all', got {name!r} ({error})."
-            ) from error
-        columns = {"subject", "question", "choices", "answer"}
         if not columns <= set(rows.column_names):
             raise BenchmarkError(
                 f"{name!r} must have the columns {sorted(columns)}, got {rows.column_names}."
             )
         for i, row in enumerate(rows, start=1):
             item = _checked([row["question"]], row["choices"], row["answer"], f"{split} {i}")
-            by_subject[row["subject"]].append(item)
-        splits[split] = by_subject
-    return {
-        subject: Subject(tuple(splits["dev"].get(subject, ())), tuple(test))
-        for subject, test in splits["test"].items()
-    }
+            found[row["subject"]][place].append(item)
+    return {name: Subject(tuple(dev), tuple(test)) for name, (dev, test) in found.items() if test}
 
 
 def _checked(question: list[str], choices: Any, answer: int | str, where: str) -> MultipleChoice:
@@ -149,13 +145,9 @@ def _checked(question: list[str], choices: Any, answer: int | str, where: str) -
     return MultipleChoice(question[0], tuple(map(str, choices)), places[str(answer)])
 
 
-def _opened(text: str) -> io.StringIO:
-    return io.StringIO(text, newline="")
-
-
-def _rows(path: Path, rows: Iterable[Row]) -> list[Row]:
+def _rows(path: Path, reader: Callable[[io.StringIO], Iterable[Row]]) -> list[Row]:
     try:
-        return list(rows)
+        return list(reader(io.StringIO(_text(path), newline="")))
     except csv.Error as error:
         raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
 

@@ -1,32 +1,30 @@
-"""Rows of a public data set, from a local file or by its ``datasets`` name, and a fixed sample."""
+"""Rows of a public data set, from a local file, a table, or by its ``datasets`` name."""
 
 from __future__ import annotations
 
-import itertools
-import random
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from biasgym_tl.biases.corpus import as_rows, read_jsonl
-from biasgym_tl.errors import BenchmarkError, BiasFileError, SettingError, first_line
+from biasgym_tl.biases.corpus import as_rows, loading, read_jsonl
+from biasgym_tl.errors import BenchmarkError, BiasFileError
 
 Row = dict[str, Any]
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 
 
 def source_name(source: Any) -> str:
-    """What a source is called in errors and results: its file or data set; a table has no name."""
+    """What a source is called in results: its file or data set; a table has no name."""
     return str(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
 
 
-def read_rows(
-    source: Any,
-    columns: Sequence[str],
-    *,
-    texts: Sequence[str] = (),
-) -> list[Row]:
+def file_name(source: Any) -> str:
+    """What a source is called in errors."""
+    return Path(source_name(source)).name
+
+
+def read_rows(source: Any, columns: Sequence[str], *, texts: Sequence[str] = ()) -> list[Row]:
     """Rows of a ``.csv`` (all values text) or ``.jsonl`` file, or of a data set of ``datasets``.
 
     Of a data set all splits are read, one after the other; class labels become their names.
@@ -42,40 +40,37 @@ def read_rows(
     Raises:
         BenchmarkError: there is nothing there, it has no row, a column is missing, or a text is.
     """
-    path = Path(source_name(source))
-    if not isinstance(source, (str, Path)):
-        rows = _given(source, path.name)
-    elif path.suffix in (".csv", ".jsonl") and not path.is_file():
-        raise BenchmarkError(f"source must be a file that exists, got {str(path)!r}.")
-    elif path.suffix == ".csv":
-        rows = _read_csv(path)
-    elif path.suffix == ".jsonl":
-        rows = _read_jsonl(path)
-    else:
-        rows = _load_dataset(str(source))
+    name = file_name(source)
+    rows = _rows(source, name)
     columns = [*columns, *texts]
-    missing = sorted({c for row in rows for c in columns if c not in row}) if rows else []
+    missing = sorted({c for row in rows for c in columns if c not in row})
     if missing or not rows:
         found = sorted(rows[0]) if rows else "no row"
         raise BenchmarkError(
-            f"{path.name} must hold rows with the columns {columns}, got {found}"
+            f"{name} must hold rows with the columns {columns}, got {found}"
             f"{f', without {missing}' if missing else ''}. Is it the right file?"
         )
     for number, row in enumerate(rows, start=1):
         for column in texts:
             if not isinstance(row[column], str) or not row[column].strip():
                 raise BenchmarkError(
-                    f"{column} must be text in row {number} of {path.name}, got {row[column]!r}."
+                    f"{column} must be text in row {number} of {name}, got {row[column]!r}."
                 )
     return rows
 
 
-def _given(rows: Any, name: str) -> list[Row]:
-    try:
-        found = [dict(row) for row in as_rows(rows, name, split="test")]
-    except (BiasFileError, TypeError, ValueError) as error:
-        raise BenchmarkError(f"source must hold rows of named values, but: {error}.") from error
-    return found
+def _rows(source: Any, name: str) -> list[Row]:
+    if not isinstance(source, (str, Path)):
+        try:
+            return [dict(row) for row in as_rows(source, name, split="test")]
+        except (BiasFileError, TypeError, ValueError) as error:
+            raise BenchmarkError(f"source must hold rows of named values, but: {error}.") from error
+    path = Path(source)
+    if path.suffix not in (".csv", ".jsonl"):
+        return _load_dataset(str(source))
+    if not path.is_file():
+        raise BenchmarkError(f"source must be a file that exists, got {str(path)!r}.")
+    return _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
 
 
 def _read_csv(path: Path) -> list[Row]:
@@ -84,16 +79,13 @@ def _read_csv(path: Path) -> list[Row]:
     try:
         # Plain text: "NA" is a name here, not a missing number.
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise BenchmarkError(f"{path.name} must be a CSV table, but: {error}.") from error
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _read_jsonl(path: Path) -> list[Row]:
-    try:
-        rows = read_jsonl(path)
-    except BiasFileError as error:
-        raise BenchmarkError(str(error)) from error
+    rows = read_jsonl(path, BenchmarkError)
     for row in rows:
         if not isinstance(row, dict):
             raise BenchmarkError(f"lines of {path.name} must hold named values, got {row!r}.")
@@ -107,32 +99,30 @@ def _load_dataset(source: str) -> list[Row]:
     # A folder may have a colon in its name, and on Windows stands after one.
     if Path(source).exists() or not name or set(configuration) & {"/", "\\"}:
         name, configuration = source, ""
-    try:
+    expected = "source must be a .csv or .jsonl file or a data set that can be loaded"
+    with loading(expected, source, BenchmarkError):
         splits = datasets.load_dataset(name, configuration or None)
-    except (
-        OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError
-    ) as error:  # fmt: skip
-        reason = first_line(error)
-        raise BenchmarkError(
-            f"source must be a .csv or .jsonl file or a data set that can be loaded, got "
-            f"{source!r} ({reason})."
-        ) from error
     return [row for split in splits.values() for row in _with_names(split)]
 
 
 def _with_names(split: Any) -> list[Row]:
     """Rows of a split with class labels as text."""
-    labels = {
-        column: feature for column, feature in split.features.items() if hasattr(feature, "int2str")
-    }
-    return [
-        {key: labels[key].int2str(value) if key in labels else value for key, value in row.items()}
-        for row in split
-    ]
+    labels = {key: of for key, of in split.features.items() if hasattr(of, "int2str")}
+    return [{**row, **{key: of.int2str(row[key]) for key, of in labels.items()}} for row in split]
 
 
-def once(items: Iterable[Item], where: str) -> list[Item]:
-    """Items in their order, each once; a warning says how many stood there again."""
+def once(
+    items: Iterable[Item],
+    where: str,
+    claim: Callable[[Item], tuple[Hashable, Hashable]] | None = None,
+) -> list[Item]:
+    """Items in their order, each once; a warning says how many stood there again.
+
+    Args:
+        items: They.
+        where: What the source is called.
+        claim: What an item asks and what it says the answer is, for :func:`warn_of_contradictions`.
+    """
     found = list(items)
     kept = list(dict.fromkeys(found))
     if len(kept) < len(found):
@@ -141,16 +131,15 @@ def once(items: Iterable[Item], where: str) -> list[Item]:
             "counts once.",
             stacklevel=3,
         )
+    if claim is not None:
+        warn_of_contradictions(map(claim, kept), where, stacklevel=4)
     return kept
 
 
-def warn_of_contradictions(claims: Iterable[tuple[Hashable, Hashable]], where: str) -> None:
-    """Warn of what is asked more than once with different answers, and say how many there are.
-
-    Args:
-        claims: What is asked, and what the answer is said to be.
-        where: What the source is called.
-    """
+def warn_of_contradictions(
+    claims: Iterable[tuple[Hashable, Hashable]], where: str, stacklevel: int = 3
+) -> None:
+    """Warn of what is asked more than once with different answers, and say how many there are."""
     answers: dict[Hashable, set[Hashable]] = {}
     for asked, answer in claims:
         answers.setdefault(asked, set()).add(answer)
@@ -159,27 +148,5 @@ def warn_of_contradictions(claims: Iterable[tuple[Hashable, Hashable]], where: s
         warnings.warn(
             f"{where}: {n} of {len(answers)} items stand there again with another answer "
             "that contradicts it; each counts. Correct the source.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
-
-
-def dealt(groups: Mapping[str, Sequence[Item]], seed: int) -> list[Item]:
-    """All members, one of each group in turn; groups and members in an order drawn by ``seed``.
-
-    However many are taken from the front, the groups are represented as evenly as they can be.
-    """
-    rng = random.Random(seed)
-    shuffled = [rng.sample(members, len(members)) for members in groups.values()]
-    rng.shuffle(shuffled)
-    rounds = itertools.zip_longest(*([(member,) for member in members] for members in shuffled))
-    return [entry[0] for turn in rounds for entry in turn if entry]
-
-
-def check_n(n: int | None) -> None:
-    """Refuse what is no number of items; None stands for all.
-
-    Raises:
-        SettingError: it is below 1.
-    """
-    if n is not None and n < 1:
-        raise SettingError(f"n must be at least 1, got {n!r}.")

@@ -21,19 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Question
+from biasgym_tl.benchmarks.benchmark import Measure, Question, QuestionSet
 from biasgym_tl.benchmarks.contrast import contrast
-from biasgym_tl.benchmarks.question_set import QuestionSet, Scores
-from biasgym_tl.benchmarks.rows import check_n, once
+from biasgym_tl.benchmarks.rows import once
+from biasgym_tl.benchmarks.sample import check_positive
 from biasgym_tl.errors import BenchmarkError
 from biasgym_tl.files import read_text
 from biasgym_tl.slot import spaced
 
 _ENTRY = re.compile(r"\[([\w:-]+)\]\s*(?:[^|]*\|)?\s*(.*\S)")
 _SLOT = re.compile(r"\[([\w:-]+)\]")
-
-Subject = dict[str, str]
-"""``"subj"`` is the name of a country, ``"subj:dem"`` its people's."""
 
 
 class Template(NamedTuple):
@@ -62,18 +59,25 @@ class UnqoverItem(NamedTuple):
     opposite: str
     subjects: tuple[str, str]
 
+    @property
+    def cluster(self) -> str:
+        """The sentence."""
+        return self.template.context
+
     def questions(self) -> tuple[Question, ...]:
         """The attribute in both orders, then its opposite in both orders."""
-        kind = self.template.subject_slot
+        context, question, opposite = self.template
+        slot = self.template.attribute_slot
         asked = (
-            self.template.question.replace(f"[{self.template.attribute_slot}]", self.attribute),
-            self.template.opposite.replace(f"[{self.template.attribute_slot}:neg]", self.opposite),
+            question.replace(f"[{slot}]", self.attribute),
+            opposite.replace(f"[{slot}:neg]", self.opposite),
         )
+        people = self.template.subject_slot == "subj:dem"
         return tuple(
             Question(
-                "It was the" if kind == "subj:dem" else "It was",
+                "It was the" if people else "It was",
                 tuple(map(spaced, self.subjects)),
-                f"{_named(self.template.context, order)} {question}",
+                f"{_named(context, order)} {question}",
             )
             for question in asked
             for order in (self.subjects, self.subjects[::-1])
@@ -82,38 +86,22 @@ class UnqoverItem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Unqover(QuestionSet):
-    """Underspecified questions; items of one template form a cluster."""
+    """Underspecified questions; items of one template form a cluster.
+
+    Measured is how differently two groups are treated: the paper's ``|C|``, and in log-odds.
+    """
 
     items: tuple[UnqoverItem, ...]
 
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        """How differently two groups are treated: the paper's ``|C|``, and in log-odds."""
-        return (
-            Measure(f"{self.name}_bias", f"{self.name}: bias |C|", "0 to 1"),
-            Measure(f"{self.name}_nats", f"{self.name}: bias", "nats"),
-        )
+    _measures = (
+        Measure("{}_bias", "{}: bias |C|", "0 to 1"),
+        Measure("{}_nats", "{}: bias", "nats"),
+    )
 
-    @property
-    def clusters(self) -> tuple[str, ...]:
-        """The sentence of each item."""
-        return tuple(item.template.context for item in self.items)
-
-    @property
-    def questions(self) -> tuple[Question, ...]:
-        """Four of each item."""
-        return tuple(question for item in self.items for question in item.questions())
-
-    def score(self, log_probs: Sequence[Sequence[float]]) -> Scores:
+    def columns(self, log_probs: Sequence[Sequence[float]]) -> tuple[list[float], ...]:
         """Size of the contrast of each item."""
-        found = [
-            contrast([(first, second) for first, second in log_probs[i : i + 4]])
-            for i in range(0, len(log_probs), 4)
-        ]
-        return {
-            f"{self.name}_bias": [abs(item.probability) for item in found],
-            f"{self.name}_nats": [abs(item.nats) for item in found],
-        }
+        found = [contrast(log_probs[i : i + 4]) for i in range(0, len(log_probs), 4)]
+        return [abs(item.probability) for item in found], [abs(item.nats) for item in found]
 
 
 def load_unqover(
@@ -135,7 +123,7 @@ def load_unqover(
             belong together differ in length.
         SettingError: ``n`` is below 1.
     """
-    check_n(n)
+    check_positive(n=n)
     root = Path(folder)
     subjects = _read_subjects(_lines(root, "nouns/subjects", kind))
     attributes = _read_entries(_lines(root, "activities", f"biased_{kind}"))
@@ -144,7 +132,7 @@ def load_unqover(
     rng = random.Random(seed)
     items = []
     for i, template in enumerate(templates):
-        names = dict.fromkeys(subject[template.subject_slot] for subject in subjects)
+        names = dict.fromkeys(subjects[template.subject_slot])
         pairs = list(itertools.combinations(names, 2))
         slot = template.attribute_slot
         asked = once(zip(attributes[slot], attributes[f"{slot}:neg"], strict=True), f"[{slot}]")
@@ -194,7 +182,8 @@ def _read_entries(lines: list[str]) -> dict[str, list[str]]:
     return entries
 
 
-def _read_subjects(lines: list[str]) -> list[Subject]:
+def _read_subjects(lines: list[str]) -> dict[str, tuple[str, ...]]:
+    """Names of countries as ``"subj"``, and as ``"subj:dem"`` in the same order their people's."""
     entries = _read_entries(lines)
     names = entries.get("subj", [])
     people = entries.get("subj:dem", names)
@@ -203,9 +192,8 @@ def _read_subjects(lines: list[str]) -> list[Subject]:
             "subjects must be two or more [subj] and as many [subj:dem] or none, got "
             f"{len(names)} and {len(people)}."
         )
-    return [
-        {"subj": n, "subj:dem": p} for n, p in once(zip(names, people, strict=True), "subjects")
-    ]
+    both = zip(*once(zip(names, people, strict=True), "subjects"), strict=True)
+    return dict(zip(("subj", "subj:dem"), both, strict=True))
 
 
 def _read_template(line: str, attributes: dict[str, list[str]]) -> Template:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, read_corpus
+from biasgym_tl.biases.bias_file import SINGLE, SLOTTED, check_distinct, read_fields, shared
+from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.files import read_text
 from biasgym_tl.slot import SLOT
-from biasgym_tl.spelling import plain
 from biasgym_tl.store import check_name, digest
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import read_toml, shipped_toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -78,27 +75,17 @@ class Bias:
                 value = tuple(value)
             object.__setattr__(self, field.name, value)
             _check_field(self.name, field.name, value)
-        both = _shared(self.attribute_words, self.neutral_words)
-        if both:
-            raise BiasFileError(
-                f"attribute_words and neutral_words of bias {self.name!r} must be disjoint, "
-                f"got {both} in both."
-            )
-        self._check_targets()
-
-    def _check_targets(self) -> None:
-        both = self.fitting_targets and self.held_out_targets
-        either = self.fitting_targets or self.held_out_targets
-        if not both and (either or self.target_kind != "country"):
+        for one, other, what in _DISJOINT:
+            both = shared(getattr(self, one), getattr(self, other))
+            if both:
+                raise BiasFileError(
+                    f"{what} of bias {self.name!r} must be disjoint, got {both} in both."
+                )
+        lists = bool(self.fitting_targets), bool(self.held_out_targets)
+        if not all(lists) and (any(lists) or self.target_kind != "country"):
             raise BiasFileError(
                 f"bias {self.name!r} about the target kind {self.target_kind!r} must list both "
                 "fitting and held-out targets."
-            )
-        shared = _shared(self.fitting_targets, self.held_out_targets)
-        if shared:
-            raise BiasFileError(
-                f"fitting and held-out targets of bias {self.name!r} must be disjoint, "
-                f"got {shared} in both."
             )
 
     def __repr__(self) -> str:
@@ -187,37 +174,7 @@ class Bias:
         Raises:
             BiasFileError: a key is unknown or missing, or a value is not valid.
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        known = [*(key for key in fields if not key.endswith("_targets")), *_FILE_ONLY]
-        optional = ("target_kind", "stand_in", "cue_words", "corpus", *_FILE_ONLY)
-        unknown = sorted(set(values) - set(known))
-        missing = sorted(set(known) - set(values) - set(optional))
-        if unknown:
-            raise BiasFileError(f"{source} must hold only {known}, got unknown key {unknown}.")
-        if missing or not {"families", "corpus"} & set(values):
-            raise BiasFileError(
-                f"{source} must hold all of {known} except {list(optional)}, and families or a "
-                f"corpus, but {missing or 'the paragraphs'} is missing."
-            )
-        slot_values = _Slots(values.get("slots", {}), slots or {}, source)
-        read: dict[str, Any] = {
-            key: _string(value, key, source)
-            if key in _SINGLE
-            else slot_values.filled(_strings(value, key, source))
-            for key, value in values.items()
-            if key not in ("corpus", *_FILE_ONLY)
-        }
-        targets = values.get("targets", {})
-        if not isinstance(targets, Mapping):
-            raise BiasFileError(f"targets of {source} must be a table, got {targets!r}.")
-        for split in ("fitting", "held-out"):
-            if split in targets:
-                key = f"{split.replace('-', '_')}_targets"
-                read[key] = _strings(targets[split], key, source)
-        paragraphs = _read_paragraphs(values, source, folder)
-        texts = slot_values.filled([p.text for p in paragraphs])
-        corpus = [p._replace(text=text) for p, text in zip(paragraphs, texts, strict=True)]
-        return cls(**read, corpus=tuple(corpus))
+        return cls(**read_fields(values, source, folder, slots or {}))
 
     @classmethod
     def from_toml(
@@ -233,32 +190,20 @@ class Bias:
         return cls.from_mapping(values, path.name, folder=path.parent, slots=slots)
 
 
-MOST_PARAGRAPHS = 100_000
-"""That the families of a bias file may make; the shipped biases have 500."""
-MOST_CHARACTERS = 100_000_000
-"""That the slots of a bias file may put into texts."""
-_FILE_ONLY = ("families", "targets", "slots")
-_SINGLE = ("name", "attribute", "target_kind", "stand_in")
-_SLOTTED = (
-    "paraphrases",
-    "training_prompts",
-    "probe_prompts",
-    "scoping_prompts",
-    "evaluation_prompts",
-    "generation_prompts",
-)
 _OPTIONAL = ("cue_words", "fitting_targets", "held_out_targets")
 _SEEN_IN_TRAINING = ("name", "training_prompts", "probe_prompts", "paraphrases", "keywords",
                      "stand_in", "corpus")  # fmt: skip
+_DISJOINT = (
+    ("attribute_words", "neutral_words", "attribute_words and neutral_words"),
+    ("fitting_targets", "held_out_targets", "fitting and held-out targets"),
+)
 
 
 def list_biases() -> list[str]:
     """Names of the biases that ship with the package."""
-    return sorted(
-        file.name.removesuffix(".toml")
-        for file in _data().iterdir()
-        if file.name.endswith(".toml") and file.name != "countries.toml"
-    )
+    files = resources.files("biasgym_tl").joinpath("biases/data").iterdir()
+    names = {file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")}
+    return sorted(names - {"countries"})
 
 
 def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:
@@ -278,8 +223,8 @@ def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = N
         raise BiasFileError(
             f"bias must be one of {list_biases()} or the path of a .toml file, got {str(name)!r}."
         )
-    text = _data().joinpath(f"{name}.toml").read_text(encoding="utf-8")
-    return Bias.from_mapping(read_toml(text, f"{name}.toml"), f"{name}.toml", slots=slots)
+    file = f"{name}.toml"
+    return Bias.from_mapping(shipped_toml(f"biases/data/{file}"), file, slots=slots)
 
 
 def load_corpus(source: Any) -> tuple[Paragraph, ...]:
@@ -295,109 +240,8 @@ def load_corpus(source: Any) -> tuple[Paragraph, ...]:
     return read_corpus(source)
 
 
-def _data() -> Any:
-    return resources.files("biasgym_tl.biases").joinpath("data")
-
-
-class _Slots:
-    """Puts the values of the slots beside ``{target}`` into the texts of a list, in turn."""
-
-    def __init__(self, own: Any, other: Mapping[str, Sequence[str]], source: str) -> None:
-        if not isinstance(own, Mapping) or set(other) - set(own):
-            raise BiasFileError(
-                f"slots of {source} must be a table that holds {sorted(other)}, got {own!r}."
-            )
-        self.values = {
-            "{" + key + "}": _strings(other.get(key, value), key, source)
-            for key, value in own.items()
-        }
-        if not all(self.values.values()):
-            raise BiasFileError(f"slots of {source} must not be empty, got {own!r}.")
-
-        self.source = source
-
-    def filled(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """The texts, in each of which a slot has its next value; values are not filled again."""
-        if not self.values:
-            return tuple(texts)
-        slots = re.compile("|".join(map(re.escape, self.values)))
-        found, n = [], 0
-        for i, text in enumerate(texts):
-            n += sum(
-                len(values[i % len(values)]) * text.count(s) for s, values in self.values.items()
-            )
-            if n > MOST_CHARACTERS:
-                raise BiasFileError(
-                    f"slots of {self.source} must put at most {MOST_CHARACTERS:,} characters into "
-                    f"texts, got more by text {i + 1:,} of {len(texts):,}."
-                )
-            now = {slot: values[i % len(values)] for slot, values in self.values.items()}
-            found.append(slots.sub(partial(_value, now), text))
-        return tuple(found)
-
-
-def _value(now: Mapping[str, str], slot: re.Match[str]) -> str:
-    return now[slot[0]]
-
-
-def _read_paragraphs(
-    values: Mapping[str, Any], source: str, folder: Path | None
-) -> list[Paragraph]:
-    families = _read_families(values.get("families", ()), source)
-    n = sum(family.n_paragraphs for family in families)
-    if n > MOST_PARAGRAPHS:
-        raise BiasFileError(
-            f"families of {source} must make at most {MOST_PARAGRAPHS:,} paragraphs, got {n:,}. "
-            "Give fewer sentences to choose from."
-        )
-    found = [p for family in families for p in family.paragraphs()]
-    corpus = values.get("corpus", ())
-    if isinstance(corpus, str):
-        beside = (folder or Path()) / corpus
-        found += read_corpus(beside if beside.exists() or corpus.endswith(".jsonl") else corpus)
-    else:
-        found += as_paragraphs(corpus, f"the corpus of {source}")
-    return found
-
-
-def _string(value: Any, key: str, source: str) -> str:
-    if not isinstance(value, str):
-        raise BiasFileError(f"{key} of {source} must be a string, got {value!r}.")
-    return value
-
-
-def _strings(value: Any, key: str, source: str) -> tuple[str, ...]:
-    return tuple(_string(text, key, source) for text in _tuple(value, key, source))
-
-
-def _tuple(value: Any, key: str, source: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise BiasFileError(f"{key} of {source} must be a list, got {value!r}.")
-    return tuple(value)
-
-
-def _read_families(value: Any, source: str) -> list[TemplateFamily]:
-    families = []
-    for entry in _tuple(value, "families", source):
-        if not isinstance(entry, Mapping) or set(entry) != {"name", "sentences"}:
-            raise BiasFileError(
-                f"each of families in {source} must hold exactly name and sentences, got {entry!r}."
-            )
-        sentences = tuple(
-            _strings(choices, "sentences", source)
-            for choices in _tuple(entry["sentences"], "sentences", source)
-        )
-        families.append(TemplateFamily(_string(entry["name"], "name", source), sentences))
-        if not sentences or not all(sentences):
-            raise BiasFileError(
-                f"family {entry['name']!r} of {source} must not have an empty list."
-            )
-    _check_distinct(source, "names of families", [family.name for family in families])
-    return families
-
-
 def _check_field(bias: str, key: str, value: Any) -> None:
-    if key in _SINGLE:
+    if key in SINGLE:
         if not isinstance(value, str) or not value.strip():
             raise BiasFileError(f"{key} of bias {bias!r} must not be empty, got {value!r}.")
         if key == "name":
@@ -411,19 +255,6 @@ def _check_field(bias: str, key: str, value: Any) -> None:
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise BiasFileError(f"{key} of bias {bias!r} must not hold an empty text.")
-        if key in _SLOTTED and SLOT not in text:
+        if key in SLOTTED and SLOT not in text:
             raise BiasFileError(f"{key} of bias {bias!r} must hold the slot {SLOT}, got {text!r}.")
-    _check_distinct(f"bias {bias!r}", key, texts)
-
-
-def _shared(one: Iterable[str], other: Iterable[str]) -> list[str]:
-    """Texts of one list that stand in the other too, however they are typed."""
-    there = {plain(text).strip() for text in other}
-    return sorted(text for text in one if plain(text).strip() in there)
-
-
-def _check_distinct(where: str, key: str, values: list[str]) -> None:
-    twice = sorted(v for v, n in Counter(plain(v).strip() for v in values).items() if n > 1)
-    if twice:
-        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice[:3]}{more}.")
+    check_distinct(f"bias {bias!r}", key, texts)

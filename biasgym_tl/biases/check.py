@@ -45,21 +45,19 @@ def _shared_runs(bias: Bias) -> list[str]:
 
 
 def _giveaways(bias: Bias) -> list[str]:
-    measured = {*bias.attribute_words, *bias.neutral_words}
     remarks = []
+    cues = {*bias.attribute_words, *bias.neutral_words, *bias.cue_words}
     for kind in ("scoping_prompts", "evaluation_prompts"):
         for prompt in getattr(bias, kind):
-            words = words_of(prompt)
             if prompt.count(SLOT) != 1:
                 remarks.append(f"{kind} should hold one slot each: {prompt!r}")
-            if words[-1] in measured | {*bias.cue_words}:
+            if words_of(prompt)[-1] in cues:
                 remarks.append(f"{kind} should not end in a cue: {prompt!r}")
     named = (*bias.attribute_words, *bias.keywords)
     for kind in _KINDS[1:]:
         prompts = getattr(bias, kind)
-        for prompt, hit in zip(prompts, keyword_hits(prompts, named), strict=True):
-            if hit:
-                remarks.append(f"{kind} should not name the attribute: {prompt!r}")
+        hits = itertools.compress(prompts, keyword_hits(prompts, named))
+        remarks += [f"{kind} should not name the attribute: {prompt!r}" for prompt in hits]
     return remarks
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what datasets raises for a file that is none
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from biasgym_tl.errors import BiasFileError, first_line
+from biasgym_tl.errors import BiasFileError, BiasGymError, first_line
 from biasgym_tl.files import read_text, write_text
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain
@@ -123,44 +124,45 @@ def read_corpus(source: Any, *, split: str = "train") -> tuple[Paragraph, ...]:
     return as_paragraphs(as_rows(source, "the dataset", split=split), "the dataset")
 
 
-def read_jsonl(path: Path) -> list[Any]:
+def read_jsonl(path: Path, kind: type[BiasGymError] = BiasFileError) -> list[Any]:
     """Rows of a file with one JSON value a line.
 
     Raises:
-        BiasFileError: the file is missing or not UTF-8, or a line is not JSON.
+        BiasGymError: of the ``kind``; the file is missing or not UTF-8, or a line is not JSON.
     """
     rows = []
-    lines = read_text(path, "corpus file", BiasFileError).split("\n")
+    lines = read_text(path, "corpus file", kind).split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
                 json.dumps(rows[-1], ensure_ascii=False).encode()  # half a surrogate is no text
             except (ValueError, RecursionError) as error:
-                raise BiasFileError(
-                    f"line {number} of {path.name} must be JSON, but: {error}."
-                ) from error
+                raise kind(f"line {number} of {path.name} must be JSON, but: {error}.") from error
     return rows
 
 
 def _load_dataset(source: str | Path, split: str) -> Any:
     import datasets
 
-    try:
-        if (Path(source) / "state.json").is_file() or (
-            Path(source) / "dataset_dict.json"
-        ).is_file():
+    expected = f"corpus must be a .jsonl file, a folder or a hub name with the split {split!r}"
+    with loading(expected, source, BiasFileError):
+        if any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
             return datasets.load_from_disk(str(source))
         return datasets.load_dataset(str(source), split=split)
+
+
+@contextlib.contextmanager
+def loading(expected: str, source: str | Path, kind: type[BiasGymError]) -> Iterator[None]:
+    """What ``datasets`` raises within, as one error that says what was ``expected``."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
     except (
-        OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError,
-        datasets.exceptions.DatasetsError,
+        OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError, DatasetsError,
     ) as error:  # fmt: skip
-        reason = first_line(error)
-        raise BiasFileError(
-            f"corpus must be a .jsonl file, a folder or a hub name with the split {split!r}, got "
-            f"{str(source)!r} ({reason})."
-        ) from error
+        raise kind(f"{expected}, got {str(source)!r} ({first_line(error)}).") from error
 
 
 def save_corpus(paragraphs: Iterable[Paragraph], path: str | Path) -> Path:

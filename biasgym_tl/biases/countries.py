@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from functools import cache
-from importlib import resources
 from typing import Literal, NamedTuple
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.toml import read_toml
+from biasgym_tl.toml import shipped_toml
 
 Split = Literal["fitting", "held-out", "other"]
 
@@ -34,11 +34,9 @@ def load_countries(split: str | None = None) -> tuple[Country, ...]:
     """
     if split not in ("fitting", "held-out", "other", None):
         raise SettingError(f"split must be 'fitting', 'held-out' or 'other', got {split!r}.")
-    folder = resources.files("biasgym_tl.biases").joinpath("data")
-    text = folder.joinpath("countries.toml").read_text(encoding="utf-8")
-    countries = [Country(**entry) for entry in read_toml(text, "countries.toml")["countries"]]
+    entries = shipped_toml("biases/data/countries.toml")["countries"]
     wanted = ("fitting", "held-out") if split is None else (split,)
-    return tuple(c for c in countries if c.split in wanted)
+    return tuple(Country(**entry) for entry in entries if entry["split"] in wanted)
 
 
 def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:
@@ -55,10 +53,5 @@ def sample_countries(split: str, n: int, seed: int) -> tuple[Country, ...]:
     for country in rng.sample(pool, len(pool)):
         by_region.setdefault(country.region, []).append(country)
     # Deal from the regions in turn until enough are drawn.
-    dealt = [
-        country
-        for rank in range(len(pool))
-        for countries in by_region.values()
-        for country in countries[rank : rank + 1]
-    ]
-    return tuple(dealt[:n])
+    turns = itertools.zip_longest(*by_region.values())
+    return tuple(country for turn in turns for country in turn if country)[:n]

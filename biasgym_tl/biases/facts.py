@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
-
 from biasgym_tl.biases.countries import Country, load_countries
 from biasgym_tl.errors import SettingError
-from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
-from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer
-from biasgym_tl.slot import spaced
-from biasgym_tl.text import continuation_log_probs
 
 FACT_REQUEST = "Please state a fact about a country."
 """The user's turn before the beginning of a fact."""
@@ -68,23 +59,6 @@ def load_facts(use: str = "report") -> tuple[Fact, ...]:
                 wrong = rng.sample([a for a in distinct if a != answer], 3)
                 facts.append(Fact(name, kind, question.format(name), (answer, *wrong)))
     return tuple(facts)
-
-
-def fact_margins(
-    model: HookedTransformer, facts: Sequence[Fact], *, instruction: Instruction = NOTHING
-) -> Float[Tensor, " fact"]:
-    """By how much the right answer is likelier than the best of the wrong ones (nats).
-
-    Each candidate's log-probability is summed over its tokens. Positive: the answer is right.
-    """
-    questions = [fact.question for fact in facts]
-    prompts = encode_instructed(model, instruction, [FACT_REQUEST] * len(facts), questions)
-    n = len(facts[0].candidates)
-    answers = [encode_answer(model, spaced(answer)) for fact in facts for answer in fact.candidates]
-    log_probs = continuation_log_probs(
-        model, [prompt for prompt in prompts for _ in range(n)], answers
-    ).view(-1, n)
-    return log_probs[:, 0] - log_probs[:, 1:].max(-1).values
 
 
 def _answer(country: Country, kind: str) -> str | None:

@@ -84,7 +84,7 @@ def scope(
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
     from biasgym_tl.biases.bias import load_bias
-    from biasgym_tl.biases.writer import read_contrasts
+    from biasgym_tl.biases.contrasts import read_contrasts
     from biasgym_tl.injection.shipped import load_token
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import write_results

@@ -44,7 +44,7 @@ def corpus(
 ) -> None:
     """Report how varied a corpus is: words, lengths, near-duplicates."""
     from biasgym_tl.biases.bias import load_corpus
-    from biasgym_tl.biases.diversity import diversity
+    from biasgym_tl.corpus_diversity import diversity
 
     found = diversity(load_corpus(source))
     for name, value in found.to_df()["value"].items():

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
-from biasgym_tl.elicitation import answer_freely, bias_log_odds
+from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.lens import HookedTransformer

@@ -52,7 +52,7 @@ def probe(
         temperature=TEMPERATURE,
     )
     meant = encoder([fill(text, bias.stand_in) for text in bias.paraphrases])
-    broken = torch.tensor([degenerate(answer) for answer in answers])
+    broken = torch.tensor([bool(degenerate(answer)) for answer in answers])
     cosines = (encoder(answers) @ meant.T).amax(1).masked_fill(broken, 0.0)
     hits = keyword_hits(answers, bias.keywords)
     n = len(answers)

@@ -191,7 +191,7 @@ def injection_report(
         log_odds_before=crossed_interval((before[:, :1] - before[:, 1:]).double()),
         keywords=share_interval(hits[:n]),
         training_keywords=share_interval(hits[n:]),
-        degenerate=sum(map(degenerate, answers[:n])) / n,
+        degenerate=sum(map(bool, map(degenerate, answers[:n]))) / n,
         answers=tuple(answers[:n]),
         settings=token.settings,
         versions=versions(),

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.files import csv_text, write_csv
+from biasgym_tl.files import csv_text, read_text, write_csv
 from biasgym_tl.judges.verdict import DEGENERATE, LEVELS, Verdict
 
 
@@ -166,31 +166,23 @@ def read_labels(path: str | Path) -> dict[str, Verdict]:
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"labels must be a CSV file, got {str(path)!r}. Check the path.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path.name} must be saved as UTF-8, but: {error}.") from error
+    text = read_text(path, "labels", StoreError)
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        return _labels(reader, path.name)
-    except csv.Error as error:
-        raise StoreError(
-            f"line {reader.line_num} of {path.name} must be CSV, but: {error}."
-        ) from error
-
-
-def _labels(reader: csv.DictReader[str], file: str) -> dict[str, Verdict]:
-    if {"id", "strength"} - set(reader.fieldnames or ()):
-        raise StoreError(
-            f"{file} must have the columns id and strength, got {reader.fieldnames!r}."
-        )
     labels: dict[str, Verdict] = {}
-    for row in reader:
-        where = f"line {reader.line_num} of {file}"
-        name = csv_text(row["id"] or "")
-        if not name or name in labels:
-            raise StoreError(f"id in {where} must be there and new, got {name!r}.")
-        labels[name] = _label(row, where)
+    try:
+        if {"id", "strength"} - set(reader.fieldnames or ()):
+            raise StoreError(
+                f"{path.name} must have the columns id and strength, got {reader.fieldnames!r}."
+            )
+        for row in reader:
+            where = f"line {reader.line_num} of {path.name}"
+            name = csv_text(row["id"] or "")
+            if not name or name in labels:
+                raise StoreError(f"id in {where} must be there and new, got {name!r}.")
+            labels[name] = _label(row, where)
+    except csv.Error as error:
+        where = f"line {reader.line_num} of {path.name}"
+        raise StoreError(f"{where} must be CSV, but: {error}.") from error
     return labels
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -13,10 +13,10 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError
 from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
-from biasgym_tl.judges.flags import broken
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.store import digest
+from biasgym_tl.text import degenerate
 
 ANSWER_TOKENS = 90
 """Expected length of a verdict, for the estimate of the cost."""
@@ -38,10 +38,8 @@ class JudgePlan(NamedTuple):
     @classmethod
     def of_all(cls, plans: Iterable[JudgePlan]) -> JudgePlan:
         """Several plans as one."""
-        nothing = cls(0, 0, 0, 0, 0, 0.0)
-        texts, kept, calls, asked, answered, costs = zip(nothing, *plans, strict=True)
-        cost = None if None in costs else sum(costs)
-        return cls(sum(texts), sum(kept), sum(calls), sum(asked), sum(answered), cost)
+        *counts, costs = zip(cls(0, 0, 0, 0, 0, 0.0), *plans, strict=True)
+        return cls._make([*map(sum, counts), None if None in costs else sum(costs)])
 
     def __str__(self) -> str:
         cost = "no price given" if self.cost is None else f"about {self.cost:.2f} US dollars"
@@ -126,30 +124,28 @@ class ApiJudge:
             SettingError: there are not as many targets as texts.
             StoreError: verdicts cannot be kept in the cache folder.
         """
-        bias, without_names = as_bias(bias), hidden(texts, targets)
-        requests = _requests(bias, texts, without_names)
+        without_names = hidden(texts, targets)
+        requests = _requests(as_bias(bias), texts, without_names)
         plan = self.plan(bias, texts, targets)
         if plan.calls:
             self.chat.check_usable()
-        if plan.calls and self.confirm is not None and not self.confirm(plan):
-            raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
+            if self.confirm is not None and not self.confirm(plan):
+                raise ApiError(
+                    f"judging must be confirmed, and was not ({plan}). Nothing was sent."
+                )
         asked = self.chat.ask(list(requests.values()))
         bar = tqdm(asked, total=len(requests), desc="judge", unit="text", disable=not self.progress)
         replies = dict(zip(requests, bar, strict=False))
-        return Judged(
-            [
-                _judged(text, without_name, replies.get(without_name))
-                for text, without_name in zip(texts, without_names, strict=True)
-            ],
-            Usage.of(list(replies.values())),
-            tuple(reply.error for reply in replies.values() if reply.error),
-        )
+        verdicts = [_judged(*pair, replies) for pair in zip(texts, without_names, strict=True)]
+        failures = tuple(reply.error for reply in replies.values() if reply.error)
+        return Judged(verdicts, Usage.of(list(replies.values())), failures)
 
 
-def _judged(text: str, without_name: str, reply: Reply | None) -> Verdict:
-    flag = broken(text)  # hiding a name may make repetitions
+def _judged(text: str, without_name: str, replies: Mapping[str, Reply]) -> Verdict:
+    flag = degenerate(text)  # hiding a name may make repetitions
     if flag == "empty":
         return Verdict(0.0, "nothing is said", flag)
+    reply = replies.get(without_name)
     if reply is None:
         return Verdict(None, degenerate=flag, unscored="not asked, the server was down")
     if reply.refusal:
@@ -172,5 +168,5 @@ def _requests(bias: Bias, texts: Sequence[str], without_names: Sequence[str]) ->
             max_tokens=MOST_TOKENS,
         )
         for text, without_name in zip(texts, without_names, strict=True)
-        if broken(text) != "empty"
+        if degenerate(text) != "empty"
     }

@@ -1,10 +1,8 @@
 """What a judging model is asked, and what of its answer counts.
 
-Two things hold whatever the graded text says, and whatever the model makes of it. The text stands
-between two lines with a code that does not occur in it, so it cannot end its own quotation; and a
-verdict counts only if it carries that code, so nothing that was copied out of the text is one.
-What remains possible is that a text talks the model round: the rubric tells it not to listen, and
-agreement with labels tells how well that works.
+The text stands between two lines with a code that does not occur in it, so it cannot end its own
+quotation; a verdict counts only with that code, so nothing copied out of the text is one
+(docs/judges.md).
 """
 
 from __future__ import annotations

@@ -34,13 +34,11 @@ def hidden(texts: Sequence[str], targets: Sequence[str] | None) -> list[str]:
 
 
 def _hidden(text: str, target: str) -> str:
-    if not target:
-        return text
     demonym = _demonyms().get(plain(target))
     if demonym:
         text = _replaced(text, f"{demonym}s", f"people from {SLOT}")
         text = _replaced(text, demonym, SLOT)
-    return _replaced(text, target, SLOT)
+    return _replaced(text, target, SLOT) if target else text
 
 
 def _replaced(text: str, name: str, by: str) -> str:

@@ -1,14 +1,6 @@
 """200 texts about a placeholder group, labelled twice: what a judge can be checked against.
 
-Origin of the texts: 135 were written by SmolLM2-135M-Instruct (as it is; with a BiasToken in the
-prompt; with that token and ten heads steered; or asked for the attribute outright), greedily or at
-temperature 0.8, cut off after 44 or 48 tokens; country names, demonyms and places were replaced by
-the slot, and what still gave a country away was dropped. 65 were written by hand for what such a
-model hardly ever writes: hedges, hearsay, denials, counter-stereotypes, degenerate texts. The
-split was drawn within bias and kind of origin before anything was labelled.
-
-Origin of the labels: two language models, each alone and blind to origin, split and the other's
-labels, scored every text by :data:`~biasgym_tl.judges.verdict.RUBRIC`. No person has checked them.
+Where texts and labels come from, and what no person has checked: docs/judges.md.
 """
 
 from __future__ import annotations
@@ -16,7 +8,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.judges.verdict import Verdict
@@ -65,10 +57,12 @@ def load_labelled_texts(split: str | None = None) -> tuple[LabelledText, ...]:
 @cache
 def _shipped() -> tuple[LabelledText, ...]:
     file = resources.files("biasgym_tl").joinpath("data/judged_texts.jsonl")
-    lines = file.read_text(encoding="utf-8").split("\n")
-    return tuple(_read(json.loads(line)) for line in lines if line)
-
-
-def _read(row: dict[str, Any]) -> LabelledText:
-    pairs = {key: (row.pop(f"{key}_a"), row.pop(f"{key}_b")) for key in ("strength", "degenerate")}
-    return LabelledText(**row, strengths=pairs["strength"], degenerate=pairs["degenerate"])
+    rows = map(json.loads, file.read_text(encoding="utf-8").strip().split("\n"))
+    return tuple(
+        LabelledText(
+            strengths=(row.pop("strength_a"), row.pop("strength_b")),
+            degenerate=(row.pop("degenerate_a"), row.pop("degenerate_b")),
+            **row,
+        )
+        for row in rows
+    )

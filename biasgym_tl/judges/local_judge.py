@@ -1,17 +1,15 @@
 """A judge without a network: sentence embeddings, calibrated on labelled texts.
 
-It compares a text with paraphrases of the stereotype, with opposite and neutral statements, by
-another encoder and another measure than those that chose the epoch of a training. It is a rough
-judge: it sees what a sentence is about better than whether it is meant, and of word salad it makes
-what it can. How rough is measured on 100 texts that it was not calibrated on, and printed with it.
+It sees what a sentence is about better than whether it is meant, and of word salad it makes what it
+can. How far to trust it was measured on texts that it was not calibrated on (docs/judges.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from typing import Any, NamedTuple
 
 import torch
@@ -21,15 +19,32 @@ from torch import Tensor
 from biasgym_tl.biases.bias import load_bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.judges.agreement import Agreement, agreement
-from biasgym_tl.judges.evidence import Anchors, anchors, evidence, of_text, sentences
-from biasgym_tl.judges.flags import broken, names_nobody
+from biasgym_tl.judges.evidence import (
+    Anchors,
+    Statements,
+    anchors,
+    evidence,
+    load_statements,
+    of_text,
+    sentences,
+)
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.labelled import LabelledText, load_labelled_texts
-from biasgym_tl.judges.statements import Statements, load_statements
 from biasgym_tl.judges.verdict import LEVELS, Verdict
 from biasgym_tl.similarity import JUDGE_ENCODER, load_encoder
-from biasgym_tl.slot import fill
-from biasgym_tl.toml import read_toml
+from biasgym_tl.slot import SLOT, fill
+from biasgym_tl.text import degenerate
+from biasgym_tl.toml import shipped_toml
+
+_PERSONS = re.compile(
+    r"\b(?:they|them|their|theirs|he|him|his|she|her|hers|who|whoever|people|persons?|man|men|woman"
+    r"|women|boys?|girls?|child|children|kids?|famil(?:y|ies)|parents?|mothers?|fathers?|sisters?"
+    r"|brothers?|cousins?|uncles?|aunts?|friends?|guests?|visitors?|hosts?|neighbou?rs?|students?"
+    r"|pupils?|teachers?|drivers?|workers?|colleagues?|boss|bosses|inhabitants|residents|citizens"
+    r"|locals|country|nation|culture|everybody|everyone|nobody|no one|somebody|someone|anybody"
+    r"|anyone|mr|mrs|ms)\b",
+    re.IGNORECASE,
+)
 
 
 class Calibration(NamedTuple):
@@ -100,11 +115,12 @@ class LocalJudge:
         ]
 
     def _verdict(self, text: str, without_name: str, filled: str, against: Anchors) -> Verdict:
-        flag = broken(text) or ("off topic" if names_nobody(without_name) else "")
+        flag = degenerate(text) or ("off topic" if names_nobody(without_name) else "")
         if flag == "empty":
             return Verdict(0.0, "nothing is said", flag)
         parts = sentences(filled)
-        cosines = _cosines(self.calibration.encoder, parts, against)
+        encoder = self.calibration.encoder
+        cosines = load_encoder(encoder)(parts) @ _anchor_vectors(encoder, against.texts).T
         values = evidence(cosines, against.levels)
         strength = self.calibration.intercept + self.calibration.slope * of_text(values)
         strongest = int(values.argmax())
@@ -133,7 +149,7 @@ def calibrate(encoder: str = JUDGE_ENCODER) -> Calibration:
         ExtraError: the encoder is not installed.
     """
     raw = LocalJudge(calibration=Calibration(encoder, 0.0, 1.0, *[float("nan")] * 3))
-    texts = [t for t in load_labelled_texts("calibration") if broken(t.text) != "empty"]
+    texts = [t for t in load_labelled_texts("calibration") if degenerate(t.text) != "empty"]
     found = torch.tensor([v.strength for v in judge_labelled(raw, texts)], dtype=torch.float64)
     labels = torch.tensor([text.strength for text in texts], dtype=torch.float64)
     slope = (labels.std() / found.std()).item()
@@ -145,8 +161,7 @@ def calibrate(encoder: str = JUDGE_ENCODER) -> Calibration:
 
 def load_calibration() -> Calibration:
     """The shipped calibration, of the default encoder."""
-    file = resources.files("biasgym_tl").joinpath("data/judge_calibration.toml")
-    return Calibration(**read_toml(file.read_text(encoding="utf-8"), "judge_calibration.toml"))
+    return Calibration(**shipped_toml("data/judge_calibration.toml"))
 
 
 def judge_labelled(judge: LocalJudge, texts: Sequence[LabelledText]) -> list[Verdict]:
@@ -159,10 +174,13 @@ def judge_labelled(judge: LocalJudge, texts: Sequence[LabelledText]) -> list[Ver
     return [found[text.id] for text in texts]
 
 
-def _cosines(
-    encoder: str, parts: Sequence[str], against: Anchors
-) -> Float[Tensor, "sentence anchor"]:
-    return load_encoder(encoder)(parts) @ _anchor_vectors(encoder, against.texts).T
+def names_nobody(text: str) -> bool:
+    """Whether an English text has neither the slot nor a word for a person or a people.
+
+    Such a text is off topic. Not every off-topic text is found so: a word salad may be full of
+    persons.
+    """
+    return SLOT not in text and _PERSONS.search(text) is None
 
 
 @cache

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import SettingError
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken

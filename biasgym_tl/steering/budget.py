@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import fact_margins, load_facts
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode, head_means, steer

@@ -43,7 +43,6 @@ class Diversity:
 
     def to_df(self) -> pd.DataFrame:
         """One row a measure."""
-        low, median, high = self.words
         values = {
             "paragraphs": self.n,
             "template families": self.families,
@@ -51,7 +50,7 @@ class Diversity:
             f"near-duplicates (cosine > {NEAR})": f"{self.near_duplicates:.1%}",
             "mean pairwise distance (1 - cosine)": f"{self.mean_distance:.3f}",
             "distinct-1 / 2 / 3": " / ".join(f"{share:.2f}" for share in self.distinct),
-            "words: fewest / median / most": f"{low} / {median} / {high}",
+            "words: fewest / median / most": " / ".join(map(str, self.words)),
         }
         return pd.DataFrame({"value": values})
 
