@@ -57,11 +57,10 @@ if TYPE_CHECKING:
     from biasgym_tl.model import load_model
     from biasgym_tl.prompts import TextPolicy, encode_sentence
     from biasgym_tl.run import Chain, run_chain
-    from biasgym_tl.scoping.attention import answer_attention
+    from biasgym_tl.scoping.attention import answer_attention, position_attribution
     from biasgym_tl.scoping.compare import Comparison, compare
     from biasgym_tl.scoping.concentration import Concentration, concentration
     from biasgym_tl.scoping.damage import HeadDamage, head_damage
-    from biasgym_tl.scoping.direct import position_attribution
     from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
     from biasgym_tl.scoping.scope import BiasScope
     from biasgym_tl.scoping.scores import HeadScores
@@ -152,7 +151,7 @@ _HOME = {
     "load_token": "injection.shipped",
     "load_tokens": "injection.shipped",
     "load_unqover": "benchmarks.unqover",
-    "position_attribution": "scoping.direct",
+    "position_attribution": "scoping.attention",
     "random_control": "evaluation.random_control",
     "read_contrasts": "biases.writer",
     "read_corpus": "biases.corpus",

@@ -36,7 +36,7 @@ def scores(values, *, neutral=None, method="direct", **changes):
             "method": method,
             "contrast": "biased" if neutral is None else "difference",
             "answer_only": False,
-            "reference": "zero",
+            "ablate_to": "zero",
         },
         versions={},
     )

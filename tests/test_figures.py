@@ -186,7 +186,7 @@ def test_names_from_files_do_not_become_markup(folder):
     for name in ("one", "two"):
         path = folder / "results" / f"{name}.safetensors"
         found = load_any(path)
-        settings = {**found.settings, "method": "attribution_patching", "reference": MARKUP}
+        settings = {**found.settings, "method": "attribution_patching", "ablate_to": MARKUP}
         dataclasses.replace(found, bias=MARKUP, model=MARKUP, token=MARKUP, settings=settings).save(
             path
         )

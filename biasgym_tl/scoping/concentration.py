@@ -7,7 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_at_least
 
 
 class Concentration(NamedTuple):
@@ -20,8 +20,7 @@ class Concentration(NamedTuple):
 
     def share(self, k: int) -> float:
         """Share of the positive sum in the top ``k`` heads (1 or more)."""
-        if k < 1:
-            raise SettingError(f"k must be at least 1, got {k!r}.")
+        check_at_least(1, k=k)
         return self.curve[min(k, len(self.curve)) - 1].item()
 
     def k_for(self, share: float) -> int:

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.facts import FACT_REQUEST, Fact, load_facts
-from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import all_heads
+from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.hooks import MODES, head_means
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated_deltas, ablated_losses
+from biasgym_tl.scoping.scores import head_table, top_heads
 from biasgym_tl.slot import spaced
 from biasgym_tl.store import TensorResult, versions
 from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs
@@ -41,22 +41,15 @@ class HeadDamage(TensorResult):
 
     def to_df(self) -> pd.DataFrame:
         """One row per head: mean rise of the loss, mean fall of the facts' log-odds."""
-        heads = [str(head) for head in all_heads(*self.loss.shape[1:])]
-        columns = {"loss": self.loss.mean(0), "facts": self.facts.mean(0)}
-        return pd.DataFrame(
-            {"head": heads, **{name: value.flatten().tolist() for name, value in columns.items()}}
-        )
+        return head_table(loss=self.loss.mean(0), facts=self.facts.mean(0))
 
     def __repr__(self) -> str:
-        heads = all_heads(*self.loss.shape[1:])
-        worst = {
-            name: heads[int(values.mean(0).argmax())]
-            for name, values in (("loss", self.loss), ("facts", self.facts))
-        }
+        loss, facts = self.loss.mean(0), self.facts.mean(0)
+        of_loss, of_facts = top_heads(loss, 1)[0], top_heads(facts, 1)[0]
         return (
-            f"HeadDamage({self.mode} on {self.model}: loss worst without {worst['loss']} "
-            f"({self.loss.mean(0).max():+.3f} nats per token), facts without {worst['facts']} "
-            f"({self.facts.mean(0).max():+.2f} nats))"
+            f"HeadDamage({self.mode} on {self.model}: loss worst without {of_loss} "
+            f"({loss.max():+.3f} nats per token), facts without {of_facts} "
+            f"({facts.max():+.2f} nats))"
         )
 
 
@@ -82,11 +75,8 @@ def head_damage(
         SettingError: there is no such mode, or no fact or text is left.
     """
     check_model(model)
-    if mode not in MODES:
-        raise SettingError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+    check_one_of("mode", mode, MODES)
     texts = list(load_passages("budget") if texts is None else texts)
-    reference = head_means(model) if mode == "mean" else None
-    options: dict[str, Any] = {"reference": reference, "progress": progress}
     asked, right, wrong = _first_tokens(model, load_facts("budget") if facts is None else facts)
     if not texts or not asked:
         raise SettingError(
@@ -95,16 +85,17 @@ def head_damage(
         )
     prompts = [encode_prompt(model, FACT_REQUEST, fact.question) for fact in asked]
     log_probs = next_token_log_probs(model, prompts)
-    wrong_ids = torch.tensor(
-        [max(ids, key=lambda i: row[i].item()) for ids, row in zip(wrong, log_probs, strict=True)],
-        device=log_probs.device,
-    )
-    ids = torch.tensor(right, device=log_probs.device), wrong_ids
-    without = ablated_deltas(model, prompts, *ids, **options)
+    likeliest = [
+        max(ids, key=row.__getitem__) for ids, row in zip(wrong, log_probs.tolist(), strict=True)
+    ]
+    ids = [torch.tensor(found, device=log_probs.device) for found in (right, likeliest)]
+    reference = head_means(model) if mode == "mean" else None
+    options: dict[str, Any] = {"reference": reference, "progress": progress}
+    facts_left = ablated_deltas(model, prompts, *ids, **options)
     loss = mean_loss(model, texts).double().cpu()
     return HeadDamage(
         loss=ablated_losses(model, texts, **options) - loss[:, None, None],
-        facts=answer_differences(model, prompts, *ids)[:, None, None] - without,
+        facts=answer_differences(model, prompts, *ids)[:, None, None] - facts_left,
         mode=mode,
         model=model.cfg.model_name,
         countries=tuple(fact.country for fact in asked),

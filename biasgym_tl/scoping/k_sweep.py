@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +24,9 @@ from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval, crossed_interval
 from biasgym_tl.store import TensorResult, versions
 from biasgym_tl.text import mean_loss
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 KS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
 SATURATED = 0.9
@@ -72,18 +74,10 @@ class KSweep(TensorResult):
         """One row per k: benefit and damage with their intervals over prompts and texts."""
         rows = []
         for k, benefit, damage in zip(self.ks, self.benefit, self.damage, strict=True):
-            found = {
-                "benefit": crossed_interval(benefit[:, None]),
-                "damage": crossed_interval(damage[:, None]),
-            }
-            ends = {
-                f"{name}_{end}": getattr(interval, end)
-                for name, interval in found.items()
-                for end in ("low", "high")
-            }
-            means = {name: interval.estimate for name, interval in found.items()}
-            rows.append({"k": k, **means, **ends})
-        return pd.DataFrame(rows)
+            fall, rise = (crossed_interval(values[:, None]) for values in (benefit, damage))
+            rows.append((k, fall.estimate, rise.estimate, *fall[1:], *rise[1:]))
+        ends = [f"{name}_{end}" for name in ("benefit", "damage") for end in ("low", "high")]
+        return pd.DataFrame(rows, columns=["k", "benefit", "damage", *ends])
 
     def plot(self) -> go.Figure:
         """Benefit and damage over k."""
@@ -130,12 +124,14 @@ def k_sweep(
     """
     check_model(model)
     bias = as_bias(bias)
-    n_heads = model.cfg.n_layers * model.cfg.n_heads
-    kept = tuple(k for k in ks if k <= n_heads)
+    kept = tuple(k for k in ks if k <= scores.values.numel())
     if not kept or kept[0] < 1 or list(kept) != sorted(set(kept)):
-        raise SettingError(f"ks must rise within 1..{n_heads}, got {list(ks)}. Sort them.")
-    wanted = {"model": model.cfg.model_name, "bias": bias.name, "token": token.label}
-    for name, value in wanted.items():
+        raise SettingError(
+            f"ks must rise within 1..{scores.values.numel()}, got {list(ks)}. Sort them."
+        )
+    for name, value in zip(
+        ("model", "bias", "token"), (model.cfg.model_name, bias.name, token.label), strict=True
+    ):
         if getattr(scores, name) != value:
             raise SettingError(
                 f"scores must be of the {name} {value!r}, got {getattr(scores, name)!r}. "
@@ -143,18 +139,13 @@ def k_sweep(
             )
     scores.check_text(model)
     reference = head_means(model) if mode == "mean" else None
-    texts, prompts = load_passages("budget"), bias.scoping_prompts
     log_odds, losses = [], []
-    with (
-        token.attached(model),
-        tqdm([0, *kept], desc=f"k sweep, {bias.name}", disable=not progress) as bar,
-    ):
-        for k in bar:
-            heads = scores.top(k) if k else ()
-            with steer(model, heads, mode, reference=reference):
-                found = bias_log_odds(model, bias, prompts, (token.text,))
-                losses.append(mean_loss(model, texts).double().cpu())
-            log_odds.append(found.log_odds[:, 0].double().cpu())
+    with token.attached(model):
+        for k in tqdm([0, *kept], desc=f"k sweep, {bias.name}", disable=not progress):
+            with steer(model, scores.top(k) if k else (), mode, reference=reference):
+                found = bias_log_odds(model, bias, bias.scoping_prompts, (token.text,)).log_odds
+                losses.append(mean_loss(model, load_passages("budget")).double().cpu())
+            log_odds.append(found[:, 0].double().cpu())
     return KSweep(
         ks=kept,
         benefit=log_odds[0] - torch.stack(log_odds[1:]),

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from itertools import chain, combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.compare import check_same, rank_correlation
 from biasgym_tl.scoping.scores import HeadScores, top_heads
 from biasgym_tl.stats import overlap_distribution
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 EXACT_SEEDS, N_SIMULATED = 5, 1999
 """The exact distribution has too many states for more seeds."""
 
 
-class Agreement(NamedTuple):
+class SharedHeads(NamedTuple):
     """Heads in the top of at least so many seeds."""
 
     at_least: int
@@ -56,7 +58,7 @@ class SeedOverlap:
     settings: dict[str, Any]
     """Settings of the scores, with their model and bias."""
     maps: Float[Tensor, "seed n_layers n_heads"]
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[SharedHeads, ...]
     """For at least 1, 2, ... seeds."""
     jaccard: Float[Tensor, "seed seed"]
     rank_correlation: Float[Tensor, "seed seed"]
@@ -71,8 +73,7 @@ class SeedOverlap:
         """
         n_seeds = len(self.maps)
         at_least = n_seeds if at_least is None else at_least
-        if not 1 <= at_least <= n_seeds:
-            raise SettingError(f"at_least must be in 1..{n_seeds}, got {at_least!r}.")
+        check_within("at_least", at_least, 1, n_seeds)
         ranked = top_heads(self.maps.mean(0), self.maps[0].numel())
         seeds_of = self.seeds_of()
         return tuple(head for head in ranked if seeds_of[head] >= at_least)
@@ -89,13 +90,9 @@ class SeedOverlap:
 
     def to_df(self) -> pd.DataFrame:
         """One row per level of agreement."""
-        return pd.DataFrame(
-            [
-                {"at least": a.at_least, "heads": a.n_heads, "by chance": a.by_chance, "p": a.p,
-                 **a.controls}
-                for a in self.agreements
-            ]
-        )  # fmt: skip
+        rows = [(a.at_least, a.n_heads, a.by_chance, a.p) for a in self.agreements]
+        frame = pd.DataFrame(rows, columns=["at least", "heads", "by chance", "p"])
+        return frame.join(pd.DataFrame([a.controls for a in self.agreements]))
 
     def __repr__(self) -> str:
         n, last = len(self.maps), self.agreements[-1]
@@ -133,39 +130,34 @@ def seed_overlap(
                 f"{name} must hold one map for each of at least 2 seeds, got {len(found)}. "
                 "Attribute with more seeds."
             )
-    check_same(
-        [*scores, *(s for found in controls.values() for s in found)],
-        ("model", "method", "contrast"),
-    )
+    everything = [*scores, *chain(*controls.values())]
+    check_same(everything, ("model", "method", "contrast"))
     check_same(scores, ("bias",))
-    maps = torch.stack([s.values.double() for s in scores])
-    n_seeds = len(maps)
-    if not 1 <= k_per_seed <= maps[0].numel():
-        raise SettingError(f"k_per_seed must be in 1..{maps[0].numel()}, got {k_per_seed!r}.")
+    maps, *others = (
+        torch.stack([s.values.double() for s in found]) for found in (scores, *controls.values())
+    )
+    check_within("k_per_seed", k_per_seed, 1, maps[0].numel())
     sets = _nominations(maps, k_per_seed)
-    of_controls = {
-        name: _nominations(torch.stack([s.values.double() for s in found]), k_per_seed)
-        for name, found in controls.items()
-    }
-    flat = maps.flatten(1)
+    of_controls = {n: _nominations(m, k_per_seed) for n, m in zip(controls, others, strict=True)}
+    flat, levels = maps.flatten(1), range(1, len(maps) + 1)
     return SeedOverlap(
         k_per_seed=k_per_seed,
         settings={**scores[0].settings, "model": scores[0].model, "bias": scores[0].bias},
         maps=maps,
-        agreements=tuple(_agreement(sets, of_controls, level) for level in range(1, n_seeds + 1)),
+        agreements=tuple(_agreement(sets, of_controls, level) for level in levels),
         jaccard=torch.tensor([[_jaccard(a, b) for b in sets] for a in sets], dtype=torch.float64),
         rank_correlation=torch.stack([rank_correlation(row.expand_as(flat), flat) for row in flat]),
-        stability=tuple(_stability(sets, n) for n in range(1, n_seeds + 1)),
+        stability=tuple(_stability(sets, n_seeds) for n_seeds in levels),
     )
 
 
 def _agreement(
     sets: Int[Tensor, "seed unit"], controls: dict[str, Int[Tensor, "seed unit"]], level: int
-) -> Agreement:
+) -> SharedHeads:
     """Heads in at least ``level`` of the sets, and of each control's sets."""
     (n_seeds, n_units), k = sets.shape, int(sets[0].sum())
     count = int((sets.sum(0) >= level).sum())
-    return Agreement(
+    return SharedHeads(
         at_least=level,
         n_heads=count,
         by_chance=n_units * float(binom.sf(level - 1, n_seeds, k / n_units)),

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.heads import Head, all_heads
-from biasgym_tl.scoping.scores import HeadScores, top_heads
+from biasgym_tl.heads import Head
+from biasgym_tl.scoping.scores import HeadScores, head_table, top_heads
 from biasgym_tl.stats import benjamini_hochberg, crossed_interval, prompt_flip_test
 
 
@@ -37,12 +37,8 @@ class Significance:
 
     def to_df(self) -> pd.DataFrame:
         """One row per head."""
-        heads = [str(head) for head in all_heads(*self.mean.shape)]
-        columns = {
-            name: getattr(self, name).flatten().tolist()
-            for name in ("mean", "low", "high", "p", "q")
-        }
-        return pd.DataFrame({"head": heads, **columns}).sort_values("p", ignore_index=True)
+        columns = {name: getattr(self, name) for name in ("mean", "low", "high", "p", "q")}
+        return head_table(**columns).sort_values("p", ignore_index=True)
 
     def __repr__(self) -> str:
         n, found = self.mean.numel(), len(self.heads())

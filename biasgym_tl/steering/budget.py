@@ -153,8 +153,7 @@ class _Search:
     def proposals(self, heads: Sequence[Head]) -> list[Head]:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
-        reference = "mean" if options.mode == "mean" else "zero"
-        scope = BiasScope(method="attribution_patching", reference=reference, seed=options.seed)
+        scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
         served: dict[str, tuple[BiasToken | None, ...]] = {
             "token": (self.token,),
             "targets": (None,),
