@@ -61,8 +61,8 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def plot(self, **options: Any) -> go.Figure:
-        """Scatter of one map against another; options as in ``plots.agreement.plot_agreement``."""
-        from biasgym_tl.plots.agreement import plot_agreement
+        """Scatter of one map against another; options as in ``plots.plot_agreement``."""
+        from biasgym_tl.plots.scatter import plot_agreement
 
         return plot_agreement(self, **options)
 

@@ -81,7 +81,7 @@ class KSweep(TensorResult):
 
     def plot(self) -> go.Figure:
         """Benefit and damage over k."""
-        from biasgym_tl.plots.k_curve import plot_k_sweep
+        from biasgym_tl.plots.curves import plot_k_sweep
 
         return plot_k_sweep(self)
 

@@ -62,7 +62,7 @@ def patching_effects(
     for batch in answer_batches(model, sequences, batch_size, shared=0):
         ids = biased_ids[batch.indices], neutral_ids[batch.indices]
         z, gradient = _z_and_gradient(model, batch, *ids)
-        z_ref: Sequence[Tensor] | Tensor = reference
+        z_ref: Any = reference
         if not isinstance(reference, Tensor):
             pairs = [(sequences[i], reference[i]) for i in batch.indices]
             z_ref = _aligned_z(model, pairs, z[0].shape[1])

@@ -92,7 +92,7 @@ class BiasScope:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")
         to_neutral, ablates = self.ablate_to == "neutral", "ablation" in self.method
         method = f"for the method {self.method!r}"
-        for name, refused, allowed, reason in (
+        for name, refused, wanted, reason in (
             ("label", self.label == "continuation" and self.method != "direct",
              f"'first' or 'token' {method}", "Only direct attribution sums over tokens."),
             ("answer_only", self.answer_only and not ablates,
@@ -106,7 +106,7 @@ class BiasScope:
         ):  # fmt: skip
             if refused:
                 found = getattr(self, name)
-                raise SettingError(f"{name} must be {allowed}, got {found!r}. {reason}")
+                raise SettingError(f"{name} must be {wanted}, got {found!r}. {reason}")
 
     def attribute(
         self,
@@ -226,7 +226,7 @@ class _Run(NamedTuple):
 
     values: Float[Tensor, "pair n_layers n_heads"]
     delta: Float[Tensor, " pair"]
-    others: dict[str, Tensor]
+    others: dict[str, Any]
     """Parts beside heads, and the reconstruction error, of direct attribution."""
 
 

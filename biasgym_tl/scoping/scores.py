@@ -175,7 +175,7 @@ class HeadScores(TensorResult):
         return frame.sort_values("rank", ignore_index=True)
 
     def plot(self, **options: Any) -> go.Figure:
-        """Layer-by-head heatmap; options as in ``plots.heatmap.plot_heads``."""
+        """Layer-by-head heatmap; options as in ``plots.plot_heads``."""
         from biasgym_tl.plots.heatmap import plot_heads
 
         return plot_heads(self, **options)

@@ -84,7 +84,7 @@ class SeedOverlap:
 
     def plot(self) -> go.Figure:
         """Heads at each level of agreement, beside chance and the controls."""
-        from biasgym_tl.plots.spread import plot_overlap
+        from biasgym_tl.plots.curves import plot_overlap
 
         return plot_overlap(self)
 
