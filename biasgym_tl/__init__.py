@@ -57,15 +57,12 @@ if TYPE_CHECKING:
     from biasgym_tl.model import load_model
     from biasgym_tl.prompts import TextPolicy, encode_sentence
     from biasgym_tl.run import Chain, run_chain
+    from biasgym_tl.scoping.agreement import SeedOverlap, Significance, seed_overlap, significance
     from biasgym_tl.scoping.attention import answer_attention, position_attribution
-    from biasgym_tl.scoping.compare import Comparison, compare
-    from biasgym_tl.scoping.concentration import Concentration, concentration
-    from biasgym_tl.scoping.damage import HeadDamage, head_damage
-    from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
+    from biasgym_tl.scoping.compare import Comparison, Concentration, compare, concentration
+    from biasgym_tl.scoping.damage import HeadDamage, KSweep, head_damage, k_sweep
     from biasgym_tl.scoping.scope import BiasScope
     from biasgym_tl.scoping.scores import HeadScores
-    from biasgym_tl.scoping.seeds import SeedOverlap, seed_overlap
-    from biasgym_tl.scoping.significance import Significance, significance
     from biasgym_tl.steering.budget import BudgetSearch
     from biasgym_tl.steering.controls import layer_matched
     from biasgym_tl.steering.export import export_steered
@@ -85,7 +82,7 @@ _HOME = {
     "Chain": "run",
     "ChatModel": "api",
     "Comparison": "scoping.compare",
-    "Concentration": "scoping.concentration",
+    "Concentration": "scoping.compare",
     "Contrast": "biases.writer",
     "Explorer": "explorer.explore",
     "FactorSearch": "steering.factors",
@@ -95,17 +92,17 @@ _HOME = {
     "INSTRUCTIONS": "instructions",
     "InjectionReport": "injection.report",
     "Instruction": "instructions",
-    "KSweep": "scoping.k_sweep",
+    "KSweep": "scoping.damage",
     "LocalJudge": "judges.local_judge",
     "Measure": "benchmarks.benchmark",
     "Paragraph": "biases.corpus",
     "Price": "api",
     "RandomControl": "evaluation.random_control",
     "Report": "evaluation.report",
-    "SeedOverlap": "scoping.seeds",
+    "SeedOverlap": "scoping.agreement",
     "Selection": "steering.selection",
     "Setting": "evaluation.setting",
-    "Significance": "scoping.significance",
+    "Significance": "scoping.agreement",
     "Statements": "judges.statements",
     "TextPolicy": "prompts",
     "Verdict": "judges.verdict",
@@ -117,7 +114,7 @@ _HOME = {
     "calibrate": "judges.local_judge",
     "check_bias": "biases.check",
     "compare": "scoping.compare",
-    "concentration": "scoping.concentration",
+    "concentration": "scoping.compare",
     "diversity": "biases.diversity",
     "encode_sentence": "prompts",
     "evaluate": "evaluation.evaluate",
@@ -132,7 +129,7 @@ _HOME = {
     "import_adapter": "injection.adapter",
     "injection_report": "injection.report",
     "judged": "evaluation.judging",
-    "k_sweep": "scoping.k_sweep",
+    "k_sweep": "scoping.damage",
     "layer_matched": "steering.controls",
     "list_biases": "biases.bias",
     "list_tokens": "injection.shipped",
@@ -158,10 +155,10 @@ _HOME = {
     "read_labels": "judges.agreement",
     "run_chain": "run",
     "save_corpus": "biases.corpus",
-    "seed_overlap": "scoping.seeds",
+    "seed_overlap": "scoping.agreement",
     "select_heads": "steering.selection",
     "shuffled": "biases.shuffle",
-    "significance": "scoping.significance",
+    "significance": "scoping.agreement",
     "steer": "hooks",
     "summarise": "judges.verdict",
     "target_means": "steering.reference",

@@ -35,8 +35,7 @@ from biasgym_tl.plots import (
     write_pngs,
 )
 from biasgym_tl.scoping.compare import compare
-from biasgym_tl.scoping.damage import HeadDamage
-from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.damage import HeadDamage, KSweep
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import BROKEN, kind_of, read_json, read_kind, versions, write_json
 
@@ -72,15 +71,11 @@ def _each(plot: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
     return lambda found, **options: plot(*found.values(), **options)
 
 
-def _list(plot: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
-    return lambda found, **options: plot(list(found.values()), **options)
-
-
 PLOTS: dict[str, Callable[..., go.Figure]] = {
     "agreement": _agreement,
-    "benefit and damage": _each(plot_benefit_and_damage),
     "as it was drawn": _each(lambda figure: figure),
-    "comparison": _list(plot_comparison),
+    "benefit and damage": _each(plot_benefit_and_damage),
+    "comparison": lambda found, **options: plot_comparison(list(found.values()), **options),
     "frontier": _each(plot_frontier),
     "heads": _each(plot_heads),
     "k sweep": _each(plot_k_sweep),
@@ -130,10 +125,8 @@ class Recipe(NamedTuple):
         """
         if self.plot not in PLOTS:
             raise StoreError(f"plot must be one of {sorted(PLOTS)}, got {self.plot!r}.")
-        found = {
-            name: load_any(_inside(folder / file, within or folder))
-            for name, file in self.of.items()
-        }
+        files = {name: _inside(folder / file, within or folder) for name, file in self.of.items()}
+        found = {name: load_any(path) for name, path in files.items()}
         try:
             return PLOTS[self.plot](found, **self.options)
         except SettingError:
@@ -209,25 +202,17 @@ def redraw(folder: Path) -> tuple[list[str], str | None]:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.
     """
     settle(folder)
-    paths = [path for path in folder.rglob("*.json") if not _is_hidden(path.relative_to(folder))]
-    found = {path: read_json(path) for path in sorted(paths)}
-    recipes = {
-        str(path.with_suffix("").relative_to(folder)): Recipe.read(values)
-        for path, values in found.items()
-        if _is_recipe(values)
-    }
+    recipes = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = path.with_suffix("").relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # no result yet, but in a temporary folder
+        values = read_json(path)
+        if isinstance(values, dict) and set(Recipe._fields) <= set(values):
+            recipes[str(name)] = Recipe.read(values)
     if not recipes:
         raise StoreError(
             f"folder must hold figures with their recipes, got none in {str(folder)!r}. They are "
             "written by 'biasgym demo', 'run' and 'evaluate'."
         )
     return list(recipes), draw(folder, recipes)
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether it is no result yet, but in a temporary folder."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _is_recipe(values: Any) -> bool:
-    return isinstance(values, dict) and set(Recipe._fields) <= set(values)

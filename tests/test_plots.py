@@ -22,12 +22,9 @@ from biasgym_tl.plots import (
     write_html,
 )
 from biasgym_tl.plots.figure import COLOURS, Series
-from biasgym_tl.scoping.compare import compare
-from biasgym_tl.scoping.concentration import concentration
-from biasgym_tl.scoping.damage import HeadDamage
-from biasgym_tl.scoping.k_sweep import KSweep
-from biasgym_tl.scoping.seeds import seed_overlap
-from biasgym_tl.scoping.significance import significance
+from biasgym_tl.scoping.agreement import seed_overlap, significance
+from biasgym_tl.scoping.compare import compare, concentration
+from biasgym_tl.scoping.damage import HeadDamage, KSweep
 
 MAPS = [scores(noisy(SIGNAL, 8, 0.1, seed), bias="<b>") for seed in range(3)]
 

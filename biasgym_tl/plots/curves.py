@@ -12,10 +12,10 @@ from plotly.subplots import make_subplots
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.plots.figure import BLUE, GREY, RED, Series, error_bars, legend_at, styled
-from biasgym_tl.scoping.concentration import Concentration
-from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.agreement import SeedOverlap
+from biasgym_tl.scoping.compare import Concentration
+from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
 from biasgym_tl.stats import Interval
 
 NAMED_K = 10

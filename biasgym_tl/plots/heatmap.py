@@ -14,9 +14,8 @@ from torch import Tensor
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.plots.figure import styled
+from biasgym_tl.scoping.agreement import SeedOverlap, Significance
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
-from biasgym_tl.scoping.significance import Significance
 
 SIGNIFICANT = 0.05
 PER_ROW = 3

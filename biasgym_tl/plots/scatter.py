@@ -36,12 +36,12 @@ def plot_agreement(
     x, y = x or names[0], y or names[1]
     if x == y or not {x, y} <= set(names):
         raise SettingError(f"x and y must be two of {list(names)}, got {x!r} and {y!r}.")
-    maps = [comparison.maps[names.index(name)] for name in (x, y)]
+    on_x, on_y = (comparison.maps[names.index(name)] for name in (x, y))
     effects = [escape(comparison.effects[names.index(name)]) for name in (x, y)]
     key = (x, y) if (x, y) in comparison.rank_correlation else (y, x)
     reliability = ", ".join(f"{escape(n)} {comparison.reliability[n]:.2f}" for n in (x, y))
     return styled(
-        _head_scatter(*maps, label_top),
+        _head_scatter(on_x, on_y, label_top),
         f"{escape(x)} and {escape(y)}: rank correlation {comparison.rank_correlation[key]}",
         f"reliability of each map: {reliability}",
         x=f"{escape(x)} (logits)<br><sup>{effects[0]}</sup>",

@@ -66,7 +66,7 @@ def ablated(
         model: The model, with the BiasToken attached if a sequence contains it.
         sequences: Token ids.
         reference: What ``hook_z`` of the head is replaced with; None: zero.
-        answer_only: Silence the head at the last position alone, not at all positions.
+        answer_only: Silence the head at the last position alone.
         shared: Length of the beginning that all sequences share; None: as long as it is.
         rows_at_once: Sequences times heads that are run side by side.
         progress: Show a bar over layers.

@@ -1,4 +1,4 @@
-"""Do maps of heads agree, and could they: rank correlation, overlap, reliability."""
+"""Do maps of heads agree, and could they; and in how few heads is a bias."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError, check_within
+from biasgym_tl.errors import SettingError, check_at_least, check_within
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval
 
@@ -186,3 +186,44 @@ def _check(scores: Sequence[HeadScores], names: tuple[str, ...], k: int) -> None
             f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
         )
     check_within("k", k, 1, scores[0].values.numel())
+
+
+class Concentration(NamedTuple):
+    """Of the heads that push toward the stereotype (positive values)."""
+
+    curve: Float[Tensor, " k"]
+    """Share of the positive sum in the top 1, 2, ... heads."""
+    effective_heads: float
+    """Participation ratio ``(sum v)^2 / sum v^2``: n equal heads give n."""
+
+    def share(self, k: int) -> float:
+        """Share of the positive sum in the top ``k`` heads (1 or more)."""
+        check_at_least(1, k=k)
+        return self.curve[min(k, len(self.curve)) - 1].item()
+
+    def k_for(self, share: float) -> int:
+        """The smallest number of heads that hold this share."""
+        return int((self.curve < share - 1e-9).sum()) + 1
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{share:.0%} in {self.k_for(share)}" for share in (0.5, 0.8, 0.9))
+        return f"Concentration(effective heads {self.effective_heads:.1f}; {held})"
+
+
+def concentration(values: Float[Tensor, "n_layers n_heads"]) -> Concentration:
+    """Measure how concentrated the positive values are.
+
+    Noise alone spreads values over many heads: compare methods on the same prompts, and look at
+    the reliability of each map (:func:`compare`) first.
+
+    Raises:
+        SettingError: no value is positive.
+    """
+    positive = values.flatten().double().clamp(min=0).sort(descending=True).values
+    total = positive.sum()
+    if not total > 0:
+        raise SettingError(
+            f"values must hold a positive one, got at most {values.max():.3g}: no head pushes "
+            "toward the stereotype."
+        )
+    return Concentration(positive.cumsum(0) / total, (total**2 / positive.square().sum()).item())

@@ -66,23 +66,12 @@ def build_pairs(
     label: str = "first",
     seed: int = 0,
 ) -> Pairs:
-    """Build one pair per scoping prompt and freeze its labels.
+    """One pair per scoping prompt, with frozen labels; the options are those of ``BiasScope``.
 
     ``n`` is the token outside A with the highest mean probability under ``n_targets`` fitting
     targets. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
-    most likely token of A, so it is the most likely token of A either way. With ``contrasts`` the
-    prompts and both answers are theirs.
-
-    Args:
-        model: The model, without the token attached.
-        bias: Gives the scoping prompts and the words A.
-        token: The BiasToken of the biased side; None: the first target of the neutral side stands
-            there, and ``b`` is the most likely token of A under the targets.
-        n_targets: Fitting targets that the neutral labels are taken from.
-        neutral: One of ``NEUTRAL``.
-        contrasts: Prompts with both answers; default: the bias's scoping prompts and words.
-        label: One of ``LABELS``; without contrasts ``"first"``.
-        seed: Decides the targets.
+    most likely token of A, so it is the most likely token of A either way. Without a token a target
+    stands in its place. With ``contrasts`` the prompts and both answers are theirs.
 
     Raises:
         SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an

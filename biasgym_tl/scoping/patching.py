@@ -41,9 +41,8 @@ def patching_effects(
         sequences: Token ids; the last position is the answer position.
         biased_ids: ``b`` of each pair.
         neutral_ids: ``n`` of each pair.
-        reference: What ``z`` is compared with: None: zero; a tensor: a fixed value for each head,
-            such as ``head_means(model)``; sequences: ``z`` in the run of another sequence for each
-            pair, which may differ from it in one stretch of tokens (the slot).
+        reference: ``z_ref``. None: zero; a tensor: fixed for each head; sequences: ``z`` in the run
+            of another one for each pair, which may differ in one stretch of tokens (the slot).
         batch_size: Pairs run at once.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.errors import SettingError, check_at_least, check_one_of
@@ -124,18 +125,16 @@ class BiasScope:
             bias: Gives the prompts and the words A.
             token: The BiasToken in the slot; None: a fitting target in its place, which scores
                 the heads without any injection, as a control.
-            contrasts: Prompts with a biased and a neutral answer each, such as
-                ``read_contrasts(path)``; default: the bias's scoping prompts, with the words A.
-                Where both answers begin with the same token, a prompt is left out and reported.
+            contrasts: Prompts with both answers each, such as ``read_contrasts(path)``; default:
+                the bias's scoping prompts, with the words A. Where both answers begin with the
+                same token, a prompt is left out and reported.
             progress: Show a bar while heads are ablated.
 
         Raises:
-            AttributionError: the model is not supported, or the parts do not sum to the model's
-                own logit difference.
+            AttributionError: the model is not supported, or the parts do not sum to the difference.
             ModelError: the model has no tokenizer, or no word of the bias can count on it.
             TokenError: the token does not fit the model.
-            SettingError: the contrasts do not fit the label, or a comparison with the neutral run
-                is asked for without a token.
+            SettingError: the contrasts do not fit the label, or there is no token to compare.
         """
         bias = as_bias(bias)
         check_exact(model)
@@ -145,8 +144,7 @@ class BiasScope:
                 "token must not be None for a comparison with the neutral run, got None: the same "
                 "run would stand on both sides."
             )
-        takes_mean = self.method == "mean_ablation" or self.ablate_to == "mean"
-        means = head_means(model) if takes_mean else None
+        means = head_means(model) if "mean" in (self.method[:4], self.ablate_to) else None
         of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
         pairs = build_pairs(model, bias, token, contrasts=contrasts, **of_pairs)
         sides = list(zip(*pairs.neutral, strict=True))
@@ -161,13 +159,10 @@ class BiasScope:
             delta=biased.delta,
             neutral_delta=torch.stack(deltas, 1),
             **biased.others,
-            **_written_down(model, pairs),
-            model=model.cfg.model_name,
-            bias=bias.name,
+            **_written_down(model, pairs, bias),
             token=token.label if token else NO_TOKEN,
-            n_key_value_heads=model.cfg.n_key_value_heads or model.cfg.n_heads,
-            settings={
-                **dataclasses.asdict(self),
+            settings=dataclasses.asdict(self)
+            | {
                 "bias_fingerprint": bias.fingerprint(),
                 "text": dataclasses.asdict(text_policy(model)),
                 "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
@@ -230,11 +225,14 @@ class _Run(NamedTuple):
     """Parts beside heads, and the reconstruction error, of direct attribution."""
 
 
-def _written_down(model: HookedTransformer, pairs: Pairs) -> dict[str, Any]:
-    """What scores keep of their pairs."""
+def _written_down(model: HookedTransformer, pairs: Pairs, bias: Bias) -> dict[str, Any]:
+    """What scores keep of their pairs, their model and their bias."""
     same = ("prompts", "targets", "label_targets", "left_out")
     words = model.tokenizer.batch_decode
     return {name: getattr(pairs, name) for name in same} | {
+        "model": model.cfg.model_name,
+        "bias": bias.name,
+        "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
         "biased_ids": pairs.biased_ids.cpu(),
         "neutral_ids": pairs.neutral_ids.cpu(),
         "biased_labels": tuple(words(pairs.biased_answers)),

@@ -147,11 +147,10 @@ class _Search:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
         scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
-        slots = {"token": [self.token], "targets": [None], "both": [self.token, None]}
+        rows: list[BiasToken | None] = [self.token] if options.serves != "targets" else []
+        rows += [None] if options.serves != "token" else []
         with self._steered(heads):
-            maps = [
-                scope.attribute(self.model, self.bias, row).values for row in slots[options.serves]
-            ]
+            maps = [scope.attribute(self.model, self.bias, row).values for row in rows]
         total = torch.stack(maps).mean(0)
         ranked = top_heads(total, int((total > 0).sum()))
         return [head for head in ranked if head not in heads][:MOST_PROPOSALS]

@@ -71,9 +71,6 @@ def export_steered(
         source: Name or folder that the weights were read from; default: where ``load_model`` read
             them. A model that it got as an object has none. ``~`` is the user's home.
 
-    Returns:
-        ``folder``.
-
     Raises:
         SteeringError: the edit is not valid, or the family has no bias that could carry a mean.
         ModelError: the folder is not empty or cannot be written, the model is steered or has a

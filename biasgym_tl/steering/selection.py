@@ -14,8 +14,8 @@ from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_mode
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
+from biasgym_tl.scoping.agreement import seed_overlap
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import seed_overlap
 from biasgym_tl.spelling import plain
 from biasgym_tl.store import digest, read_kind, versions, write_kind
 
