@@ -99,11 +99,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Recipe:
-        """From JSON.
-
-        Raises:
-            StoreError: a part of it is of another type.
-        """
+        """From JSON; a part of another type is a StoreError."""
         plot, of, options = (values[key] for key in cls._fields)
         texts = isinstance(of, dict) and all(isinstance(file, str) for file in of.values())
         if not (isinstance(plot, str) and texts and isinstance(options, dict)):
@@ -113,11 +109,7 @@ class Recipe(NamedTuple):
         return cls(plot, of, options)
 
     def figure(self, folder: Path, *, within: Path | None = None) -> go.Figure:
-        """Draw it from the saved results.
-
-        Args:
-            folder: Where the figure is, and where its files are looked for from.
-            within: Folder that no file may lie outside of; default: ``folder``.
+        """Draw it from saved results, seen from ``folder``, none outside ``within`` (default: it).
 
         Raises:
             StoreError: a result is missing, broken or outside, or the recipe names no known plot or
@@ -145,11 +137,7 @@ def _inside(path: Path, folder: Path) -> Path:
 
 
 def load_any(path: Path) -> Any:
-    """Read a saved result of whatever kind.
-
-    Raises:
-        StoreError: the file is missing or broken, or no figure can be made of its kind.
-    """
+    """A saved result of any kind that a figure can be made of; otherwise a StoreError."""
     kind = kind_of(path)
     if kind not in _KINDS:
         raise StoreError(f"{str(path)!r} must hold one of {sorted(_KINDS)}, got {kind!r}.")
@@ -169,15 +157,7 @@ def recipe(plot: str, of: Mapping[str, str] | Sequence[str], **options: Any) -> 
 def draw(folder: Path, recipes: Mapping[str, Recipe]) -> str | None:
     """Write figures: for each name ``.html``, ``.png``, and ``.json``, its recipe with versions.
 
-    Args:
-        folder: Where to.
-        recipes: By name of the figure, whose results are looked for beside it.
-
-    Returns:
-        Why there are no PNGs, if there are none.
-
-    Raises:
-        StoreError: see :meth:`Recipe.figure`.
+    Results are looked for beside each figure. Returns why there are no PNGs, if there are none.
     """
     paths = {name: _inside(folder / name, folder) for name in recipes}
     figures = {name: one.figure(paths[name].parent, within=folder) for name, one in recipes.items()}
@@ -195,8 +175,7 @@ def _with(path: Path, ending: str) -> Path:
 def redraw(folder: Path) -> tuple[list[str], str | None]:
     """Draw every figure in a folder and below again, from its recipe.
 
-    Returns:
-        The name of each figure, and why there are no PNGs, if there are none.
+    Returns the name of each, and why there are no PNGs, if there are none.
 
     Raises:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.

@@ -100,11 +100,7 @@ def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
 
 
 def include_plotlyjs(plotlyjs: str) -> str | bool:
-    """Value of plotly's argument of that name.
-
-    Raises:
-        SettingError: ``plotlyjs`` is neither ``"cdn"`` nor ``"inline"``.
-    """
+    """Value of plotly's argument of that name; a SettingError unless ``"cdn"`` or ``"inline"``."""
     if plotlyjs not in ("cdn", "inline"):
         raise SettingError(
             f"plotlyjs must be 'cdn' (loaded from the network) or 'inline' (5 MB more), got "

@@ -62,14 +62,9 @@ def ablated(
 ) -> Iterator[Ablated]:
     """Run ``sequences`` without each head in turn, layer by layer; a steering stays active.
 
-    Args:
-        model: The model, with the BiasToken attached if a sequence contains it.
-        sequences: Token ids.
-        reference: What ``hook_z`` of the head is replaced with; None: zero.
-        answer_only: Silence the head at the last position alone.
-        shared: Length of the beginning that all sequences share; None: as long as it is.
-        rows_at_once: Sequences times heads that are run side by side.
-        progress: Show a bar over layers.
+    The head's ``hook_z`` becomes its ``reference`` (None: zero) at all positions, or at the last
+    alone (``answer_only``). ``shared`` is the length of what all sequences begin with (None: as long
+    as it is), ``rows_at_once`` the number of sequences times heads that are run side by side.
 
     Raises:
         AttributionError: the model's positions are outside the residual stream.

@@ -1,18 +1,14 @@
 """Direct attribution: how much each part of the model writes along the logit difference.
 
-For pair i with final residual ``r_i``, labels ``b_i`` and ``n_i``, final-norm weight ``w_f`` and
-scale ``s_i`` (frozen at its value in this run), with ``c`` the centring of LayerNorm (identity
-for RMSNorm) and ``D_i = W_U[:, b_i] - W_U[:, n_i]``:
+With final residual ``r``, final-norm weight ``w_f``, its scale ``s`` frozen at the value in this
+run, ``c`` the centring of LayerNorm (identity for RMSNorm) and ``D = W_U[:, b] - W_U[:, n]``,
 
-    delta_i = (c(r_i) / s_i * w_f) . D_i + b_f . D_i + b_U[b_i] - b_U[n_i]
+    delta = (c(r) / s * w_f) . D + b_f . D + b_U[b] - b_U[n]
 
-is linear in what was written to the residual stream, so it is a sum of parts. With
-``d_i = c(w_f * D_i) / s_i`` a head's part is ``P(z @ W_O[l, h]) . d_i``. ``P`` is the identity on
-most models; where a norm follows attention (Gemma-2/3, OLMo-2) it is that norm with its scale
-frozen too. With a final soft cap ``delta_i`` is the difference *before* the cap.
-
-This is a *direct* effect, with everything after the head frozen. It says what a head writes, not
-what would happen without it.
+is linear in what was written to the residual stream. With ``d = c(w_f * D) / s`` a head's part is
+``P(z @ W_O[l, h]) . d``; ``P`` is the identity, or the norm that follows attention (Gemma-2/3,
+OLMo-2) with its scale frozen too. With a final soft cap ``delta`` is the difference *before* it.
+A *direct* effect says what a head writes, not what would happen without it.
 """
 
 from __future__ import annotations

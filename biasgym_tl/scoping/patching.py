@@ -34,16 +34,8 @@ def patching_effects(
     """First-order estimate of what each head adds to the logit difference ``b - n``.
 
     ``(z - z_ref) . d delta / d z``, summed over positions: positive if the difference would fall
-    without the head.
-
-    Args:
-        model: A model in fp32, with the BiasToken attached if a sequence contains it.
-        sequences: Token ids; the last position is the answer position.
-        biased_ids: ``b`` of each pair.
-        neutral_ids: ``n`` of each pair.
-        reference: ``z_ref``. None: zero; a tensor: fixed for each head; sequences: ``z`` in the run
-            of another one for each pair, which may differ in one stretch of tokens (the slot).
-        batch_size: Pairs run at once.
+    without the head. ``reference`` is ``z_ref``. None: zero; a tensor: fixed for each head;
+    sequences: ``z`` in the run of another one for each pair, which may differ in the slot alone.
 
     Raises:
         AttributionError: weights have less than 32 bits, or a sequence has no counterpart.

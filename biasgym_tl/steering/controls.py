@@ -48,10 +48,7 @@ def layer_matched(
 def matched_factor(heads: GivenHeads, drawn: Iterable[Head], factor: Factor = None) -> Factor:
     """What the heads of a :func:`layer_matched` set keep: factors go from head to head, by layer.
 
-    Args:
-        heads: The chosen heads.
-        drawn: One of the random sets.
-        factor: Of the chosen heads; default: that of the ``Selection``.
+    ``factor`` is that of the chosen heads; default: that of the ``Selection``.
     """
     if factor is None and isinstance(heads, Selection):
         factor = heads.factor

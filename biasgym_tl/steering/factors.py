@@ -24,9 +24,9 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
-from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import top_heads
-from biasgym_tl.slot import fill
+from biasgym_tl.steering.reference import scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import (
     cached_beginning,
@@ -152,16 +152,8 @@ class _Learner:
         self.reference = head_means(model)
         self.ids = word_tokens(model, bias).single()
         self.random = random.Random(options.seed)
-
-        def sentences(names: Sequence[str]) -> list[list[int]]:
-            return [
-                encode_sentence(model, fill(prompt, name))
-                for prompt in bias.scoping_prompts
-                for name in names
-            ]
-
-        self.biased = sentences(tokens)
-        self.natural = sentences(bias.sample_targets("fitting", 10, options.seed))
+        targets = bias.sample_targets("fitting", 10, options.seed)
+        self.biased, self.natural = (scoping_sentences(model, bias, n) for n in (tokens, targets))
         texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
         with torch.no_grad():
@@ -184,8 +176,7 @@ class _Learner:
             if step == options.n_steps // 2:
                 free = _lowest(factors.detach(), options.k)
             excess, kl = self.objective(factors)
-            silenced = options.sparsity * (1 - factors).sum()
-            total = excess + options.keep * kl + silenced
+            total = excess + options.keep * kl + options.sparsity * (1 - factors).sum()
             (factors.grad,) = torch.autograd.grad(total, factors)
             adam.step()
             with torch.no_grad():
@@ -223,8 +214,7 @@ class _Learner:
     ) -> Float[Tensor, "position d_vocab_out"]:
         """After the last token of each sequence, or after every one.
 
-        With ``last``, what all sequences begin with is run once and without a gradient: it is the
-        request, where no target stands.
+        With ``last`` their common beginning, the request, is run once and without a gradient.
         """
         model = self.model
         shared = common_beginning(sequences) if last else 0
