@@ -63,8 +63,8 @@ def ablated(
     """Run ``sequences`` without each head in turn, layer by layer; a steering stays active.
 
     The head's ``hook_z`` becomes its ``reference`` (None: zero) at all positions, or at the last
-    alone (``answer_only``). ``shared`` is the length of what all sequences begin with (None: as long
-    as it is), ``rows_at_once`` the number of sequences times heads that are run side by side.
+    alone (``answer_only``). All sequences begin with ``shared`` tokens in common (None: as many as
+    they do); ``rows_at_once`` sequences times heads are run side by side.
 
     Raises:
         AttributionError: the model's positions are outside the residual stream.
