@@ -3,6 +3,11 @@
 Every message follows ``<name> must be <expected>, got <value!r>. <what to do>``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
 
 class BiasGymError(Exception):
     """Base of all errors raised on purpose by biasgym_tl."""
@@ -46,6 +51,25 @@ class ExtraError(BiasGymError, ImportError):
 
 class ApiError(BiasGymError, RuntimeError):
     """A language model's API cannot be reached, refuses, or answers nothing that can be used."""
+
+
+def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Refuse a setting that is none of the ``allowed``."""
+    if value not in tuple(allowed):
+        raise SettingError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+
+
+def check_at_least(least: int, **settings: Any) -> None:
+    """Refuse settings, given by name, that are below ``least``; None is none."""
+    for name, value in settings.items():
+        if value is not None and not value >= least:
+            raise SettingError(f"{name} must be at least {least}, got {value!r}.")
+
+
+def check_within(name: str, value: Any, least: int, most: int) -> None:
+    """Refuse a setting outside ``least`` to ``most``."""
+    if not least <= value <= most:
+        raise SettingError(f"{name} must be in {least}..{most}, got {value!r}.")
 
 
 def first_line(error: Exception) -> str:

@@ -34,8 +34,7 @@ from biasgym_tl.plots import (
     write_pngs,
 )
 from biasgym_tl.scoping.compare import compare
-from biasgym_tl.scoping.damage import HeadDamage
-from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.damage import HeadDamage, KSweep
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import BROKEN, kind_of, read_json, read_kind, versions, write_json
 
@@ -70,16 +69,12 @@ def _each(plot: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
     return lambda found, **options: plot(*found.values(), **options)
 
 
-def _list(plot: Callable[..., go.Figure]) -> Callable[..., go.Figure]:
-    return lambda found, **options: plot(list(found.values()), **options)
-
-
 PLOTS: dict[str, Callable[..., go.Figure]] = {
     "agreement": _agreement,
-    "benefit and damage": _each(plot_benefit_and_damage),
     "as it was drawn": _each(lambda figure: figure),
-    "comparison": _list(plot_comparison),
     "conditions": _each(plot_conditions),
+    "benefit and damage": _each(plot_benefit_and_damage),
+    "comparison": lambda found, **options: plot_comparison(list(found.values()), **options),
     "frontier": _each(plot_frontier),
     "heads": _each(plot_heads),
     "k sweep": _each(plot_k_sweep),
@@ -102,11 +97,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Recipe:
-        """From JSON.
-
-        Raises:
-            StoreError: a part of it is of another type.
-        """
+        """From JSON; a part of another type is a StoreError."""
         plot, of, options = (values[key] for key in cls._fields)
         texts = isinstance(of, dict) and all(isinstance(file, str) for file in of.values())
         if not (isinstance(plot, str) and texts and isinstance(options, dict)):
@@ -116,11 +107,7 @@ class Recipe(NamedTuple):
         return cls(plot, of, options)
 
     def figure(self, folder: Path, *, within: Path | None = None) -> go.Figure:
-        """Draw it from the saved results.
-
-        Args:
-            folder: Where the figure is, and where its files are looked for from.
-            within: Folder that no file may lie outside of; default: ``folder``.
+        """Draw it from saved results, seen from ``folder``, none outside ``within`` (default: it).
 
         Raises:
             StoreError: a result is missing, broken or outside, or the recipe names no known plot or
@@ -128,10 +115,8 @@ class Recipe(NamedTuple):
         """
         if self.plot not in PLOTS:
             raise StoreError(f"plot must be one of {sorted(PLOTS)}, got {self.plot!r}.")
-        found = {
-            name: load_any(_inside(folder / file, within or folder))
-            for name, file in self.of.items()
-        }
+        files = {name: _inside(folder / file, within or folder) for name, file in self.of.items()}
+        found = {name: load_any(path) for name, path in files.items()}
         try:
             return PLOTS[self.plot](found, **self.options)
         except SettingError:
@@ -150,11 +135,7 @@ def _inside(path: Path, folder: Path) -> Path:
 
 
 def load_any(path: Path) -> Any:
-    """Read a saved result of whatever kind.
-
-    Raises:
-        StoreError: the file is missing or broken, or no figure can be made of its kind.
-    """
+    """A saved result of any kind that a figure can be made of; otherwise a StoreError."""
     kind = kind_of(path)
     if kind not in _KINDS:
         raise StoreError(f"{str(path)!r} must hold one of {sorted(_KINDS)}, got {kind!r}.")
@@ -174,15 +155,7 @@ def recipe(plot: str, of: Mapping[str, str] | Sequence[str], **options: Any) -> 
 def draw(folder: Path, recipes: Mapping[str, Recipe]) -> str | None:
     """Write figures: for each name ``.html``, ``.png``, and ``.json``, its recipe with versions.
 
-    Args:
-        folder: Where to.
-        recipes: By name of the figure, whose results are looked for beside it.
-
-    Returns:
-        Why there are no PNGs, if there are none.
-
-    Raises:
-        StoreError: see :meth:`Recipe.figure`.
+    Results are looked for beside each figure. Returns why there are no PNGs, if there are none.
     """
     paths = {name: _inside(folder / name, folder) for name in recipes}
     figures = {name: one.figure(paths[name].parent, within=folder) for name, one in recipes.items()}
@@ -200,32 +173,23 @@ def _with(path: Path, ending: str) -> Path:
 def redraw(folder: Path) -> tuple[list[str], str | None]:
     """Draw every figure in a folder and below again, from its recipe.
 
-    Returns:
-        The name of each figure, and why there are no PNGs, if there are none.
+    Returns the name of each, and why there are no PNGs, if there are none.
 
     Raises:
         StoreError: there is no figure with a recipe, or see :meth:`Recipe.figure`.
     """
     settle(folder)
-    paths = [path for path in folder.rglob("*.json") if not _is_hidden(path.relative_to(folder))]
-    found = {path: read_json(path) for path in sorted(paths)}
-    recipes = {
-        str(path.with_suffix("").relative_to(folder)): Recipe.read(values)
-        for path, values in found.items()
-        if _is_recipe(values)
-    }
+    recipes = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = path.with_suffix("").relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # no result yet, but in a temporary folder
+        values = read_json(path)
+        if isinstance(values, dict) and set(Recipe._fields) <= set(values):
+            recipes[str(name)] = Recipe.read(values)
     if not recipes:
         raise StoreError(
             f"folder must hold figures with their recipes, got none in {str(folder)!r}. They are "
             "written by 'biasgym demo', 'run' and 'evaluate'."
         )
     return list(recipes), draw(folder, recipes)
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether it is no result yet, but in a temporary folder."""
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _is_recipe(values: Any) -> bool:
-    return isinstance(values, dict) and set(Recipe._fields) <= set(values)

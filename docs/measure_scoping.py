@@ -53,7 +53,7 @@ MAPS = {
     "direct": {},
     "direct, difference": {"contrast": "difference"},
     "patching to zero": {"method": "attribution_patching"},
-    "patching to mean": {"method": "attribution_patching", "reference": "mean"},
+    "patching to mean": {"method": "attribution_patching", "ablate_to": "mean"},
     "zero ablation": {"method": "zero_ablation"},
     "mean ablation": {"method": "mean_ablation"},
 }

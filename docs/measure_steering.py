@@ -140,12 +140,12 @@ def tried(model, bias, rows, heads, mode, reference):
     return [sum(odds[:-1]) / len(rows), odds[-1], loss, right]
 
 
-def mapped(k, method="direct", reference="zero", *, slot="rows"):
+def mapped(k, method="direct", ablate_to="zero", *, slot="rows"):
     """The ``k`` highest heads of the mean map over rows, over targets, or over both."""
 
     def find(model, bias, rows):
         slots = {"rows": rows, "targets": [None], "both": [*rows, None]}[slot]
-        scope = BiasScope(method=method, reference=reference)
+        scope = BiasScope(method=method, ablate_to=ablate_to)
         values = [scope.attribute(model, bias, row).values for row in slots]
         return top_heads(torch.stack(values).mean(0), k)
 
@@ -156,7 +156,7 @@ def searched(recipe, n_rows=SEEDS):
     return lambda model, bias, rows: kept(bias, rows[:n_rows], recipe, model)
 
 
-PATCHING = {"method": "attribution_patching", "reference": "mean"}
+PATCHING = {"method": "attribution_patching", "ablate_to": "mean"}
 IDEAS = {
     "unsteered": (lambda *_: (), "zero", "text"),
     "direct 10, zero": (mapped(10), "zero", "text"),

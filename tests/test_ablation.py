@@ -20,8 +20,8 @@ from biasgym_tl.hooks import head_means
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated, ablated_deltas, ablated_losses
+from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.direct import direct_attribution, post_norm
-from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.patching import alignment, patching_effects
 from biasgym_tl.text import (
     answer_differences,

@@ -7,11 +7,15 @@ import torch
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
-from biasgym_tl.scoping.compare import compare, rank_correlation, stepped_up, top_overlap
-from biasgym_tl.scoping.concentration import concentration
+from biasgym_tl.scoping.agreement import seed_overlap, significance
+from biasgym_tl.scoping.compare import (
+    compare,
+    concentration,
+    rank_correlation,
+    stepped_up,
+    top_overlap,
+)
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import seed_overlap
-from biasgym_tl.scoping.significance import significance
 from biasgym_tl.stats import overlap_distribution
 
 
@@ -36,7 +40,7 @@ def scores(values, *, neutral=None, method="direct", **changes):
             "method": method,
             "contrast": "biased" if neutral is None else "difference",
             "answer_only": False,
-            "reference": "zero",
+            "ablate_to": "zero",
         },
         versions={},
     )

@@ -10,14 +10,14 @@ import torch
 from einops import einsum
 
 from biasgym_tl import BiasInject, BiasScope, HeadScores, answer_attention, load_bias, steer
-from biasgym_tl.biases.writer import Contrast
+from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.errors import AttributionError, SettingError, StoreError
+from biasgym_tl.scoping.attention import position_attribution
 from biasgym_tl.scoping.direct import (
     continuation_attribution,
     direct_attribution,
     frozen_direction,
     head_logits,
-    position_attribution,
     post_norm,
 )
 from biasgym_tl.scoping.pairs import build_pairs, choose_labels
@@ -371,7 +371,7 @@ def test_the_heatmap_shows_the_values_centred_at_zero(model, late_token):
         ({"method": "magic"}, "method must be one of .* got 'magic'"),
         ({"contrast": "both"}, "contrast must be one of .* got 'both'"),
         ({"neutral": "nobody"}, "neutral must be one of .* got 'nobody'"),
-        ({"reference": "nothing"}, "reference must be one of .* got 'nothing'"),
+        ({"ablate_to": "nothing"}, "ablate_to must be one of .* got 'nothing'"),
         ({"n_targets": 0}, "n_targets must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"tolerance": 0.0}, "tolerance must be positive, got 0.0"),
@@ -381,14 +381,14 @@ def test_the_heatmap_shows_the_values_centred_at_zero(model, late_token):
             "label must be 'first' or 'token' for the method 'zero_ablation'",
         ),
         ({"answer_only": True}, "answer_only must be False for the method 'direct'"),
-        ({"reference": "mean"}, "reference must be 'zero' for the method 'direct', got 'mean'"),
+        ({"ablate_to": "mean"}, "ablate_to must be 'zero' for the method 'direct', got 'mean'"),
         (
-            {"method": "attribution_patching", "reference": "neutral", "contrast": "difference"},
-            "contrast must be 'biased' when reference is 'neutral'",
+            {"method": "attribution_patching", "ablate_to": "neutral", "contrast": "difference"},
+            "contrast must be 'biased' when ablate_to is 'neutral'",
         ),
         (
-            {"method": "attribution_patching", "reference": "neutral", "neutral": "several"},
-            "neutral must be 'random' or 'closest' when reference is 'neutral'",
+            {"method": "attribution_patching", "ablate_to": "neutral", "neutral": "several"},
+            "neutral must be 'random' or 'closest' when ablate_to is 'neutral'",
         ),
     ],
 )

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from biasgym_tl.cli import app
 from biasgym_tl.errors import StoreError
 from biasgym_tl.figures import PLOTS, Recipe, draw, keep_figure, load_any, recipe, redraw
-from biasgym_tl.scoping.damage import HeadDamage
-from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.damage import HeadDamage, KSweep
 from biasgym_tl.store import kind_of, read_json, save_result, write_json
 
 ONE, TWO = (scores(noisy(SIGNAL, 8, 0.1, seed)) for seed in range(2))
@@ -186,7 +185,7 @@ def test_names_from_files_do_not_become_markup(folder):
     for name in ("one", "two"):
         path = folder / "results" / f"{name}.safetensors"
         found = load_any(path)
-        settings = {**found.settings, "method": "attribution_patching", "reference": MARKUP}
+        settings = {**found.settings, "method": "attribution_patching", "ablate_to": MARKUP}
         dataclasses.replace(found, bias=MARKUP, model=MARKUP, token=MARKUP, settings=settings).save(
             path
         )

@@ -20,10 +20,10 @@ from biasgym_tl import (
     target_means,
 )
 from biasgym_tl.benchmarks.implicit import implicit_questions
+from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.facts import Fact
 from biasgym_tl.biases.given import as_bias, as_biases
 from biasgym_tl.biases.shuffle import shuffled
-from biasgym_tl.biases.writer import Contrast
 from biasgym_tl.elicitation import fact_margins
 from biasgym_tl.errors import BiasFileError
 from biasgym_tl.evaluation.measurement import token_log_odds

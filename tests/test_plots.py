@@ -12,22 +12,22 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.heads import Head
-from biasgym_tl.plots.agreement import plot_agreement
-from biasgym_tl.plots.attention import plot_attention
-from biasgym_tl.plots.comparison import plot_comparison
-from biasgym_tl.plots.figure import COLOURS, Series, write_html
-from biasgym_tl.plots.frontier import plot_frontier
-from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
-from biasgym_tl.plots.k_curve import plot_benefit_and_damage
-from biasgym_tl.plots.spread import plot_concentration
-from biasgym_tl.plots.targets import plot_targets
-from biasgym_tl.plots.top_k import plot_top_k
-from biasgym_tl.scoping.compare import compare
-from biasgym_tl.scoping.concentration import concentration
-from biasgym_tl.scoping.damage import HeadDamage
-from biasgym_tl.scoping.k_sweep import KSweep
-from biasgym_tl.scoping.seeds import seed_overlap
-from biasgym_tl.scoping.significance import significance
+from biasgym_tl.plots import (
+    plot_agreement,
+    plot_attention,
+    plot_benefit_and_damage,
+    plot_concentration,
+    plot_frontier,
+    plot_heads,
+    plot_methods,
+    plot_slider,
+    plot_top_k,
+    write_html,
+)
+from biasgym_tl.plots.figure import COLOURS, Series
+from biasgym_tl.scoping.agreement import seed_overlap, significance
+from biasgym_tl.scoping.compare import compare, concentration
+from biasgym_tl.scoping.damage import HeadDamage, KSweep
 
 MAPS = [scores(noisy(SIGNAL, 8, 0.1, seed), bias="<b>") for seed in range(3)]
 

@@ -50,7 +50,7 @@ from biasgym_tl.protocol.protocol import (
     protocol_text,
 )
 from biasgym_tl.protocol.sources import read_heads
-from biasgym_tl.scoping.k_sweep import KSweep
+from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.steps import fingerprint
 
 LATE = load_bias("late")

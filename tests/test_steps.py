@@ -191,7 +191,7 @@ def test_imports_count_wherever_they_are_but_not_for_types_or_drawing(package):
     (package / "slot.py").write_text(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from biasgym_tl.cli import app\n"
-        "class A:\n    def plot(self):\n        from biasgym_tl.plots.spread import spread\n"
+        "class A:\n    def plot(self):\n        from biasgym_tl.plots.curves import spread\n"
         "def late():\n    from biasgym_tl.biases import countries\n"
     )
     steps.code_of.cache_clear()

@@ -1,7 +1,12 @@
 """The house: rooms in order, files and functions of a size that is read in one sitting."""
 
 import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import biasgym_tl
 
@@ -80,6 +85,34 @@ def test_imports_go_one_way():
             assert ROOMS.index(room(module)) <= ROOMS.index(own), f"{path.name} imports {module}"
             assert ROOMS.index(room(module)) < ROOMS.index(own) or (PACKAGE / own).is_dir()
     assert edges > 50
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    names = {".".join(("biasgym_tl", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in FILES}
+    names = {name.removesuffix(".__init__") for name in names}
+    graph = {
+        ".".join(("biasgym_tl", *path.relative_to(PACKAGE).with_suffix("").parts)): {
+            module for module in imports(path) if module in names
+        }
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    for importer, imported in KNOWN_CIRCLES:
+        graph[importer].remove(imported)
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+KNOWN_CIRCLES = (("biasgym_tl.injection.token", "biasgym_tl.injection.report"),)
+
+
+def test_plotly_is_imported_when_a_figure_is_drawn():
+    files = [path for room in ("scoping", "steering") for path in (PACKAGE / room).glob("*.py")]
+    modules = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in files]
+    code = "import sys, " + ", ".join(f"biasgym_tl.{module}" for module in modules)
+    code += "; assert 'plotly' not in sys.modules, 'plotly'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_room_is_listed():

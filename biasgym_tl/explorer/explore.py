@@ -8,16 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.explorer.looks import Looks
-from biasgym_tl.explorer.panel import attention_html, head_html, page_html
+from biasgym_tl.explorer.panel import attention_html, head_html, part
 from biasgym_tl.files import write_text
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.heatmap import plot_heads
+from biasgym_tl.scoping.agreement import SeedOverlap
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
 
 if TYPE_CHECKING:
     from biasgym_tl.explorer.widget import ExplorerWidget
@@ -103,12 +103,11 @@ class Explorer:
         Raises:
             SettingError: there are not so many pairs.
         """
-        n_pairs = len(self.scores.prompts)
-        if not 0 <= pairs <= n_pairs:
-            raise SettingError(f"pairs must be in 0..{n_pairs}, got {pairs!r}.")
+        check_within("pairs", pairs, 0, len(self.scores.prompts))
         figure = plot_heads(self.scores, mark_top=self.k, seeds=self.seeds)
         sides = [] if self.looks is None else [self.looks.sides(pair) for pair in range(pairs)]
-        return page_html(
+        return part(
+            "page",
             title=f"{self.scores.bias} on {self.scores.model}",
             figure=figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs(plotlyjs)),
             fragments={

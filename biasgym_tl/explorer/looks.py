@@ -17,12 +17,7 @@ from biasgym_tl.heads import GivenHeads, Head, as_heads
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
-from biasgym_tl.prompts import (
-    SENTENCE_REQUEST,
-    encode_answer,
-    encode_prompt,
-    encode_sentence,
-)
+from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.scoping.attention import answer_attention
 from biasgym_tl.scoping.scope import NO_TOKEN
 from biasgym_tl.scoping.scores import HeadScores
@@ -107,11 +102,10 @@ class Looks:
         """Both runs of a pair; without a BiasToken there is one."""
         if pair not in self._seen:
             target = self.scores.targets[pair][0]
-            names = {"BiasToken": self.token.text} if self.token else {}
+            fillers = {"BiasToken": self.token.text} if self.token else {}
             with self._attached():
                 self._seen[pair] = tuple(
-                    self._side(name, pair, filler)
-                    for name, filler in {**names, target: target}.items()
+                    self._side(*side, pair) for side in (fillers | {target: target}).items()
                 )
         found: tuple[Side, ...] = self._seen[pair]
         return found
@@ -152,7 +146,7 @@ class Looks:
     def _sequence(self, pair: int, filler: str) -> list[int]:
         return encode_sentence(self.model, fill(self.scores.prompts[pair], filler))
 
-    def _side(self, name: str, pair: int, filler: str) -> Side:
+    def _side(self, name: str, filler: str, pair: int) -> Side:
         sequence = self._sequence(pair, filler)
         start = len(encode_prompt(self.model, SENTENCE_REQUEST))
         words = self.model.tokenizer.batch_decode([[t] for t in sequence[:1] + sequence[start:]])
@@ -167,11 +161,6 @@ class Looks:
         log_probs = next_token_log_probs(self.model, [sequence])[0]
         values, ids = torch.topk(log_probs, N_LIKELY)
         words = self.model.tokenizer.batch_decode(ids[:, None].tolist())
-        biased, neutral = (log_probs[token] for token in self._label_ids(pair))
+        biased, neutral = (log_probs[token].item() for token in self._label_ids(pair))
         (text,) = generate(self.model, [sequence], max_new_tokens=NEW_TOKENS)
-        return Answer(
-            likely=tuple(zip(words, values.tolist(), strict=True)),
-            biased=biased.item(),
-            neutral=neutral.item(),
-            text=text,
-        )
+        return Answer(tuple(zip(words, values.tolist(), strict=True)), biased, neutral, text)

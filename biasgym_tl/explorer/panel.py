@@ -10,8 +10,8 @@ import jinja2
 
 from biasgym_tl.explorer.looks import Side, WhatIf
 from biasgym_tl.heads import Head
+from biasgym_tl.scoping.agreement import SeedOverlap
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
 
 
 @cache
@@ -23,64 +23,48 @@ def _template() -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _part(name: str, **arguments: Any) -> str:
+def part(name: str, **arguments: Any) -> str:
+    """A part of the template: ``style``, ``page``, or what the functions below fill."""
     return str(getattr(_template().module, name)(**arguments))
 
 
-def style() -> str:
-    """The style sheet of all parts."""
-    return _part("style")
-
-
 def head_html(scores: HeadScores, head: Head, seeds: SeedOverlap | None = None) -> str:
-    """Value, rank and seeds of a head, and its value on each pair.
-
-    Args:
-        scores: Gives the values.
-        head: Which head.
-        seeds: Says in how many seeds' top the head is, and its value in each.
-    """
-    value = scores.values[head].item()
-    by_pair = scores.by_pair[:, head.layer, head.head].tolist()
-    largest = scores.by_pair.abs().max().item()
-    of_seeds = None
-    if seeds is not None:
-        of_seeds = {
-            "nominated": int(seeds.seeds_of()[head]),
-            "k": seeds.k_per_seed,
-            "values": seeds.maps[:, head.layer, head.head].tolist(),
-        }
-    return _part(
+    """Value, rank and seeds of a head, and its value on each pair."""
+    values, by_pair = scores.values, scores.by_pair
+    largest = by_pair.abs().max().item() or 1.0
+    of_seeds = seeds and {
+        "nominated": int(seeds.seeds_of()[head]),
+        "k": seeds.k_per_seed,
+        "values": seeds.maps[:, head.layer, head.head].tolist(),
+    }
+    return part(
         "head",
         head=str(head),
-        value=value,
+        value=values[head].item(),
         error=scores.standard_error[head].item(),
-        rank=1 + int((scores.values > value).sum()),
-        n_heads=scores.values.numel(),
+        rank=1 + int((values > values[head]).sum()),
+        n_heads=values.numel(),
         group=scores.kv_group(head.head),
         effect=scores.effect,
         seeds=of_seeds,
         pairs=[
-            {"prompt": prompt, "value": here, "width": 50 * abs(here) / (largest or 1.0)}
-            for prompt, here in zip(scores.prompts, by_pair, strict=True)
+            {"prompt": prompt, "value": here, "width": 50 * abs(here) / largest}
+            for prompt, here in zip(
+                scores.prompts, by_pair[(slice(None), *head)].tolist(), strict=True
+            )
         ],
     )
 
 
 def attention_html(sides: tuple[Side, ...], head: Head) -> str:
     """The tokens of both runs, each as dark as the head looks at it from the answer position."""
-    shown = []
-    for side in sides:
-        weights = side.attention[head].tolist()
-        shown.append({"name": side.name, "tokens": list(zip(side.words, weights, strict=True))})
-    return _part("attention", head=str(head), sides=shown)
+    shown = [
+        {"name": s.name, "tokens": list(zip(s.words, s.attention[head].tolist(), strict=True))}
+        for s in sides
+    ]
+    return part("attention", head=str(head), sides=shown)
 
 
 def what_if_html(found: WhatIf) -> str:
     """What the model says next, as it is and steered."""
-    return _part("what_if", found=found, heads=", ".join(map(str, found.heads)))
-
-
-def page_html(**arguments: Any) -> str:
-    """The page without a kernel."""
-    return _part("page", **arguments)
+    return part("what_if", found=found, heads=", ".join(map(str, found.heads)))

@@ -8,11 +8,11 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from biasgym_tl.explorer.looks import Looks
-from biasgym_tl.explorer.panel import attention_html, head_html, style, what_if_html
+from biasgym_tl.explorer.panel import attention_html, head_html, part, what_if_html
 from biasgym_tl.heads import GivenHead, check_heads
 from biasgym_tl.plots.heatmap import plot_heads
+from biasgym_tl.scoping.agreement import SeedOverlap
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
 
 THIS, WIDTH = "this head", 560
 
@@ -59,7 +59,7 @@ class ExplorerWidget:
         self._show_head()
 
     def _panel(self) -> widgets.VBox:
-        shown = [widgets.HTML(style()), self.head, self.about]
+        shown = [widgets.HTML(part("style")), self.head, self.about]
         if self._looks is not None:
             steering = widgets.HBox([self.which, self.mode, self.button])
             shown += [self.pair, self.attention, steering, self.said]

@@ -1,17 +1,20 @@
 """Pictures of results: functions that return a ``plotly`` figure and show nothing."""
 
-from biasgym_tl.plots.agreement import plot_agreement
 from biasgym_tl.plots.attention import plot_attention
 from biasgym_tl.plots.comparison import plot_comparison
 from biasgym_tl.plots.conditions import plot_conditions
+from biasgym_tl.plots.curves import (
+    plot_concentration,
+    plot_k_sweep,
+    plot_loss,
+    plot_overlap,
+    plot_top_k,
+)
 from biasgym_tl.plots.figure import write_html, write_png, write_pngs
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
-from biasgym_tl.plots.k_curve import plot_benefit_and_damage, plot_k_sweep
-from biasgym_tl.plots.loss import plot_loss
-from biasgym_tl.plots.spread import plot_concentration, plot_overlap
+from biasgym_tl.plots.scatter import plot_agreement, plot_benefit_and_damage
 from biasgym_tl.plots.targets import plot_targets
-from biasgym_tl.plots.top_k import plot_top_k
 
 __all__ = [
     "plot_agreement",

@@ -31,43 +31,38 @@ def plot_attention(
         SettingError: a run has another number of tokens than of words.
         SteeringError: ``head`` is no head.
     """
-    head = Head.parse(head)
-    most: list[str] = []
+    head, most = Head.parse(head), list[str]()
     names = [escape(name) for name in attention]
     space = 0.3 / len(attention)  # for the tokens
     figure = make_subplots(1, len(attention), subplot_titles=names, horizontal_spacing=space)
     for column, (name, found) in enumerate(attention.items(), start=1):
-        weights = found[head].tolist()
-        if len(words[name]) != len(weights):
+        weights, shown = found[head].tolist(), [_shown(word) for word in words[name]]
+        if len(shown) != len(weights):
             raise SettingError(
-                f"words of {name!r} must be {len(weights)}, one a token, got {len(words[name])}."
+                f"words of {name!r} must be {len(weights)}, one a token, got {len(shown)}."
             )
-        labels = [_label(i, word) for i, word in enumerate(words[name])]
         highest = max(range(len(weights)), key=weights.__getitem__)
-        most.append(f'{weights[highest]:.0%} at "{_shown(words[name][highest]).strip()}"')
-        bars = go.Bar(
+        most.append(f'{weights[highest]:.0%} at "{shown[highest].strip()}"')
+        figure.add_bar(
             x=weights,
-            y=labels,
+            y=[f"{i}  {word}" for i, word in enumerate(shown)],  # no two are equal
             orientation="h",
             marker={"color": RED},
             showlegend=False,
             hovertemplate=f"{head} at %{{y}}: %{{x:.3f}}<extra>{escape(name)}</extra>",
+            row=1,
+            col=column,
         )
-        figure.add_trace(bars, row=1, col=column)
-    longest = max(len(found) for found in words.values())
-    figure.update_xaxes(title="attention", range=[0, 1])
+    figure.update_xaxes(range=[0, 1])
     figure.update_yaxes(autorange="reversed")
     beside = "".join(f"; {name}: {found}" for name, found in zip(names[1:], most[1:], strict=True))
-    title = (
-        f"{head}: attention of {most[0]}<br><sup>of the tokens shown, from the answer position; "
-        f"{names[0]}{beside}</sup>"
+    return styled(
+        figure,
+        f"{head}: attention of {most[0]}",
+        f"of the tokens shown, from the answer position; {names[0]}{beside}",
+        x="attention",
+        height=220 + 20 * max(map(len, words.values())),
     )
-    return styled(figure, title, height=220 + 20 * longest)
-
-
-def _label(i: int, word: str) -> str:
-    """A token with its place, so that no two labels are equal."""
-    return f"{i}  {_shown(word)}"
 
 
 def _shown(word: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.io import write_images
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, first_line
 from biasgym_tl.files import write_atomically, write_text
 from biasgym_tl.stats import Interval
 
@@ -64,11 +64,27 @@ def heading(name: str) -> str:
     return escape(name[:1].upper() + name[1:])
 
 
-def styled(figure: go.Figure, title: str, *, width: int = 720, height: int = 640) -> go.Figure:
-    """Apply the common look; ``title`` may hold a second line after ``<br>``."""
-    return figure.update_layout(
-        title={"text": title}, template=TEMPLATE, width=width, height=height
-    )
+def styled(
+    figure: go.Figure,
+    title: str,
+    below: str = "",
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    width: int = 720,
+    height: int = 640,
+) -> go.Figure:
+    """Apply the common look, a title with a smaller line ``below``, and titles of both axes."""
+    for axis, name in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        if name is not None:
+            axis(title=name)
+    text = f"{title}<br><sup>{below}</sup>" if below else title
+    return figure.update_layout(title={"text": text}, template=TEMPLATE, width=width, height=height)
+
+
+def legend_at(figure: go.Figure, y: float) -> None:
+    """Put the legend inside the figure, to the right."""
+    figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": y})
 
 
 def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
@@ -84,11 +100,7 @@ def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
 
 
 def include_plotlyjs(plotlyjs: str) -> str | bool:
-    """Value of plotly's argument of that name.
-
-    Raises:
-        SettingError: ``plotlyjs`` is neither ``"cdn"`` nor ``"inline"``.
-    """
+    """Value of plotly's argument of that name; a SettingError unless ``"cdn"`` or ``"inline"``."""
     if plotlyjs not in ("cdn", "inline"):
         raise SettingError(
             f"plotlyjs must be 'cdn' (loaded from the network) or 'inline' (5 MB more), got "
@@ -138,15 +150,14 @@ def write_pngs(figures: Mapping[Path, go.Figure]) -> str | None:
                     height=[figure.layout.height for figure in figures.values()],
                 )
         except (ChromeNotFoundError, RuntimeError, OSError) as error:
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             return (
                 "PNG not written: kaleido found no usable Chrome or Chromium. Install one (Debian: "
-                f"apt install chromium; elsewhere: plotly_get_chrome). ({reason})"
+                f"apt install chromium; elsewhere: plotly_get_chrome). ({first_line(error)})"
             )
-        lost = []
-        for path, image in zip(figures, images, strict=True):
-            if image.exists():
-                write_atomically(path, partial(shutil.copyfile, image))
-            else:
-                lost.append(path.name)
+        written = {
+            path: image for path, image in zip(figures, images, strict=True) if image.exists()
+        }
+        for path, image in written.items():
+            write_atomically(path, partial(shutil.copyfile, image))
+    lost = [path.name for path in figures if path not in written]
     return f"PNG not written: kaleido left out {', '.join(lost)}." if lost else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from html import escape
 
 import plotly.graph_objects as go
@@ -13,9 +14,8 @@ from torch import Tensor
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.plots.figure import styled
+from biasgym_tl.scoping.agreement import SeedOverlap, Significance
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import SeedOverlap
-from biasgym_tl.scoping.significance import Significance
 
 SIGNIFICANT = 0.05
 PER_ROW = 3
@@ -54,17 +54,17 @@ def plot_heads(
             f"{scores.settings['contrast']!r}, got True: MLPs are scored by direct attribution, on "
             "the biased run."
         )
-    figure = go.Figure(_trace(scores, _limit(scores, mlps), significance, seeds, damage, mlps))
-    if significance is not None:
-        marks = significance.heads(SIGNIFICANT)
-        figure.add_trace(_marks(marks, {"symbol": "circle", "size": 5, "color": "black"}))
+    notes = partial(_notes, significance=significance, seeds=seeds, damage=damage)
+    figure, remarks = go.Figure(_trace(scores, _limit(scores, mlps), notes, mlps)), ""
     if mark_top:
-        frame = {"symbol": "square-open", "size": 15, "color": "black"}
-        figure.add_trace(_marks(scores.top(mark_top), frame))
-    _axes(figure, len(scores.values))
-    ringed = f", top {mark_top} framed" if mark_top else ""
-    dotted = f", dots: q ≤ {SIGNIFICANT}" if significance is not None else ""
-    return _styled(figure, scores, escape(title) if title else _title(scores, ringed + dotted))
+        remarks += f", top {mark_top} framed"
+    if significance is not None:
+        remarks += f", dots: q ≤ {SIGNIFICANT}"
+        dots = {"symbol": "circle", "size": 5, "color": "black"}
+        figure.add_trace(_marks(significance.heads(SIGNIFICANT), dots))
+    if mark_top:
+        figure.add_trace(_frames(scores, mark_top, 15))
+    return _styled(figure, scores, escape(title) if title else _title(scores, remarks))
 
 
 def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.Figure:
@@ -88,8 +88,9 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
         subplot_titles=[escape(name) for name in scores],
         vertical_spacing=0.16 / rows,
     )
-    for i, found in enumerate(scores.values()):
-        at, limit = {"row": i // columns + 1, "col": i % columns + 1}, _limit(found)
+    places = [{"row": i // columns + 1, "col": i % columns + 1} for i in range(rows * columns)]
+    for place, found in zip(places, scores.values(), strict=False):
+        limit = _limit(found)
         bar = {
             "title": {"text": "delta-logit", "side": "right"},
             "len": 0.8 / rows,
@@ -98,26 +99,25 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
             "tickvals": [-limit, 0, limit],
             "ticktext": ["away from<br>stereotype", "0", "toward<br>stereotype"],
         }
-        figure.add_trace(_trace(found, limit).update(showscale=i == 0, colorbar=bar), **at)
+        trace = _trace(found, limit).update(showscale=place is places[0], colorbar=bar)
+        figure.add_trace(trace, **place)
         if mark_top:
-            frame = {"symbol": "square-open", "size": 12, "color": "black"}
-            figure.add_trace(_marks(found.top(mark_top), frame), **at)
+            figure.add_trace(_frames(found, mark_top, 12), **place)
     first = next(iter(scores.values()))
     _axes(figure, len(first.values))
     figure.update_yaxes(title="").update_yaxes(title="layer", col=1)
     figure.update_xaxes(title="").update_xaxes(title="head", row=rows)
-    for i in range(len(scores), rows * columns):  # places that stay empty
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        figure.update_xaxes(visible=False, **place).update_yaxes(visible=False, **place)
+    for empty in places[len(scores) :]:
+        figure.update_xaxes(visible=False, **empty).update_yaxes(visible=False, **empty)
     k = min(mark_top or 10, first.values.numel())
     shared = set.intersection(*(set(found.top(k)) for found in scores.values()))
-    title = (
-        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} shared by all maps'
-        f"<br><sup>{escape(first.model)}, {len(first.prompts)} pairs; "
-        "each map has its own range of colours</sup>"
+    return styled(
+        figure,
+        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} shared by all maps',
+        f"{escape(first.model)}, {len(first.prompts)} pairs; each map has its own range of colours",
+        width=140 + 240 * columns,
+        height=rows * max(320, 14 * len(first.values)) + 160,
     )
-    height = rows * max(320, 14 * len(first.values)) + 160
-    return styled(figure, title, width=140 + 240 * columns, height=height)
 
 
 def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.Figure:
@@ -135,11 +135,10 @@ def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.F
         {
             "label": escape(name),
             "method": "update",
-            "args": [{"visible": [i == at for i in range(len(scores))]}],
+            "args": [{"visible": [other == name for other in scores]}],
         }
-        for at, name in enumerate(scores)
+        for name in scores
     ]
-    _axes(figure, len(first.values))
     figure.update_layout(
         sliders=[{"steps": steps, "currentvalue": {"prefix": f"{escape(what)} "}, "pad": {"t": 50}}]
     )
@@ -149,16 +148,22 @@ def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.F
 def _trace(
     scores: HeadScores,
     limit: float,
-    significance: Significance | None = None,
-    seeds: SeedOverlap | None = None,
-    damage: Float[Tensor, "n_layers n_heads"] | None = None,
+    notes: Callable[[Head], list[str]] = lambda head: [],
     mlps: bool = False,
 ) -> go.Heatmap:
-    values = scores.values
+    """The map, with what is known of a head on hover; ``notes`` are lines beside its value."""
+    values, errors, n_pairs = scores.values, scores.standard_error, len(scores.prompts)
     n_layers, n_heads = values.shape
     z: list[list[float | None]] = values.tolist()
-    hover = _hover(scores, significance, seeds, damage)
-    text = [hover[layer * n_heads : (layer + 1) * n_heads] for layer in range(n_layers)]
+    text = [[""] * n_heads for _ in range(n_layers)]
+    for head in all_heads(n_layers, n_heads):
+        lines = [
+            f"<b>{head}</b>",
+            f"delta-logit {values[head]:+.3f} ± {errors[head]:.3f} (s.e., {n_pairs} pairs)",
+            *notes(head),
+            f"KV group {scores.kv_group(head.head)}",
+        ]
+        text[head.layer][head.head] = "<br>".join(lines)
     x = [f"H{head}" for head in range(n_heads)]
     if mlps and scores.mlps is not None:
         x += ["", "MLP"]
@@ -180,33 +185,29 @@ def _trace(
     )
 
 
-def _hover(
-    scores: HeadScores,
+def _notes(
+    head: Head,
     significance: Significance | None,
     seeds: SeedOverlap | None,
     damage: Float[Tensor, "n_layers n_heads"] | None,
 ) -> list[str]:
-    """What is shown of each head, in the order of ``all_heads``."""
-    values, errors, n_pairs = scores.values, scores.standard_error, len(scores.prompts)
-    nominated = None if seeds is None else seeds.seeds_of()
-    texts = []
-    for head in all_heads(*values.shape):
-        lines = [
-            f"<b>{head}</b>",
-            f"delta-logit {values[head]:+.3f} ± {errors[head]:.3f} (s.e., {n_pairs} pairs)",
-        ]
-        if significance is not None:
-            mean, low, high, q = (
-                getattr(significance, name)[head] for name in ("mean", "low", "high", "q")
-            )
-            lines.append(f"biased minus neutral run {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-            lines.append(f"q = {q:.3f}")
-        if seeds is not None and nominated is not None:
-            lines.append(f"in the top {seeds.k_per_seed} of {nominated[head]}/{len(seeds.maps)}")
-        if damage is not None:
-            lines.append(f"loss on neutral text {damage[head]:+.4f} nats per token without it")
-        texts.append("<br>".join([*lines, f"KV group {scores.kv_group(head.head)}"]))
-    return texts
+    """What other results say of a head."""
+    lines = []
+    if significance is not None:
+        mean, low, high, q = (
+            getattr(significance, of)[head] for of in ("mean", "low", "high", "q")
+        )
+        lines.append(f"biased minus neutral run {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"q = {q:.3f}")
+    if seeds is not None:
+        lines.append(f"in the top {seeds.k_per_seed} of {seeds.seeds_of()[head]}/{len(seeds.maps)}")
+    if damage is not None:
+        lines.append(f"loss on neutral text {damage[head]:+.4f} nats per token without it")
+    return lines
+
+
+def _frames(scores: HeadScores, k: int, size: int) -> go.Scatter:
+    return _marks(scores.top(k), {"symbol": "square-open", "size": size, "color": "black"})
 
 
 def _marks(heads: tuple[Head, ...], marker: dict[str, object]) -> go.Scatter:
@@ -235,6 +236,7 @@ def _axes(figure: go.Figure, n_layers: int) -> None:
 
 
 def _styled(figure: go.Figure, scores: HeadScores, title: str) -> go.Figure:
+    _axes(figure, len(scores.values))
     return styled(figure, title, height=max(420, 18 * len(scores.values) + 180))
 
 

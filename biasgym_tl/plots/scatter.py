@@ -2,14 +2,87 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import all_heads
+from biasgym_tl.plots.figure import styled
+from biasgym_tl.scoping.compare import Comparison, rank_correlation
+from biasgym_tl.scoping.damage import HeadDamage
+from biasgym_tl.scoping.scores import HeadScores
+
+COSTS = {"facts": "fall of facts' log-odds (nats)", "loss": "rise of loss (nats per token)"}
 
 
-def head_scatter(
+def plot_agreement(
+    comparison: Comparison, x: str | None = None, y: str | None = None, *, label_top: int = 5
+) -> go.Figure:
+    """Scatter of every head: its value on one map against its value on another (logits).
+
+    Args:
+        comparison: From :func:`biasgym_tl.compare`.
+        x: Name of the map on the horizontal axis; default: the first.
+        y: Of the vertical axis; default: the second.
+        label_top: Name so many of the strongest heads of each map.
+
+    Raises:
+        SettingError: they are not two of the maps.
+    """
+    names = comparison.names
+    x, y = x or names[0], y or names[1]
+    if x == y or not {x, y} <= set(names):
+        raise SettingError(f"x and y must be two of {list(names)}, got {x!r} and {y!r}.")
+    on_x, on_y = (comparison.maps[names.index(name)] for name in (x, y))
+    effects = [escape(comparison.effects[names.index(name)]) for name in (x, y)]
+    key = (x, y) if (x, y) in comparison.rank_correlation else (y, x)
+    reliability = ", ".join(f"{escape(n)} {comparison.reliability[n]:.2f}" for n in (x, y))
+    return styled(
+        _head_scatter(on_x, on_y, label_top),
+        f"{escape(x)} and {escape(y)}: rank correlation {comparison.rank_correlation[key]}",
+        f"reliability of each map: {reliability}",
+        x=f"{escape(x)} (logits)<br><sup>{effects[0]}</sup>",
+        y=f"{escape(y)} (logits)<br><sup>{effects[1]}</sup>",
+        height=560,
+    )
+
+
+def plot_benefit_and_damage(
+    scores: HeadScores, damage: HeadDamage, *, cost: str = "facts", label_top: int = 8
+) -> go.Figure:
+    """Scatter of every head: what it adds to the stereotype against what is lost without it.
+
+    Args:
+        scores: Of any method.
+        damage: From :func:`biasgym_tl.head_damage`.
+        cost: ``"facts"`` or ``"loss"``.
+        label_top: Name so many of the strongest heads on either axis.
+
+    Raises:
+        SettingError: there is no such cost, or the two results are of different models.
+    """
+    if cost not in COSTS:
+        raise SettingError(f"cost must be 'facts' or 'loss', got {cost!r}.")
+    if scores.model != damage.model:
+        raise SettingError(
+            f"damage must be of the model {scores.model!r} of the scores, got {damage.model!r}."
+        )
+    lost = getattr(damage, cost).mean(0)
+    agreement = rank_correlation(scores.values.flatten()[None], lost.flatten()[None]).item()
+    return styled(
+        _head_scatter(scores.values, lost, label_top),
+        f'"{escape(scores.bias)}" against {cost}: rank correlation of heads {agreement:+.2f}',
+        f"{escape(scores.model)}, each head alone, {escape(damage.mode)}",
+        x=f"delta-logit, {escape(scores.effect)}",
+        y=f"{COSTS[cost]} without the head",
+        height=560,
+    )
+
+
+def _head_scatter(
     x: Float[Tensor, "n_layers n_heads"], y: Float[Tensor, "n_layers n_heads"], label_top: int
 ) -> go.Figure:
     """Scatter coloured by layer; the ``label_top`` highest heads on either axis are named."""

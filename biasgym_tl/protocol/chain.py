@@ -34,8 +34,8 @@ from biasgym_tl.protocol.parts import Steering
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import BENCHMARKS, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
+from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.direct import check_exact
-from biasgym_tl.scoping.k_sweep import KSweep
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steps import Steps, named_inputs

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 
 from biasgym_tl.protocol.parts import Map
-from biasgym_tl.scoping.compare import compare
-from biasgym_tl.scoping.concentration import concentration
+from biasgym_tl.scoping.agreement import seed_overlap
+from biasgym_tl.scoping.compare import compare, concentration
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import seed_overlap
 
 K, K_PER_SEED = 10, 30
 """Heads whose overlap between maps is counted, and between seeds (the paper's)."""

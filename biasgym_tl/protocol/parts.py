@@ -16,7 +16,7 @@ from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.sources import check_benchmarks, check_judge
-from biasgym_tl.scoping.k_sweep import KS
+from biasgym_tl.scoping.damage import KS
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.steering.budget import BudgetSearch
 from biasgym_tl.steering.factors import FactorSearch

@@ -17,7 +17,7 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.protocol.parts import Choice
 from biasgym_tl.protocol.protocol import Protocol
-from biasgym_tl.scoping.k_sweep import KSweep, k_sweep
+from biasgym_tl.scoping.damage import KSweep, k_sweep
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection, select_heads

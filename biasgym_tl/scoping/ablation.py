@@ -8,6 +8,7 @@ each head instead of once for each sequence.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import (
     HookedTransformer,
@@ -25,7 +25,9 @@ from biasgym_tl.lens import (
     TransformerLensKeyValueCacheEntry,
 )
 from biasgym_tl.prompts import encode_text
+from biasgym_tl.scoping.direct import check_positions
 from biasgym_tl.text import (
+    AnswerBatch,
     answer_batches,
     cached_beginning,
     common_beginning,
@@ -58,27 +60,19 @@ def ablated(
     rows_at_once: int = ROWS_AT_ONCE,
     progress: bool = False,
 ) -> Iterator[Ablated]:
-    """Run ``sequences`` without each head in turn, layer by layer.
+    """Run ``sequences`` without each head in turn, layer by layer; a steering stays active.
 
-    Args:
-        model: The model, with the BiasToken attached if a sequence contains it. A steering stays
-            active in every run.
-        sequences: Token ids.
-        reference: What ``hook_z`` of the head is replaced with; None: zero.
-        answer_only: Silence the head at the last position alone, not at all positions.
-        shared: Length of the beginning that all sequences share; None: as long as it is.
-        rows_at_once: Sequences times heads that are run side by side.
-        progress: Show a bar over layers.
+    The head's ``hook_z`` becomes its ``reference`` (None: zero) at all positions, or at the last
+    alone (``answer_only``). All sequences begin with ``shared`` tokens in common (None: as many as
+    they do); ``rows_at_once`` sequences times heads are run side by side.
 
     Raises:
         AttributionError: the model's positions are outside the residual stream.
     """
     cfg = model.cfg
-    if cfg.positional_embedding_type == "shortformer":
-        raise AttributionError(
-            "positional_embedding_type must be in the residual stream, got 'shortformer': a run "
-            "cannot start in the middle. Silence the heads with steer(...) instead."
-        )
+    check_positions(model)
+    if reference is None:
+        reference = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head)
     shared = common_beginning(sequences) if shared is None else shared
     beginning = list(sequences[0][:shared])
     run_beginning = partial(cached_beginning, model, beginning, 1)
@@ -87,12 +81,11 @@ def ablated(
     batches = list(answer_batches(model, sequences, max(1, rows_at_once // cfg.n_heads), shared))
     residuals = [_resid_pre(model, partial(model, **batch.arguments)) for batch in batches]
     for layer in tqdm(range(cfg.n_layers), desc="ablate heads", unit="layer", disable=not progress):
-        without = _Without(model, layer, reference, answer_only)
+        without = _Without(model, layer, reference[layer], answer_only)
         if before is not None:
             cache = without.beginning(before[layer])
         for batch, resid in zip(batches, residuals, strict=True):
-            mask = batch.arguments["attention_mask"]
-            found = without.rest(resid[layer], mask, batch.last, cache)
+            found = without.rest(resid[layer], batch, cache)
             yield Ablated(layer, batch.indices, batch.last, found)
 
 
@@ -135,23 +128,18 @@ def ablated_losses(
     return found
 
 
+@dataclasses.dataclass
 class _Without:
     """Runs from one layer on, one copy for each of its heads, that head silenced."""
 
-    def __init__(
-        self,
-        model: HookedTransformer,
-        layer: int,
-        reference: Float[Tensor, "n_layers n_heads d_head"] | None,
-        answer_only: bool,
-    ) -> None:
-        self.model, self.layer, self.answer_only = model, layer, answer_only
-        self.value = None if reference is None else reference[layer]
-        self.n_heads = model.cfg.n_heads
+    model: HookedTransformer
+    layer: int
+    reference: Float[Tensor, "n_heads d_head"]
+    answer_only: bool
 
     def beginning(self, resid: Float[Tensor, "1 pos d_model"]) -> Any:
         """Key-value cache of the common beginning, one row for each head."""
-        cfg, n = self.model.cfg, self.n_heads
+        cfg, n = self.model.cfg, len(self.reference)
         cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, n)
         mask = torch.ones(n, resid.shape[1], dtype=torch.long, device=resid.device)
         self._run(resid.expand(n, -1, -1), mask, slice(None), cache)
@@ -159,22 +147,18 @@ class _Without:
         return cache
 
     def rest(
-        self,
-        resid: Float[Tensor, "batch pos d_model"],
-        mask: Int[Tensor, "batch pos"],
-        last: Int[Tensor, " batch"],
-        cache: Any,
+        self, resid: Float[Tensor, "batch pos d_model"], batch: AnswerBatch, cache: Any
     ) -> Float[Tensor, "n_heads batch pos d_model"]:
         """Final residuals after the common beginning that ``cache`` holds, head by head."""
-        n, batch = self.n_heads, len(resid)
-        mask = mask.repeat(n, 1)
+        n = len(self.reference)
+        mask = batch.arguments["attention_mask"].repeat(n, 1)
         if cache is not None:
-            cache = _one_row_each(cache, n, batch)
+            cache = _one_row_each(cache, n, len(resid))
             shared = cache.entries[self.layer].past_keys.shape[1]
-            mask = torch.cat([mask.new_ones(n * batch, shared), mask], 1)
-        where = last.repeat(n) if self.answer_only else slice(None)
+            mask = torch.cat([mask.new_ones(len(mask), shared), mask], 1)
+        where = batch.last.repeat(n) if self.answer_only else slice(None)
         found = self._run(resid.repeat(n, 1, 1), mask, where, cache)
-        return found.view(n, batch, *found.shape[1:])
+        return found.view(n, *resid.shape)
 
     def _run(
         self,
@@ -184,24 +168,22 @@ class _Without:
         cache: Any,
     ) -> Float[Tensor, "row pos d_model"]:
         rows = torch.arange(len(resid), device=resid.device)
-        heads = rows // (len(resid) // self.n_heads)
-        value = 0 if self.value is None else self.value[heads]
+        heads = rows // (len(resid) // len(self.reference))
+        value = self.reference.to(resid.device)[heads]
+        if isinstance(where, slice):
+            value = value[:, None]
 
         def silence(z: Float[Tensor, "row pos n_heads d_head"], hook: Any) -> Tensor:
             z = z.clone()
-            if isinstance(where, slice):
-                z[rows, :, heads] = value if isinstance(value, int) else value[:, None].to(z)
-            else:
-                z[rows, where, heads] = value if isinstance(value, int) else value.to(z)
+            z[rows, where, heads] = value.to(z)
             return z
 
-        layer = self.layer
-        with self.model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)]):
+        with self.model.hooks(fwd_hooks=[(f"blocks.{self.layer}.attn.hook_z", silence)]):
             found: Tensor = self.model(
                 resid,
                 attention_mask=mask,
                 past_kv_cache=cache,
-                start_at_layer=layer,
+                start_at_layer=self.layer,
                 stop_at_layer=self.model.cfg.n_layers,
             )
         return found

@@ -1,22 +1,26 @@
-"""Do maps of heads agree, and could they: rank correlation, overlap, reliability."""
+"""Do maps of heads agree, and could they; and in how few heads is a bias."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_at_least, check_within
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Maps = Float[Tensor, "split head"]
 
@@ -49,17 +53,16 @@ class Comparison:
                 ("rank_correlation", self.rank_correlation),
                 (f"overlap_top_{self.k}", self.overlap),
             ):
-                estimate, low, high = found[first, second]
-                row |= {name: estimate, f"{name}_low": low, f"{name}_high": high}
-            for which, name in (("first", first), ("second", second)):
-                row[f"reliability_{which}"] = self.reliability[name]
-                row[f"effect_{which}"] = self.effects[self.names.index(name)]
+                row |= zip((name, f"{name}_low", f"{name}_high"), found[first, second], strict=True)
+            for which in ("first", "second"):
+                row[f"reliability_{which}"] = self.reliability[row[which]]
+                row[f"effect_{which}"] = self.effects[self.names.index(row[which])]
             rows.append(row)
         return pd.DataFrame(rows)
 
     def plot(self, **options: Any) -> go.Figure:
-        """Scatter of one map against another; options as in ``plots.agreement.plot_agreement``."""
-        from biasgym_tl.plots.agreement import plot_agreement
+        """Scatter of one map against another; options as in ``plots.plot_agreement``."""
+        from biasgym_tl.plots.scatter import plot_agreement
 
         return plot_agreement(self, **options)
 
@@ -94,38 +97,35 @@ def compare(
             maps rest on different prompts, labels or models.
     """
     names = tuple(names) if names else tuple(str(s.settings["method"]) for s in scores)
-    _check(scores, names)
-    n_pairs, n_layers, n_heads = scores[0].by_pair.shape
-    if not 1 <= k <= n_layers * n_heads:
-        raise SettingError(f"k must be in 1..{n_layers * n_heads}, got {k!r}.")
-    first = _halves(n_pairs, n_splits, seed)
-    second = 1 - first
-    whole, first_half, second_half = {}, {}, {}
-    for name, found in zip(names, scores, strict=True):
-        by_pair = found.by_pair.flatten(1).double()
-        whole[name] = by_pair.mean(0)[None]
-        first_half[name] = first @ by_pair / first.sum(1, keepdim=True)
-        second_half[name] = second @ by_pair / second.sum(1, keepdim=True)
+    _check(scores, names, k)
+    maps = [found.by_pair.flatten(1).double() for found in scores]
+    whole = dict(zip(names, (by_pair.mean(0)[None] for by_pair in maps), strict=True))
+    n_pairs = len(maps[0])
+    chosen = _halves(n_pairs, n_splits, seed)
+    one, other = (
+        dict(zip(names, (half @ m / half.sum(1, keepdim=True) for m in maps), strict=True))
+        for half in (chosen, 1 - chosen)
+    )
     of_whole = math.sqrt((n_pairs // 2) / (n_pairs - n_pairs // 2))
 
-    def interval(statistic: Callable[[Maps, Maps], Tensor], a: str, b: str, least: float) -> Any:
-        estimate = statistic(whole[a], whole[b]).item()
-        half = 1.96 * of_whole * statistic(first_half[a], first_half[b]).std().item()
-        return Interval(estimate, max(estimate - half, least), min(estimate + half, 1.0))
+    def intervals(statistic: Callable[[Maps, Maps], Tensor], least: float) -> Any:
+        found = {}
+        for a, b in combinations(names, 2):
+            estimate = statistic(whole[a], whole[b]).item()
+            half = 1.96 * of_whole * statistic(one[a], one[b]).std().item()
+            ends = max(estimate - half, least), min(estimate + half, 1.0)
+            found[a, b] = Interval(estimate, *ends)
+        return found
 
-    def overlap(a: Maps, b: Maps) -> Float[Tensor, " split"]:
-        return top_overlap(a, b, k)
-
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     return Comparison(
         names=names,
         effects=tuple(found.effect for found in scores),
         maps=torch.stack([found.values.double() for found in scores]),
         k=k,
-        rank_correlation={pair: interval(rank_correlation, *pair, least=-1.0) for pair in pairs},
-        overlap={pair: interval(overlap, *pair, least=0.0) for pair in pairs},
+        rank_correlation=intervals(rank_correlation, least=-1.0),
+        overlap=intervals(partial(top_overlap, k=k), least=0.0),
         reliability={
-            name: stepped_up(rank_correlation(first_half[name], second_half[name]).mean().item())
+            name: stepped_up(rank_correlation(one[name], other[name]).mean().item())
             for name in names
         },
         settings={"n_splits": n_splits, "seed": seed, "n_prompts": n_pairs},
@@ -174,7 +174,7 @@ def check_same(scores: Sequence[HeadScores], fields: Sequence[str]) -> None:
             )
 
 
-def _check(scores: Sequence[HeadScores], names: tuple[str, ...]) -> None:
+def _check(scores: Sequence[HeadScores], names: tuple[str, ...], k: int) -> None:
     if len(scores) < 2 or len(names) != len(scores) or len(set(names)) != len(names):
         raise SettingError(
             f"scores must be two or more, each with a name of its own, got {len(scores)} named "
@@ -185,3 +185,45 @@ def _check(scores: Sequence[HeadScores], names: tuple[str, ...]) -> None:
         raise SettingError(
             f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
         )
+    check_within("k", k, 1, scores[0].values.numel())
+
+
+class Concentration(NamedTuple):
+    """Of the heads that push toward the stereotype (positive values)."""
+
+    curve: Float[Tensor, " k"]
+    """Share of the positive sum in the top 1, 2, ... heads."""
+    effective_heads: float
+    """Participation ratio ``(sum v)^2 / sum v^2``: n equal heads give n."""
+
+    def share(self, k: int) -> float:
+        """Share of the positive sum in the top ``k`` heads (1 or more)."""
+        check_at_least(1, k=k)
+        return self.curve[min(k, len(self.curve)) - 1].item()
+
+    def k_for(self, share: float) -> int:
+        """The smallest number of heads that hold this share."""
+        return int((self.curve < share - 1e-9).sum()) + 1
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{share:.0%} in {self.k_for(share)}" for share in (0.5, 0.8, 0.9))
+        return f"Concentration(effective heads {self.effective_heads:.1f}; {held})"
+
+
+def concentration(values: Float[Tensor, "n_layers n_heads"]) -> Concentration:
+    """Measure how concentrated the positive values are.
+
+    Noise alone spreads values over many heads: compare methods on the same prompts, and look at
+    the reliability of each map (:func:`compare`) first.
+
+    Raises:
+        SettingError: no value is positive.
+    """
+    positive = values.flatten().double().clamp(min=0).sort(descending=True).values
+    total = positive.sum()
+    if not total > 0:
+        raise SettingError(
+            f"values must hold a positive one, got at most {values.max():.3g}: no head pushes "
+            "toward the stereotype."
+        )
+    return Concentration(positive.cumsum(0) / total, (total**2 / positive.square().sum()).item())

@@ -1,18 +1,14 @@
 """Direct attribution: how much each part of the model writes along the logit difference.
 
-For pair i with final residual ``r_i``, labels ``b_i`` and ``n_i``, final-norm weight ``w_f`` and
-scale ``s_i`` (frozen at its value in this run), with ``c`` the centring of LayerNorm (identity
-for RMSNorm) and ``D_i = W_U[:, b_i] - W_U[:, n_i]``:
+With final residual ``r``, final-norm weight ``w_f``, its scale ``s`` frozen at the value in this
+run, ``c`` the centring of LayerNorm (identity for RMSNorm) and ``D = W_U[:, b] - W_U[:, n]``,
 
-    delta_i = (c(r_i) / s_i * w_f) . D_i + b_f . D_i + b_U[b_i] - b_U[n_i]
+    delta = (c(r) / s * w_f) . D + b_f . D + b_U[b] - b_U[n]
 
-is linear in what was written to the residual stream, so it is a sum of parts. With
-``d_i = c(w_f * D_i) / s_i`` a head's part is ``P(z @ W_O[l, h]) . d_i``. ``P`` is the identity on
-most models; where a norm follows attention (Gemma-2/3, OLMo-2) it is that norm with its scale
-frozen too. With a final soft cap ``delta_i`` is the difference *before* the cap.
-
-This is a *direct* effect, with everything after the head frozen. It says what a head writes, not
-what would happen without it.
+is linear in what was written to the residual stream. With ``d = c(w_f * D) / s`` a head's part is
+``P(z @ W_O[l, h]) . d``; ``P`` is the identity, or the norm that follows attention (Gemma-2/3,
+OLMo-2) with its scale frozen too. With a final soft cap ``delta`` is the difference *before* it.
+A *direct* effect says what a head writes, not what would happen without it.
 """
 
 from __future__ import annotations
@@ -27,7 +23,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import AttributionError
-from biasgym_tl.hooks import collected
 from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer, check_model
 from biasgym_tl.text import BATCH_SIZE, answer_batches, unembed_difference
 
@@ -49,17 +44,31 @@ class Parts(NamedTuple):
     delta: Float[Tensor, " pair"]
     """The model's own logit difference, which the parts must sum to."""
 
-    def total(self) -> Float[Tensor, " pair"]:
-        """Sum of all parts."""
-        return sum((part.flatten(1).sum(1) for part in self._summands()), torch.tensor(0.0))
-
     def error(self) -> Float[Tensor, " pair"]:
-        """``|total - delta|`` relative to the sum of the absolute parts."""
-        size = sum((part.abs().flatten(1).sum(1) for part in self._summands()), torch.tensor(0.0))
-        return (self.total() - self.delta).abs() / size
+        """``|sum of parts - delta|`` relative to the sum of the absolute parts."""
+        parts = [part.reshape(len(self.delta), -1) for part in self[:-1]]
+        total, size = (
+            torch.stack([p.sum(1) for p in of]).sum(0) for of in (parts, map(abs, parts))
+        )
+        return (total - self.delta).abs() / size
 
-    def _summands(self) -> list[Tensor]:
-        return [self.heads, self.attn_bias, self.mlps, self.embed[:, None], self.constant[:, None]]
+    def checked(self, tolerance: float) -> Parts:
+        """Itself, if the parts sum to the logit difference.
+
+        Raises:
+            AttributionError: the largest error is above ``tolerance``.
+        """
+        worst = self.error().max().item()
+        if not worst <= tolerance:
+            raise AttributionError(
+                f"parts must sum to the logit difference within {tolerance:g} of their absolute "
+                f"sum, got an error of {worst:.2g}. A hook that changes the residual stream, or a "
+                "part that this model has and the equations lack, would explain it."
+            )
+        return self
+
+
+PARTS_BESIDE_HEADS = ("attn_bias", "mlps", "embed", "constant")
 
 
 def frozen_direction(
@@ -108,25 +117,25 @@ def check_exact(model: HookedTransformer) -> None:
             than 32 bits, or is on a device without 64-bit floats.
     """
     check_model(model)
-    cfg = model.cfg
-    if cfg.positional_embedding_type == "shortformer":
-        raise AttributionError(
-            "positional_embedding_type must be in the residual stream, got 'shortformer': no part "
-            "of the residual stream holds these positions. Use another model."
-        )
-    if torch.device(cfg.device or "cpu").type == "mps":
+    check_positions(model)
+    if torch.device(model.cfg.device or "cpu").type == "mps":
         raise AttributionError(
             "device must have 64-bit floats, got 'mps'. Move the model: model.to('cpu')."
         )
     check_precision(model)
 
 
-def check_precision(model: HookedTransformer) -> None:
-    """Refuse weights of less than 32 bits, with the reason.
+def check_positions(model: HookedTransformer) -> None:
+    """Refuse positions outside the residual stream: its parts, and late starts, lack them."""
+    if model.cfg.positional_embedding_type == "shortformer":
+        raise AttributionError(
+            "positional_embedding_type must be in the residual stream, got 'shortformer': no part "
+            "of it holds these positions. Use another model, or silence heads with steer(...)."
+        )
 
-    Raises:
-        AttributionError: the dtype has less precision than effects of single heads need.
-    """
+
+def check_precision(model: HookedTransformer) -> None:
+    """Refuse weights of less than 32 bits: effects of single heads need more."""
     if model.cfg.dtype not in (torch.float32, torch.float64):
         raise AttributionError(
             f"dtype must be torch.float32 or torch.float64 for attribution, got {model.cfg.dtype}. "
@@ -155,22 +164,13 @@ def direct_attribution(
 ) -> Parts:
     """Attribute the logit difference ``b - n`` after each sequence to every part of the model.
 
-    Args:
-        model: A model in fp32, with the BiasToken attached if a sequence contains it.
-        sequences: Token ids; the last position is the answer position.
-        biased_ids: ``b`` of each pair.
-        neutral_ids: ``n`` of each pair.
-        batch_size: Sequences run at once.
-        tolerance: Largest accepted reconstruction error.
-
     Raises:
         AttributionError: the model is not supported, or the parts do not sum to the model's own
             logit difference within ``tolerance``.
     """
     check_exact(model)
     parts = unchecked_attribution(model, sequences, biased_ids, neutral_ids, batch_size=batch_size)
-    _check_reconstruction(parts, tolerance)
-    return parts
+    return parts.checked(tolerance)
 
 
 @torch.inference_mode()
@@ -203,14 +203,6 @@ def continuation_attribution(
     minus the mean logit of the vocabulary, since logits after different words have no common zero.
     That is linear as well. For continuations of one token it is :func:`direct_attribution`.
 
-    Args:
-        model: A model in fp32, with the BiasToken attached if a sequence contains it.
-        sequences: Token ids of each prompt.
-        biased: Token ids of the biased continuation of each prompt.
-        neutral: Token ids of the neutral one.
-        batch_size: Sequences run at once.
-        tolerance: Largest accepted reconstruction error.
-
     Raises:
         AttributionError: as :func:`direct_attribution`.
     """
@@ -221,69 +213,18 @@ def continuation_attribution(
         for pair, (prompt, answer) in enumerate(zip(sequences, answers, strict=True))
         for i, token in enumerate(answer)
     ]
-    tokens = torch.tensor([token for *_, token in reads], device=model.cfg.device)
+    of_pair, signs, forced, answer_ids = zip(*reads, strict=True)
+    tokens = torch.tensor(answer_ids, device=model.cfg.device)
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
-    found = _attributed(
-        model,
-        [sequence for _, _, sequence, _ in reads],
-        (W_U[:, tokens] - W_U.mean(1, keepdim=True)).T,
-        b_U[tokens] - b_U.mean(),
-        batch_size,
-    )
-    _check_reconstruction(found, tolerance)
-    pairs = torch.tensor([pair for pair, *_ in reads])
-    signs = torch.tensor([sign for _, sign, *_ in reads], dtype=torch.float64)
+    difference, constant = (W_U[:, tokens] - W_U.mean(1, keepdim=True)).T, b_U[tokens] - b_U.mean()
+    found = _attributed(model, forced, difference, constant, batch_size).checked(tolerance)
 
     def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:
-        signed = part * signs.view(-1, *[1] * (part.ndim - 1))
-        return part.new_zeros(len(sequences), *part.shape[1:]).index_add_(0, pairs, signed)
+        signed = part * torch.tensor(signs, dtype=part.dtype).view(-1, *[1] * (part.ndim - 1))
+        total = part.new_zeros(len(sequences), *part.shape[1:])
+        return total.index_add_(0, torch.tensor(of_pair), signed)
 
     return Parts(*map(summed, found))
-
-
-@torch.inference_mode()
-def position_attribution(
-    model: HookedTransformer, sequence: Sequence[int], biased_id: int, neutral_id: int
-) -> Float[Tensor, "n_layers n_heads pos"]:
-    """Each head's direct contribution, split by the position that it was moved from (logits).
-
-    ``out[l, h, p] = pattern[l, h, answer, p] * P(v[l, h, p] @ W_O[l, h]) . d``; the sum over ``p``
-    is the head's value in :func:`direct_attribution`.
-
-    Args:
-        model: A model in fp32, unsteered, with the BiasToken attached if the sequence contains it.
-        sequence: Token ids; the last position is the answer position.
-        biased_id: ``b``.
-        neutral_id: ``n``.
-
-    Raises:
-        AttributionError: the model is not supported, or is steered.
-    """
-    check_exact(model)
-    (batch,) = answer_batches(model, [sequence], shared=0)
-    with (
-        collected(model, "attn.hook_v") as all_values,
-        collected(model, "attn.hook_pattern") as patterns,
-        _written_at(model, batch.last) as written,
-    ):
-        resid = model(**batch.arguments)[:, -1]
-    ids = (torch.tensor([token], device=resid.device) for token in (biased_id, neutral_id))
-    direction = _frozen(model, resid, unembed_difference(model, *ids)[0].double())
-    found = []
-    for layer in range(model.cfg.n_layers):
-        values, pattern = all_values[layer][0].double(), patterns[layer][0].double()
-        values = values.repeat_interleave(model.cfg.n_heads // values.shape[1], dim=1)
-        W_O = model.blocks[layer].attn.W_O.double()
-        at_attention = _before_post_norm(model, layer, written, direction)
-        each = head_logits(values, W_O, at_attention.expand(len(values), -1))
-        found.append(pattern[:, -1] * each.T)
-        whole = head_logits(written[f"{layer}.z"].double(), W_O, at_attention)[0]
-        if not torch.allclose(found[-1].sum(-1), whole, rtol=1e-4, atol=1e-4):
-            raise AttributionError(
-                f"pattern times values must give hook_z in layer {layer}, and do not: the model is "
-                "steered there, or clips its values. Leave the steering first."
-            )
-    return torch.stack(found).cpu()
 
 
 def _attributed(
@@ -294,15 +235,15 @@ def _attributed(
     batch_size: int,
 ) -> Parts:
     """Parts of ``normed final residual . difference + constant`` after each sequence."""
-    found: list[tuple[list[int], Parts]] = []
+    found, places = list[Parts](), list[int]()
     for batch in answer_batches(model, sequences, batch_size):
-        with _written_at(model, batch.last) as written:
+        with written_at(model, batch.last) as written:
             resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
         at = batch.indices
-        parts = _parts(model, written, resid, difference[at].double(), constant[at].double())
-        found.append((at, parts))
-    order = torch.tensor([i for indices, _ in found for i in indices]).argsort()
-    return Parts(*(torch.cat(field)[order] for field in zip(*(p for _, p in found), strict=True)))
+        found.append(_parts(model, written, resid, difference[at].double(), constant[at].double()))
+        places += at
+    order = torch.tensor(places).argsort()
+    return Parts(*(torch.cat(part)[order] for part in zip(*found, strict=True)))
 
 
 def _parts(
@@ -313,12 +254,11 @@ def _parts(
     constant: Float[Tensor, " batch"],
 ) -> Parts:
     """Dot what each part wrote with the frozen direction, in fp64."""
-    layers = range(model.cfg.n_layers)
-    direction = _frozen(model, resid, difference)
+    direction = final_direction(model, resid, difference)
     heads, attn_bias, mlps = [], [], []
-    for layer in layers:
+    for layer in range(model.cfg.n_layers):
         attention = model.blocks[layer].attn
-        at_attention = _before_post_norm(model, layer, written, direction)
+        at_attention = attention_direction(model, layer, written, direction)
         z = written[f"{layer}.z"].double()
         heads.append(head_logits(z, attention.W_O.double(), at_attention))
         attn_bias.append(at_attention @ attention.b_O.double())
@@ -339,7 +279,7 @@ def _parts(
     )
 
 
-def _frozen(
+def final_direction(
     model: HookedTransformer,
     resid: Float[Tensor, "batch d_model"],
     difference: Float[Tensor, "batch d_model"],
@@ -356,7 +296,7 @@ def _frozen(
     return frozen_direction(difference, weight, scale, centred=centred)
 
 
-def _before_post_norm(
+def attention_direction(
     model: HookedTransformer,
     layer: int,
     written: dict[str, Tensor],
@@ -372,7 +312,7 @@ def _before_post_norm(
 
 
 @contextlib.contextmanager
-def _written_at(
+def written_at(
     model: HookedTransformer, last: Int[Tensor, " batch"]
 ) -> Iterator[dict[str, Tensor]]:
     """Collect what parts write, and scales of post-norms, at the answer positions."""
@@ -397,13 +337,3 @@ def _written_at(
             hooks.append((f"blocks.{layer}.{norm}.hook_scale", keep(f"{layer}.scale")))
     with model.hooks(fwd_hooks=hooks):
         yield written
-
-
-def _check_reconstruction(parts: Parts, tolerance: float) -> None:
-    worst = parts.error().max().item()
-    if not worst <= tolerance:
-        raise AttributionError(
-            f"parts must sum to the logit difference within {tolerance:g} of their absolute sum, "
-            f"got an error of {worst:.2g}. A hook that changes the residual stream, or a part that "
-            "this model has and the equations lack, would explain it."
-        )

@@ -14,7 +14,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_sentence
@@ -66,31 +66,19 @@ def build_pairs(
     label: str = "first",
     seed: int = 0,
 ) -> Pairs:
-    """Build one pair per scoping prompt and freeze its labels.
+    """One pair per scoping prompt, with frozen labels; the options are those of ``BiasScope``.
 
     ``n`` is the token outside A with the highest mean probability under ``n_targets`` fitting
     targets. ``b`` is the most likely token with the BiasToken if that is in A, otherwise the
-    most likely token of A, so it is the most likely token of A either way. With ``contrasts`` the
-    prompts and both answers are theirs.
-
-    Args:
-        model: The model, without the token attached.
-        bias: Gives the scoping prompts and the words A.
-        token: The BiasToken of the biased side; None: the first target of the neutral side stands
-            there, and ``b`` is the most likely token of A under the targets.
-        n_targets: Fitting targets that the neutral labels are taken from.
-        neutral: One of ``NEUTRAL``.
-        contrasts: Prompts with both answers; default: the bias's scoping prompts and words.
-        label: One of ``LABELS``; without contrasts ``"first"``.
-        seed: Decides the targets.
+    most likely token of A, so it is the most likely token of A either way. Without a token a target
+    stands in its place. With ``contrasts`` the prompts and both answers are theirs.
 
     Raises:
         SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an
             answer is not one token under ``"token"``, or all pairs of answers begin alike.
     """
     bias = as_bias(bias)
-    if neutral not in NEUTRAL:
-        raise SettingError(f"neutral must be one of {list(NEUTRAL)}, got {neutral!r}.")
+    check_one_of("neutral", neutral, NEUTRAL)
     kept, answers, left_out = _answers(model, contrasts, label)
     names = bias.sample_targets("fitting", n_targets, seed)
     prompts = tuple(c.prompt for c in kept) or bias.scoping_prompts
@@ -102,15 +90,17 @@ def build_pairs(
             biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
     if not contrasts:
         answers = _likely_words(model, bias, token, by_target, biased)
-    first = [[answer[0] for answer in side] for side in answers]
+    biased_ids, neutral_ids = (
+        torch.tensor([answer[0] for answer in side], device=model.cfg.device) for side in answers
+    )
     return Pairs(
         prompts=prompts,
         targets=tuple(tuple(names[j] for j in side) for side in sides),
         label_targets=names,
         biased=tuple(map(tuple, biased)),
         neutral=tuple(tuple(tuple(by_target[i][j]) for j in side) for i, side in enumerate(sides)),
-        biased_ids=torch.tensor(first[0], device=model.cfg.device),
-        neutral_ids=torch.tensor(first[1], device=model.cfg.device),
+        biased_ids=biased_ids,
+        neutral_ids=neutral_ids,
         biased_answers=answers[0],
         neutral_answers=answers[1],
         left_out=left_out,
@@ -129,21 +119,7 @@ def _answers(
         )
     kept, left_out, answers = [], [], []
     for contrast in contrasts:
-        both = [
-            tuple(encode_answer(model, spaced(text)))
-            for text in (contrast.biased, contrast.neutral)
-        ]
-        for text, pieces in zip((contrast.biased, contrast.neutral), both, strict=True):
-            if not text.strip():
-                raise SettingError(
-                    f"answers of {contrast.prompt!r} must hold a word, got {text!r}."
-                )
-            if label == "token" and len(pieces) > 1:
-                shown = model.tokenizer.batch_decode([[piece] for piece in pieces])
-                raise SettingError(
-                    f"answer must be one token under label 'token', got {text!r}, which is "
-                    f"{len(pieces)}: {shown}. Use label 'first' or 'continuation'."
-                )
+        both = [_answer(model, contrast, text, label) for text in contrast[1:3]]
         if both[0] == both[1] or (label != "continuation" and both[0][0] == both[1][0]):
             left_out.append(contrast.prompt)
             continue
@@ -157,6 +133,20 @@ def _answers(
     return kept, [tuple(side) for side in zip(*answers, strict=True)], tuple(left_out)
 
 
+def _answer(model: HookedTransformer, contrast: Contrast, text: str, label: str) -> tuple[int, ...]:
+    """Tokens of an answer, which must be one under label ``"token"``."""
+    if not text.strip():
+        raise SettingError(f"answers of {contrast.prompt!r} must hold a word, got {text!r}.")
+    pieces = tuple(encode_answer(model, spaced(text)))
+    if label == "token" and len(pieces) > 1:
+        shown = model.tokenizer.batch_decode([[piece] for piece in pieces])
+        raise SettingError(
+            f"answer must be one token under label 'token', got {text!r}, which is "
+            f"{len(pieces)}: {shown}. Use label 'first' or 'continuation'."
+        )
+    return pieces
+
+
 def _likely_words(
     model: HookedTransformer,
     bias: Bias,
@@ -165,9 +155,10 @@ def _likely_words(
     biased: Sequence[Sequence[int]],
 ) -> list[tuple[tuple[int, ...], ...]]:
     """Both labels of every pair, chosen for so many pairs at a time as memory is well spent on."""
-    attribute, _ = word_tokens(model, bias).single()
-    n_targets = len(by_target[0])
-    at_once = max(1, NUMBERS_AT_ONCE // (n_targets * model.cfg.d_vocab_out))
+    n_targets, d_vocab = len(by_target[0]), model.cfg.d_vocab_out
+    is_attribute = torch.zeros(d_vocab, dtype=torch.bool, device=model.cfg.device)
+    is_attribute[list(word_tokens(model, bias).single()[0])] = True
+    at_once = max(1, NUMBERS_AT_ONCE // (n_targets * d_vocab))
     found: list[list[tuple[int, ...]]] = [[], []]
     for start in range(0, len(biased), at_once):
         part = by_target[start : start + at_once]
@@ -176,7 +167,7 @@ def _likely_words(
         if token is not None:
             with token.attached(model):
                 log_probs = next_token_log_probs(model, biased[start : start + at_once])
-        chosen = choose_labels(log_probs, neutral_log_probs, _mask(attribute, flat))
+        chosen = choose_labels(log_probs, neutral_log_probs, is_attribute)
         for side, ids in zip(found, chosen, strict=True):
             side += [(label_id,) for label_id in ids.tolist()]
     return [tuple(side) for side in found]
@@ -216,9 +207,3 @@ def _sides(
     rows = target_rows(model, names)
     cosine = torch.nn.functional.cosine_similarity(rows, token.row.to(rows)[None])
     return [(int(cosine.argmax()),)] * n_prompts
-
-
-def _mask(ids: Sequence[int], like: Float[Tensor, "n d_vocab"]) -> Bool[Tensor, " d_vocab"]:
-    mask = torch.zeros(like.shape[-1], dtype=torch.bool, device=like.device)
-    mask[list(ids)] = True
-    return mask

@@ -17,7 +17,7 @@ from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.scoping.direct import check_precision
-from biasgym_tl.text import answer_batches, logit_difference
+from biasgym_tl.text import AnswerBatch, answer_batches, logit_difference
 
 BATCH_SIZE = 8
 
@@ -34,50 +34,39 @@ def patching_effects(
     """First-order estimate of what each head adds to the logit difference ``b - n``.
 
     ``(z - z_ref) . d delta / d z``, summed over positions: positive if the difference would fall
-    without the head.
-
-    Args:
-        model: A model in fp32, with the BiasToken attached if a sequence contains it.
-        sequences: Token ids; the last position is the answer position.
-        biased_ids: ``b`` of each pair.
-        neutral_ids: ``n`` of each pair.
-        reference: What ``z`` is compared with: None: zero; a tensor: a fixed value for each head,
-            such as ``head_means(model)``; sequences: ``z`` in the run of another sequence for each
-            pair, which may differ from it in one stretch of tokens (the slot).
-        batch_size: Pairs run at once.
+    without the head. ``reference`` is ``z_ref``. None: zero; a tensor: fixed for each head;
+    sequences: ``z`` in the run of another one for each pair, which may differ in the slot alone.
 
     Raises:
         AttributionError: weights have less than 32 bits, or a sequence has no counterpart.
     """
     check_precision(model)
-    others = None if reference is None or isinstance(reference, Tensor) else list(reference)
-    if others is not None and len(others) != len(sequences):
+    cfg = model.cfg
+    if reference is None:
+        reference = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head)
+    if not isinstance(reference, Tensor) and len(reference) != len(sequences):
         raise AttributionError(
-            f"reference must hold {len(sequences)} sequences, one a pair, got {len(others)}. "
+            f"reference must hold {len(sequences)} sequences, one a pair, got {len(reference)}. "
             "Pass the neutral side of every pair."
         )
-    n = model.cfg.n_layers, model.cfg.n_heads
-    found = torch.zeros(len(sequences), *n, dtype=torch.float64)
+    found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
     for batch in answer_batches(model, sequences, batch_size, shared=0):
         ids = biased_ids[batch.indices], neutral_ids[batch.indices]
-        z, gradient = _z_and_gradient(model, batch.arguments, batch.last, *ids)
-        in_sequence = batch.arguments["attention_mask"][..., None]
-        z_ref: Sequence[Tensor] | Tensor | None = None
-        if isinstance(reference, Tensor):
-            z_ref = reference
-        elif others is not None:
-            z_ref = _aligned_z(model, sequences, others, batch.indices, in_sequence.shape[1])
-        for layer in range(model.cfg.n_layers):
-            change = z[layer] if z_ref is None else z[layer] - z_ref[layer].to(z[layer])
-            effect = (change * gradient[layer]).sum(-1) * in_sequence
+        z, gradient = _z_and_gradient(model, batch, *ids)
+        z_ref: Any = reference
+        if not isinstance(reference, Tensor):
+            pairs = [(sequences[i], reference[i]) for i in batch.indices]
+            z_ref = _aligned_z(model, pairs, z[0].shape[1])
+        for layer in range(cfg.n_layers):
+            effect = ((z[layer] - z_ref[layer].to(z[layer])) * gradient[layer]).sum(-1)
+            effect = effect * batch.arguments["attention_mask"][..., None]
             found[batch.indices, layer] = effect.double().sum(1).cpu()
     return found
 
 
 def _z_and_gradient(
     model: HookedTransformer,
-    arguments: dict[str, Any],
-    last: Int[Tensor, " batch"],
+    batch: AnswerBatch,
     biased_ids: Int[Tensor, " batch"],
     neutral_ids: Int[Tensor, " batch"],
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -88,7 +77,7 @@ def _z_and_gradient(
 
     with torch.enable_grad():
         with collected(model, "attn.hook_z") as z, model.hooks(fwd_hooks=[("hook_embed", trace)]):
-            resid = model(**arguments)[torch.arange(len(last)), last]
+            resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
         delta = logit_difference(model, resid, biased_ids, neutral_ids)
         gradient = torch.autograd.grad(delta.sum(), z)
     return [value.detach() for value in z], list(gradient)
@@ -96,18 +85,14 @@ def _z_and_gradient(
 
 @torch.no_grad()
 def _aligned_z(
-    model: HookedTransformer,
-    sequences: Sequence[Sequence[int]],
-    others: Sequence[Sequence[int]],
-    indices: Sequence[int],
-    width: int,
+    model: HookedTransformer, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], width: int
 ) -> list[Float[Tensor, "batch pos n_heads d_head"]]:
-    """``z`` of every layer in the runs of ``others``, moved to the positions of ``sequences``."""
-    positions = [alignment(sequences[i], others[i]) for i in indices]
-    (batch,) = answer_batches(model, [others[i] for i in indices], len(indices), shared=0)
+    """``z`` of every layer in the second runs, moved to the positions of the first."""
+    (batch,) = answer_batches(model, [other for _, other in pairs], len(pairs), shared=0)
     with collected(model, "attn.hook_z") as z:
         model(**batch.arguments)
     rows = torch.tensor(batch.indices).argsort()  # the batch is sorted by length
+    positions = [alignment(*pair) for pair in pairs]
     columns = torch.tensor([[*found, *[0] * (width - len(found))] for found in positions])
     return [value[rows[:, None], columns] for value in z]
 
@@ -132,7 +117,7 @@ def alignment(sequence: Sequence[int], other: Sequence[int]) -> list[int]:
     if (in_slot == 0) != (len(other) == start + end):
         raise AttributionError(
             f"sequences must differ in the slot alone, got {list(sequence)} and {list(other)}. "
-            "Use reference 'zero' or 'mean'."
+            "Use ablate_to 'zero' or 'mean'."
         )
     last = len(other) - end - 1
     return [*range(start), *[last] * in_slot, *range(len(other) - end, len(other))]

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_at_least, check_one_of
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
 from biasgym_tl.scoping.direct import (
+    PARTS_BESIDE_HEADS,
     TOLERANCE,
     Parts,
     check_exact,
@@ -34,7 +37,7 @@ from biasgym_tl.text import answer_differences
 
 METHODS = ("direct", "zero_ablation", "mean_ablation", "attribution_patching")
 CONTRASTS = ("biased", "difference")
-REFERENCES = ("zero", "mean", "neutral")
+ABLATE_TO = ("zero", "mean", "neutral")
 NO_TOKEN = "no injection"
 """What scores name as their token when a target stood in its place."""
 
@@ -61,7 +64,7 @@ class BiasScope:
     (each must be one) or ``"continuation"`` (the sum over all tokens; direct attribution only)."""
     neutral: str = "random"
     """Who stands on the neutral side: ``"random"``, ``"closest"`` or ``"several"``."""
-    reference: str = "zero"
+    ablate_to: str = "zero"
     """What attribution patching compares ``z`` with: ``"zero"``, ``"mean"`` (over neutral text) or
     ``"neutral"`` (the neutral run of the pair)."""
     answer_only: bool = False
@@ -82,39 +85,29 @@ class BiasScope:
             ("contrast", CONTRASTS),
             ("label", LABELS),
             ("neutral", NEUTRAL),
-            ("reference", REFERENCES),
+            ("ablate_to", ABLATE_TO),
         ):
-            if getattr(self, name) not in allowed:
-                raise SettingError(
-                    f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}."
-                )
-        for name in ("n_targets", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
+            check_one_of(name, getattr(self, name), allowed)
+        check_at_least(1, n_targets=self.n_targets, batch_size=self.batch_size)
         if not self.tolerance > 0:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")
-        self._check_combinations()
-
-    def _check_combinations(self) -> None:
-        """Refuse settings that do not go together."""
-        to_neutral, ablates = self.reference == "neutral", "ablation" in self.method
+        to_neutral, ablates = self.ablate_to == "neutral", "ablation" in self.method
         method = f"for the method {self.method!r}"
-        combinations = (
+        for name, refused, wanted, reason in (
             ("label", self.label == "continuation" and self.method != "direct",
              f"'first' or 'token' {method}", "Only direct attribution sums over tokens."),
             ("answer_only", self.answer_only and not ablates,
              f"False {method}", "Only ablations have positions."),
-            ("reference", self.reference != "zero" and self.method != "attribution_patching",
+            ("ablate_to", self.ablate_to != "zero" and self.method != "attribution_patching",
              f"'zero' {method}", "It belongs to attribution patching."),
             ("contrast", to_neutral and self.contrast == "difference",
-             "'biased' when reference is 'neutral'", "A run cannot be compared with itself."),
+             "'biased' when ablate_to is 'neutral'", "A run cannot be compared with itself."),
             ("neutral", to_neutral and self.neutral == "several",
-             "'random' or 'closest' when reference is 'neutral'", "A pair has one reference run."),
-        )  # fmt: skip
-        for name, refused, allowed, reason in combinations:
+             "'random' or 'closest' when ablate_to is 'neutral'", "A pair has one neutral run."),
+        ):  # fmt: skip
             if refused:
                 found = getattr(self, name)
-                raise SettingError(f"{name} must be {allowed}, got {found!r}. {reason}")
+                raise SettingError(f"{name} must be {wanted}, got {found!r}. {reason}")
 
     def attribute(
         self,
@@ -132,75 +125,44 @@ class BiasScope:
             bias: Gives the prompts and the words A.
             token: The BiasToken in the slot; None: a fitting target in its place, which scores
                 the heads without any injection, as a control.
-            contrasts: Prompts with a biased and a neutral answer each, such as
-                ``read_contrasts(path)``; default: the bias's scoping prompts, with the words A.
-                Where both answers begin with the same token, a prompt is left out and reported.
+            contrasts: Prompts with both answers each, such as ``read_contrasts(path)``; default:
+                the bias's scoping prompts, with the words A. Where both answers begin with the
+                same token, a prompt is left out and reported.
             progress: Show a bar while heads are ablated.
 
         Raises:
-            AttributionError: the model is not supported, or the parts do not sum to the model's
-                own logit difference.
+            AttributionError: the model is not supported, or the parts do not sum to the difference.
             ModelError: the model has no tokenizer, or no word of the bias can count on it.
             TokenError: the token does not fit the model.
-            SettingError: the contrasts do not fit the label, or a comparison with the neutral run
-                is asked for without a token.
+            SettingError: the contrasts do not fit the label, or there is no token to compare.
         """
         bias = as_bias(bias)
         check_exact(model)
-        if token is None and (self.contrast == "difference" or self.reference == "neutral"):
+        to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
+        if token is None and (differs or to_neutral):
             raise SettingError(
                 "token must not be None for a comparison with the neutral run, got None: the same "
                 "run would stand on both sides."
             )
-        means = None
-        if "mean" in (self.reference, self.method.removesuffix("_ablation")):
-            means = head_means(model)
-        pairs = build_pairs(
-            model,
-            bias,
-            token,
-            n_targets=self.n_targets,
-            neutral=self.neutral,
-            contrasts=contrasts,
-            label=self.label,
-            seed=self.seed,
-        )
-        sides = [[row[i] for row in pairs.neutral] for i in range(len(pairs.neutral[0]))]
+        means = head_means(model) if "mean" in (self.method[:4], self.ablate_to) else None
+        of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
+        pairs = build_pairs(model, bias, token, contrasts=contrasts, **of_pairs)
+        sides = list(zip(*pairs.neutral, strict=True))
+        run = partial(self._run, model, pairs, progress)
         with token.attached(model) if token else contextlib.nullcontext():
-            reference = sides[0] if self.reference == "neutral" else means
-            values, delta, parts = self._values(model, pairs.biased, pairs, reference, progress)
-        neutral_values = None
-        if self.contrast == "difference":
-            found = [self._values(model, side, pairs, means, progress)[:2] for side in sides]
-            neutral_values = torch.stack([values for values, _ in found], 1)
-            neutral_deltas = [delta for _, delta in found]
-        else:
-            neutral_deltas = [self._deltas(model, side, pairs) for side in sides]
-        words = model.tokenizer.batch_decode
+            biased = run(pairs.biased, sides[0] if to_neutral else means)
+        neutral = [run(side, means) for side in sides] if differs else []
+        deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in sides]
         return HeadScores(
-            pair_values=values,
-            neutral_values=neutral_values,
-            attn_bias=parts.attn_bias if parts else None,
-            mlps=parts.mlps if parts else None,
-            embed=parts.embed if parts else None,
-            constant=parts.constant if parts else None,
-            delta=delta,
-            neutral_delta=torch.stack(neutral_deltas, 1),
-            reconstruction_error=parts.error() if parts else None,
-            prompts=pairs.prompts,
-            targets=pairs.targets,
-            label_targets=pairs.label_targets,
-            biased_labels=tuple(words(pairs.biased_answers)),
-            neutral_labels=tuple(words(pairs.neutral_answers)),
-            biased_ids=pairs.biased_ids.cpu(),
-            neutral_ids=pairs.neutral_ids.cpu(),
-            left_out=pairs.left_out,
-            model=model.cfg.model_name,
-            bias=bias.name,
+            pair_values=biased.values,
+            neutral_values=torch.stack([one.values for one in neutral], 1) if differs else None,
+            delta=biased.delta,
+            neutral_delta=torch.stack(deltas, 1),
+            **biased.others,
+            **_written_down(model, pairs, bias),
             token=token.label if token else NO_TOKEN,
-            n_key_value_heads=model.cfg.n_key_value_heads or model.cfg.n_heads,
-            settings={
-                **dataclasses.asdict(self),
+            settings=dataclasses.asdict(self)
+            | {
                 "bias_fingerprint": bias.fingerprint(),
                 "text": dataclasses.asdict(text_policy(model)),
                 "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
@@ -208,31 +170,24 @@ class BiasScope:
             versions=versions(),
         )
 
-    def _values(
+    def _run(
         self,
         model: HookedTransformer,
-        sequences: Sequences,
         pairs: Pairs,
-        reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
         progress: bool,
-    ) -> tuple[Float[Tensor, "pair n_layers n_heads"], Float[Tensor, " pair"], Parts | None]:
-        """Value of every head on ``sequences``, the logit difference there, and its other parts."""
-        ids = pairs.biased_ids, pairs.neutral_ids
+        sequences: Sequences,
+        reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
+    ) -> _Run:
         if self.method == "direct":
-            exact: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}
-            if self.label == "continuation":
-                answers = pairs.biased_answers, pairs.neutral_answers
-                parts = continuation_attribution(model, sequences, *answers, **exact)
-            else:
-                parts = direct_attribution(model, sequences, *ids, **exact)
-            return parts.heads, parts.delta, parts
-        delta = self._deltas(model, sequences, pairs)
+            parts = self._parts(model, pairs, sequences)
+            others = {name: getattr(parts, name) for name in PARTS_BESIDE_HEADS}
+            others["reconstruction_error"] = parts.error()
+            return _Run(parts.heads, parts.delta, others)
+        delta, ids = self._delta(model, pairs, sequences), (pairs.biased_ids, pairs.neutral_ids)
         if self.method == "attribution_patching":
             at_once = max(1, self.batch_size // 4)  # a gradient holds more
-            effects = patching_effects(
-                model, sequences, *ids, reference=reference, batch_size=at_once
-            )
-            return effects, delta, None
+            patched = partial(patching_effects, reference=reference, batch_size=at_once)
+            return _Run(patched(model, sequences, *ids), delta, {})
         without = ablated_deltas(
             model,
             sequences,
@@ -242,16 +197,44 @@ class BiasScope:
             rows_at_once=4 * self.batch_size,
             progress=progress,
         )
-        return delta[:, None, None] - without, delta, None
+        return _Run(delta[:, None, None] - without, delta, {})
 
-    def _deltas(
-        self, model: HookedTransformer, sequences: Sequences, pairs: Pairs
-    ) -> Float[Tensor, " pair"]:
+    def _parts(self, model: HookedTransformer, pairs: Pairs, sequences: Sequences) -> Parts:
+        options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}
         if self.label == "continuation":
             answers = pairs.biased_answers, pairs.neutral_answers
-            return continuation_attribution(
-                model, sequences, *answers, batch_size=self.batch_size, tolerance=self.tolerance
-            ).delta
-        return answer_differences(
-            model, sequences, pairs.biased_ids, pairs.neutral_ids, batch_size=self.batch_size
-        )
+            return continuation_attribution(model, sequences, *answers, **options)
+        ids = pairs.biased_ids, pairs.neutral_ids
+        return direct_attribution(model, sequences, *ids, **options)
+
+    def _delta(
+        self, model: HookedTransformer, pairs: Pairs, sequences: Sequences
+    ) -> Float[Tensor, " pair"]:
+        if self.label == "continuation":
+            return self._parts(model, pairs, sequences).delta
+        ids = pairs.biased_ids, pairs.neutral_ids
+        return answer_differences(model, sequences, *ids, batch_size=self.batch_size)
+
+
+class _Run(NamedTuple):
+    """What is found on one side of all pairs."""
+
+    values: Float[Tensor, "pair n_layers n_heads"]
+    delta: Float[Tensor, " pair"]
+    others: dict[str, Any]
+    """Parts beside heads, and the reconstruction error, of direct attribution."""
+
+
+def _written_down(model: HookedTransformer, pairs: Pairs, bias: Bias) -> dict[str, Any]:
+    """What scores keep of their pairs, their model and their bias."""
+    same = ("prompts", "targets", "label_targets", "left_out")
+    words = model.tokenizer.batch_decode
+    return {name: getattr(pairs, name) for name in same} | {
+        "model": model.cfg.model_name,
+        "bias": bias.name,
+        "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
+        "biased_ids": pairs.biased_ids.cpu(),
+        "neutral_ids": pairs.neutral_ids.cpu(),
+        "biased_labels": tuple(words(pairs.biased_answers)),
+        "neutral_labels": tuple(words(pairs.neutral_answers)),
+    }

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from biasgym_tl.errors import AttributionError, SettingError
+from biasgym_tl.errors import AttributionError, SettingError, check_within
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.store import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 EFFECTS = {
     "direct": "direct effect at the answer position",
@@ -134,7 +136,9 @@ class HeadScores(Result):
         if "ablation" in method:
             where = f" at {'the answer' if self.settings['answer_only'] else 'all positions'}"
         if method == "attribution_patching":
-            where = f" of going to {self.settings['reference']}"
+            # older maps name it "reference"
+            to = self.settings.get("ablate_to", self.settings.get("reference"))
+            where = f" of going to {to}"
         return f"{EFFECTS[method]}{where}, {run}"
 
     def __repr__(self) -> str:
@@ -163,21 +167,15 @@ class HeadScores(Result):
     def to_df(self) -> pd.DataFrame:
         """One row per head: name, mean and standard error of delta-logit, rank, KV group."""
         heads = all_heads(*self.values.shape)
-        frame = pd.DataFrame(
-            {
-                "head": [str(head) for head in heads],
-                "layer": [head.layer for head in heads],
-                "index": [head.head for head in heads],
-                "kv_group": [self.kv_group(head.head) for head in heads],
-                "delta_logit": self.values.flatten().tolist(),
-                "standard_error": self.standard_error.flatten().tolist(),
-            }
-        )
+        frame = head_table(delta_logit=self.values, standard_error=self.standard_error)
+        frame.insert(1, "layer", [head.layer for head in heads])
+        frame.insert(2, "index", [head.head for head in heads])
+        frame.insert(3, "kv_group", [self.kv_group(head.head) for head in heads])
         frame["rank"] = frame["delta_logit"].rank(ascending=False, method="first").astype(int)
         return frame.sort_values("rank", ignore_index=True)
 
     def plot(self, **options: Any) -> go.Figure:
-        """Layer-by-head heatmap; options as in ``plots.heatmap.plot_heads``."""
+        """Layer-by-head heatmap; options as in ``plots.plot_heads``."""
         from biasgym_tl.plots.heatmap import plot_heads
 
         return plot_heads(self, **options)
@@ -201,7 +199,13 @@ def top_heads(values: Float[Tensor, "n_layers n_heads"], k: int) -> tuple[Head, 
         AttributionError: a value is NaN or infinite.
     """
     _check_finite("values", values[None])
-    if not 1 <= k <= values.numel():
-        raise SettingError(f"k must be in 1..{values.numel()}, got {k!r}.")
+    check_within("k", k, 1, values.numel())
     heads = all_heads(*values.shape)
     return tuple(heads[i] for i in values.flatten().argsort(descending=True, stable=True)[:k])
+
+
+def head_table(**values: Float[Tensor, "n_layers n_heads"]) -> pd.DataFrame:
+    """One row per head, with its name and its values by their names."""
+    (shape,) = {tuple(found.shape) for found in values.values()}
+    columns = {name: found.flatten().tolist() for name, found in values.items()}
+    return pd.DataFrame({"head": list(map(str, all_heads(*shape))), **columns})

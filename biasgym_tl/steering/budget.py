@@ -16,7 +16,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds, fact_margins
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import check_at_least, check_one_of
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode, head_means, steer
 from biasgym_tl.injection.token import BiasToken
@@ -24,8 +24,7 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
-from biasgym_tl.steering.selection import Selection, searched_data
-from biasgym_tl.store import versions
+from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import mean_loss
 
 SERVES = ("token", "targets", "both")
@@ -79,14 +78,10 @@ class BudgetSearch:
     """Decides the targets."""
 
     def __post_init__(self) -> None:
-        if self.serves not in SERVES:
-            raise SettingError(f"serves must be one of {list(SERVES)}, got {self.serves!r}.")
-        for name in ("k", "width", "rounds_per_map", "n_prompts", "n_targets"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be at least 1, got {getattr(self, name)!r}.")
-        for name in ("max_loss", "max_facts"):
-            if not getattr(self, name) >= 0:
-                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        check_one_of("serves", self.serves, SERVES)
+        whole = ("k", "width", "rounds_per_map", "n_prompts", "n_targets")
+        check_at_least(1, **{name: getattr(self, name) for name in whole})
+        check_at_least(0, max_loss=self.max_loss, max_facts=self.max_facts)
         check_mode(self.mode)
 
     def select(
@@ -121,23 +116,21 @@ class BudgetSearch:
                 path.append(step)
                 bar.update()
                 bar.set_postfix(drop=f"{step.drop:.2f}", loss=f"{step.loss:+.3f}")
-        return Selection(
+        return searched(
+            self,
+            model,
+            bias,
+            [list(step[1:]) for step in path],
             heads=tuple(step.head for step in path),
             method="damage budget",
             token=token.label,
             k=self.k,
             mode=self.mode,
-            reference="shipped neutral text" if self.mode == "mean" else "",
-            model=model.cfg.model_name,
-            bias=bias.name,
-            data=searched_data(bias),
-            settings={**dataclasses.asdict(self), "path": [list(step[1:]) for step in path]},
-            versions=versions(),
         )
 
 
 class _Search:
-    """What the search measures, and the values without any steering."""
+    """What the search measures while heads are steered, and the values without any."""
 
     def __init__(
         self, model: HookedTransformer, bias: Bias, token: BiasToken, options: BudgetSearch
@@ -147,23 +140,17 @@ class _Search:
         self.prompts = bias.scoping_prompts[: options.n_prompts]
         self.targets = bias.sample_targets("fitting", options.n_targets, options.seed)
         self.facts = load_facts("budget")
-        self.log_odds = self._log_odds([])
-        self.loss, self.right = self._loss([]), self._right([])
+        self.plain_odds = self.log_odds([])
+        self.plain_loss, self.plain_right = self.loss([]), self.right([])
 
     def proposals(self, heads: Sequence[Head]) -> list[Head]:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
-        reference = "mean" if options.mode == "mean" else "zero"
-        scope = BiasScope(method="attribution_patching", reference=reference, seed=options.seed)
-        served: dict[str, tuple[BiasToken | None, ...]] = {
-            "token": (self.token,),
-            "targets": (None,),
-            "both": (self.token, None),
-        }
+        scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
+        rows: list[BiasToken | None] = [self.token] if options.serves != "targets" else []
+        rows += [None] if options.serves != "token" else []
         with self._steered(heads):
-            maps = [
-                scope.attribute(self.model, self.bias, row).values for row in served[options.serves]
-            ]
+            maps = [scope.attribute(self.model, self.bias, row).values for row in rows]
         total = torch.stack(maps).mean(0)
         ranked = top_heads(total, int((total > 0).sum()))
         return [head for head in ranked if head not in heads][:MOST_PROPOSALS]
@@ -178,10 +165,10 @@ class _Search:
             for head in sorted(tried, key=lambda head: -drops[head]):
                 if drops[head] <= so_far:
                     break
-                loss = self.loss_rise([*chosen, head])
+                loss = self.loss([*chosen, head]) - self.plain_loss
                 if loss > options.max_loss:
                     continue
-                facts = self.facts_lost([*chosen, head])
+                facts = self.plain_right - self.right([*chosen, head])
                 if facts <= options.max_facts:
                     proposals[:0] = [other for other in tried if drops[other] < drops[head]]
                     return Step(head, drops[head], loss, facts)
@@ -189,31 +176,26 @@ class _Search:
 
     def drop(self, heads: Sequence[Head]) -> float:
         """Fall of the log-odds that are to be served (nats)."""
-        falls = (self.log_odds - self._log_odds(heads)).mean(0)
+        falls = (self.plain_odds - self.log_odds(heads)).mean(0)
         token, targets = falls[0].item(), falls[1:].mean().item()
         by_served = {"token": token, "targets": targets, "both": (token + targets) / 2}
         return by_served[self.options.serves]
 
-    def loss_rise(self, heads: Sequence[Head]) -> float:
-        """Rise of the mean loss on budget texts (nats per token)."""
-        return self._loss(heads) - self.loss
-
-    def facts_lost(self, heads: Sequence[Head]) -> float:
-        """Fall of the share of right facts."""
-        return self.right - self._right(heads)
-
-    def _steered(self, heads: Sequence[Head]) -> AbstractContextManager[None]:
-        return steer(self.model, heads, self.options.mode, reference=self.reference)
-
-    def _log_odds(self, heads: Sequence[Head]) -> Float[Tensor, "prompt slot"]:
+    def log_odds(self, heads: Sequence[Head]) -> Float[Tensor, "prompt slot"]:
+        """Of the BiasToken, then of the targets (nats)."""
         slots = (self.token.text, *self.targets)
         with self.token.attached(self.model), self._steered(heads):
             return bias_log_odds(self.model, self.bias, self.prompts, slots).log_odds
 
-    def _loss(self, heads: Sequence[Head]) -> float:
+    def loss(self, heads: Sequence[Head]) -> float:
+        """Mean over budget texts (nats per token)."""
         with self._steered(heads):
             return mean_loss(self.model, load_passages("budget")).mean().item()
 
-    def _right(self, heads: Sequence[Head]) -> float:
+    def right(self, heads: Sequence[Head]) -> float:
+        """Share of the budget facts that are right."""
         with self._steered(heads):
             return (fact_margins(self.model, self.facts) > 0).double().mean().item()
+
+    def _steered(self, heads: Sequence[Head]) -> AbstractContextManager[None]:
+        return steer(self.model, heads, self.options.mode, reference=self.reference)

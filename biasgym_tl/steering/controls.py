@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import check_at_least
 from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, by_head, check_heads
 from biasgym_tl.steering.selection import Selection
 
@@ -30,8 +30,7 @@ def layer_matched(
         SettingError: ``n_draws`` is negative.
         SteeringError: a head is outside the layer.
     """
-    if n_draws < 0:
-        raise SettingError(f"n_draws must be at least 0, got {n_draws!r}.")
+    check_at_least(0, n_draws=n_draws)
     chosen = as_heads(heads)
     n_layers = max((layer for layer, _ in chosen), default=-1) + 1
     per_layer = sorted(Counter(h.layer for h in check_heads(chosen, n_layers, n_heads)).items())
@@ -49,10 +48,7 @@ def layer_matched(
 def matched_factor(heads: GivenHeads, drawn: Iterable[Head], factor: Factor = None) -> Factor:
     """What the heads of a :func:`layer_matched` set keep: factors go from head to head, by layer.
 
-    Args:
-        heads: The chosen heads.
-        drawn: One of the random sets.
-        factor: Of the chosen heads; default: that of the ``Selection``.
+    ``factor`` is that of the chosen heads; default: that of the ``Selection``.
     """
     if factor is None and isinstance(heads, Selection):
         factor = heads.factor

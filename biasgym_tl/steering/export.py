@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,6 @@ def export_steered(
         source: Name or folder that the weights were read from; default: where ``load_model`` read
             them. A model that it got as an object has none. ``~`` is the user's home.
 
-    Returns:
-        ``folder``.
-
     Raises:
         SteeringError: the edit is not valid, or the family has no bias that could carry a mean.
         ModelError: the folder is not empty or cannot be written, the model is steered or has a
@@ -83,10 +80,10 @@ def export_steered(
     _check_type(model.cfg.original_architecture)
     name = _source(model, source)
     folder = _checked_folder(folder)
-    if changes(model, Change):
+    if found := changes(model, Change):
         raise ModelError(
             "model must be unsteered and without the BiasToken to be exported, got one that is "
-            f"{changes(model, Change)[-1].what}. Leave the context first."
+            f"{found[-1].what}. Leave the context first."
         )
     if isinstance(heads, Selection):
         heads.check_model(model.cfg.model_name)
@@ -99,23 +96,41 @@ def export_steered(
         _write_tokenizer(model.tokenizer, to)
         with edited(model, edit):
             error, share = _checked(model, to)
-        done = {
-            "source": name,
-            "heads": [str(Head(layer, head)) for layer in edit for head in edit[layer].heads],
-            "mode": mode,
-            "factor": {
-                str(Head(layer, head)): kept
-                for layer, part in edit.items()
-                for head, kept in zip(part.heads, part.factor.tolist(), strict=True)
-            },
-            "largest_log_prob_difference": error,
-            "share_of_log_prob_spread": share,
-            "versions": versions(),
-        }
-        write_json(to / "biasgym.json", done)
-        write_text(to / "README.md", _readme(done))
+        _write_down(to, name, mode, edit, error, share)
 
     return write_folder_atomically(folder, write)
+
+
+def _write_down(
+    to: Path, source: str, mode: str, edit: Mapping[int, LayerEdit], error: float, share: float
+) -> None:
+    """Say in the folder what was done, for programs and for people."""
+    kept = {
+        str(Head(layer, head)): share_kept
+        for layer, part in edit.items()
+        for head, share_kept in zip(part.heads, part.factor.tolist(), strict=True)
+    }
+    done = {
+        "source": source,
+        "heads": list(kept),
+        "mode": mode,
+        "factor": kept,
+        "largest_log_prob_difference": error,
+        "share_of_log_prob_spread": share,
+        "versions": versions(),
+    }
+    write_json(to / "biasgym.json", done)
+    write_text(
+        to / "README.md",
+        f"""# {source}, steered
+
+A copy of `{source}` with the output of {len(kept)} attention heads changed
+(mode "{mode}"): {", ".join(kept)}. The edit is in the weights; no code is needed
+beside transformers. Log-probabilities differ from the hooked model's by at most
+{error:.1e} nats on the texts that were compared. `biasgym.json` has
+all settings. Steering hides a stereotype and can cost other abilities: evaluate before use.
+""",
+    )
 
 
 def _check_type(architecture: str | None) -> None:
@@ -126,6 +141,14 @@ def _check_type(architecture: str | None) -> None:
             f"model must be of the {', '.join(known.values())} type to be exported, got "
             f"{architecture!r}. Use steer(...) on the model itself."
         )
+
+
+@contextlib.contextmanager
+def _as_model_error() -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, SettingError) as error:
+        raise ModelError(str(error)) from error
 
 
 def _source(model: HookedTransformer, source: Any) -> str:
@@ -140,23 +163,16 @@ def _source(model: HookedTransformer, source: Any) -> str:
             f"source must be a name or a folder, got a {type(found).__name__}. Write it with "
             "save_pretrained(folder) and pass that folder."
         )
-    if not str(found).startswith("~"):
-        return str(found)
-    try:
-        return str(expanded(found, "source"))
-    except SettingError as error:
-        raise ModelError(str(error)) from error
+    with _as_model_error():  # a name is no path: "owner//model" must stay what it is
+        return str(expanded(found, "source")) if str(found).startswith("~") else str(found)
 
 
 def _checked_folder(folder: str | Path) -> Path:
     try:
-        folder = expanded(folder, "folder")
-        with contextlib.suppress(FileNotFoundError):
-            folder.lstat()
-        check_new_folder(folder)
-        check_writable(folder, "folder")
-    except (StoreError, SettingError) as error:
-        raise ModelError(str(error)) from error
+        with _as_model_error():
+            folder = expanded(folder, "folder")
+            check_writable(folder, "folder")
+            check_new_folder(folder)
     except OSError as error:  # a name that the file system cannot have
         raise ModelError(f"folder must be one that can be made, but: {error}.") from error
     return folder
@@ -178,8 +194,8 @@ def _read_again(model: HookedTransformer, name: str) -> Any:
     wanted = {size: getattr(model.cfg, size, None) for size in found}
     wanted["architecture"] = model.cfg.original_architecture or family.architecture
     wanted["d_vocab"] = model.cfg.d_vocab_out
-    differing = [size for size in found if found[size] != wanted[size]]
-    if differing:
+    if found != wanted:
+        differing = [size for size in found if found[size] != wanted[size]]
         wanted, found = ({size: of[size] for size in differing} for of in (wanted, found))
         raise ModelError(
             f"source must hold the model itself, with {wanted}, got {found} in {name!r}. Was the "
@@ -198,25 +214,22 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     texts = [*load_passages("budget")[:N_TEXTS], " ".join(tokenizer.get_added_vocab())]
     try:
         back = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        kind, same = type(back).__name__, _tokenized(back, texts) == _tokenized(tokenizer, texts)
+        if _tokenized(back, texts) == _tokenized(tokenizer, texts):
+            return
+        why = f"it is read as a {type(back).__name__}, which tokenizes otherwise"
     except BROKEN as error:
-        raise _not_kept(tokenizer, str(error)) from error
-    if not same:
-        raise _not_kept(tokenizer, f"it is read as a {kind}, which tokenizes otherwise")
+        why = str(error)
+    raise ModelError(
+        "tokenizer must be one that transformers reads back beside the model, got a "
+        f"{type(tokenizer).__name__}, but: {why}. Set model.tokenizer = None to export the "
+        "model without it."
+    )
 
 
 def _tokenized(tokenizer: Any, texts: list[str]) -> tuple[Any, ...]:
     """By which two tokenizers are told apart: ids with and without special tokens, the template."""
     ids = [tokenizer(texts, add_special_tokens=special)["input_ids"] for special in (True, False)]
     return tokenizer.chat_template, *ids
-
-
-def _not_kept(tokenizer: Any, why: str) -> ModelError:
-    return ModelError(
-        "tokenizer must be one that transformers reads back beside the model, got a "
-        f"{type(tokenizer).__name__}, but: {why}. Set model.tokenizer = None to export the "
-        "model without it."
-    )
 
 
 @torch.no_grad()
@@ -307,9 +320,8 @@ def _check_errors(model: HookedTransformer, largest: float, share: float) -> Non
         right, within = largest <= LOG_PROB_TOLERANCE, f"{LOG_PROB_TOLERANCE} nats"
     else:
         loading = getattr(model, "loading", None)
-        accepted = (
-            loading.tolerance if loading else accepted_share(model.cfg.dtype, model.cfg.n_layers)
-        )
+        usual = accepted_share(model.cfg.dtype, model.cfg.n_layers)
+        accepted = loading.tolerance if loading else usual
         right, within = (
             share <= accepted,
             f"a share {accepted:.2g} of the log-probabilities' spread",
@@ -320,14 +332,3 @@ def _check_errors(model: HookedTransformer, largest: float, share: float) -> Non
             f"difference of {largest:.2g} nats, a share {share:.2g}. Was the model loaded from "
             "another source?"
         )
-
-
-def _readme(done: Mapping[str, Any]) -> str:
-    return f"""# {done["source"]}, steered
-
-A copy of `{done["source"]}` with the output of {len(done["heads"])} attention heads changed
-(mode "{done["mode"]}"): {", ".join(done["heads"])}. The edit is in the weights; no code is needed
-beside transformers. Log-probabilities differ from the hooked model's by at most
-{done["largest_log_prob_difference"]:.1e} nats on the texts that were compared. `biasgym.json` has
-all settings. Steering hides a stereotype and can cost other abilities: evaluate before use.
-"""

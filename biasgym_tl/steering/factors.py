@@ -18,17 +18,16 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import all_heads
+from biasgym_tl.errors import SettingError, check_at_least
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages
-from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
-from biasgym_tl.slot import fill
-from biasgym_tl.steering.selection import Selection, searched_data
-from biasgym_tl.store import versions
+from biasgym_tl.prompts import encode_prompt, encode_text
+from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.reference import scoping_sentences
+from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import (
     cached_beginning,
     common_beginning,
@@ -82,15 +81,11 @@ class FactorSearch:
     """Decides the draws."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "n_steps", "n_texts", "n_facts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} must be at least 1, got {value!r}.")
-        if self.n_sentences < 3:
-            raise SettingError(f"n_sentences must be at least 3, got {self.n_sentences!r}.")
-        for name in ("keep", "sparsity"):
-            if not getattr(self, name) >= 0:
-                raise SettingError(f"{name} must be at least 0, got {getattr(self, name)!r}.")
+        check_at_least(
+            1, k=self.k, n_steps=self.n_steps, n_texts=self.n_texts, n_facts=self.n_facts
+        )
+        check_at_least(3, n_sentences=self.n_sentences)
+        check_at_least(0, keep=self.keep, sparsity=self.sparsity)
         if not self.lr > 0:
             raise SettingError(f"lr must be positive, got {self.lr!r}.")
 
@@ -119,23 +114,19 @@ class FactorSearch:
             raise SettingError("tokens must be one or more BiasTokens, got none.")
         with _attached(model, tokens) as names, frozen(model):
             factors, path = _Learner(model, bias, names, self).learned(progress)
-        ranked = sorted(
-            all_heads(model.cfg.n_layers, model.cfg.n_heads), key=lambda head: factors[head].item()
-        )
+        ranked = top_heads(-factors, factors.numel())
         heads = tuple(head for head in ranked if factors[head] < 1)
-        return Selection(
+        return searched(
+            self,
+            model,
+            bias,
+            path,
             heads=heads,
             factors=tuple(factors[head].item() for head in heads),
             method="learned factors",
             token="; ".join(token.label for token in tokens),
             k=self.k or len(ranked),
             mode="mean",
-            reference="shipped neutral text",
-            model=model.cfg.model_name,
-            bias=bias.name,
-            data=searched_data(bias),
-            settings={**dataclasses.asdict(self), "path": path},
-            versions=versions(),
         )
 
 
@@ -161,16 +152,8 @@ class _Learner:
         self.reference = head_means(model)
         self.ids = word_tokens(model, bias).single()
         self.random = random.Random(options.seed)
-
-        def sentences(names: Sequence[str]) -> list[list[int]]:
-            return [
-                encode_sentence(model, fill(prompt, name))
-                for prompt in bias.scoping_prompts
-                for name in names
-            ]
-
-        self.biased = sentences(tokens)
-        self.natural = sentences(bias.sample_targets("fitting", 10, options.seed))
+        targets = bias.sample_targets("fitting", 10, options.seed)
+        self.biased, self.natural = (scoping_sentences(model, bias, n) for n in (tokens, targets))
         texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
         with torch.no_grad():
@@ -193,8 +176,7 @@ class _Learner:
             if step == options.n_steps // 2:
                 free = _lowest(factors.detach(), options.k)
             excess, kl = self.objective(factors)
-            silenced = options.sparsity * (1 - factors).sum()
-            total = excess + options.keep * kl + silenced
+            total = excess + options.keep * kl + options.sparsity * (1 - factors).sum()
             (factors.grad,) = torch.autograd.grad(total, factors)
             adam.step()
             with torch.no_grad():
@@ -232,8 +214,7 @@ class _Learner:
     ) -> Float[Tensor, "position d_vocab_out"]:
         """After the last token of each sequence, or after every one.
 
-        With ``last``, what all sequences begin with is run once and without a gradient: it is the
-        request, where no target stands.
+        With ``last`` their common beginning, the request, is run once and without a gradient.
         """
         model = self.model
         shared = common_beginning(sequences) if last else 0

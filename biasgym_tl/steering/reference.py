@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer
@@ -31,10 +34,13 @@ def target_means(
         SettingError: ``n_targets`` is not positive.
     """
     bias = as_bias(bias)
-    targets = bias.sample_targets("fitting", n_targets, seed)
-    sequences = [
-        encode_sentence(model, fill(prompt, target))
-        for prompt in bias.scoping_prompts
-        for target in targets
-    ]
+    sequences = scoping_sentences(model, bias, bias.sample_targets("fitting", n_targets, seed))
     return head_means(model, sequences, skip=common_beginning(sequences))
+
+
+def scoping_sentences(
+    model: HookedTransformer, bias: Bias, fillers: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of every scoping prompt with every filler in the slot."""
+    filled = [fill(prompt, filler) for prompt in bias.scoping_prompts for filler in fillers]
+    return [encode_sentence(model, text) for text in filled]

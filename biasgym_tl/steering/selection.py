@@ -11,9 +11,10 @@ from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_mode
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
+from biasgym_tl.scoping.agreement import seed_overlap
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.scoping.seeds import seed_overlap
 from biasgym_tl.spelling import plain
 from biasgym_tl.store import Result, digest, versions
 
@@ -68,7 +69,7 @@ class Selection(Result):
         """As ``steer(..., factor=)`` takes it."""
         if not self.factors:
             return None
-        return {head: kept for head, kept in zip(self.heads, self.factors, strict=True)}
+        return dict(zip(self.heads, self.factors, strict=True))
 
     def check_model(self, name: str) -> None:
         """Refuse another model than the heads were chosen on.
@@ -150,7 +151,7 @@ def select_heads(
         token="; ".join(dict.fromkeys(one.token for one in maps)),
         k=k,
         mode=mode,
-        reference="shipped neutral text" if mode == "mean" else "",
+        reference=_reference(mode),
         model=first.model,
         bias=first.bias,
         data=fingerprints(
@@ -168,14 +169,28 @@ def fingerprints(**items: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(sorted(map(_fingerprint, texts))) for kind, texts in items.items()}
 
 
-def searched_data(bias: Bias) -> dict[str, tuple[str, ...]]:
-    """What a search within a budget has seen, as a :class:`Selection` keeps it."""
-    return fingerprints(
-        prompts=bias.scoping_prompts,
-        targets=bias.targets("fitting"),
-        texts=load_passages("budget") + load_passages("reference"),
-        facts=[fact.question for fact in load_facts("budget")],
+def searched(
+    search: Any, model: HookedTransformer, bias: Bias, path: list[list[float]], **found: Any
+) -> Selection:
+    """What a search chose, with its settings, the path it took, and all that it has seen."""
+    return Selection(
+        model=model.cfg.model_name,
+        bias=bias.name,
+        reference=_reference(found["mode"]),
+        data=fingerprints(
+            prompts=bias.scoping_prompts,
+            targets=bias.targets("fitting"),
+            texts=load_passages("budget") + load_passages("reference"),
+            facts=[fact.question for fact in load_facts("budget")],
+        ),
+        settings={**dataclasses.asdict(search), "path": path},
+        versions=versions(),
+        **found,
     )
+
+
+def _reference(mode: str) -> str:
+    return "shipped neutral text" if mode == "mean" else ""
 
 
 def _fingerprint(text: str) -> str:

@@ -1,30 +1,37 @@
-"""Heads that several seeds agree on, against what chance would agree on (paper, section 3)."""
+"""Heads that are no chance: several seeds agree on them (paper, section 3), or prompts do."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from itertools import chain, combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.compare import check_same, rank_correlation
-from biasgym_tl.scoping.scores import HeadScores, top_heads
-from biasgym_tl.stats import overlap_distribution
+from biasgym_tl.scoping.scores import HeadScores, head_table, top_heads
+from biasgym_tl.stats import (
+    benjamini_hochberg,
+    crossed_interval,
+    overlap_distribution,
+    prompt_flip_test,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 EXACT_SEEDS, N_SIMULATED = 5, 1999
 """The exact distribution has too many states for more seeds."""
 
 
-class Agreement(NamedTuple):
+class SharedHeads(NamedTuple):
     """Heads in the top of at least so many seeds."""
 
     at_least: int
@@ -56,7 +63,7 @@ class SeedOverlap:
     settings: dict[str, Any]
     """Settings of the scores, with their model and bias."""
     maps: Float[Tensor, "seed n_layers n_heads"]
-    agreements: tuple[Agreement, ...]
+    agreements: tuple[SharedHeads, ...]
     """For at least 1, 2, ... seeds."""
     jaccard: Float[Tensor, "seed seed"]
     rank_correlation: Float[Tensor, "seed seed"]
@@ -71,8 +78,7 @@ class SeedOverlap:
         """
         n_seeds = len(self.maps)
         at_least = n_seeds if at_least is None else at_least
-        if not 1 <= at_least <= n_seeds:
-            raise SettingError(f"at_least must be in 1..{n_seeds}, got {at_least!r}.")
+        check_within("at_least", at_least, 1, n_seeds)
         ranked = top_heads(self.maps.mean(0), self.maps[0].numel())
         seeds_of = self.seeds_of()
         return tuple(head for head in ranked if seeds_of[head] >= at_least)
@@ -83,19 +89,15 @@ class SeedOverlap:
 
     def plot(self) -> go.Figure:
         """Heads at each level of agreement, beside chance and the controls."""
-        from biasgym_tl.plots.spread import plot_overlap
+        from biasgym_tl.plots.curves import plot_overlap
 
         return plot_overlap(self)
 
     def to_df(self) -> pd.DataFrame:
         """One row per level of agreement."""
-        return pd.DataFrame(
-            [
-                {"at least": a.at_least, "heads": a.n_heads, "by chance": a.by_chance, "p": a.p,
-                 **a.controls}
-                for a in self.agreements
-            ]
-        )  # fmt: skip
+        rows = [(a.at_least, a.n_heads, a.by_chance, a.p) for a in self.agreements]
+        frame = pd.DataFrame(rows, columns=["at least", "heads", "by chance", "p"])
+        return frame.join(pd.DataFrame([a.controls for a in self.agreements]))
 
     def __repr__(self) -> str:
         n, last = len(self.maps), self.agreements[-1]
@@ -133,39 +135,34 @@ def seed_overlap(
                 f"{name} must hold one map for each of at least 2 seeds, got {len(found)}. "
                 "Attribute with more seeds."
             )
-    check_same(
-        [*scores, *(s for found in controls.values() for s in found)],
-        ("model", "method", "contrast"),
-    )
+    everything = [*scores, *chain(*controls.values())]
+    check_same(everything, ("model", "method", "contrast"))
     check_same(scores, ("bias",))
-    maps = torch.stack([s.values.double() for s in scores])
-    n_seeds = len(maps)
-    if not 1 <= k_per_seed <= maps[0].numel():
-        raise SettingError(f"k_per_seed must be in 1..{maps[0].numel()}, got {k_per_seed!r}.")
+    maps, *others = (
+        torch.stack([s.values.double() for s in found]) for found in (scores, *controls.values())
+    )
+    check_within("k_per_seed", k_per_seed, 1, maps[0].numel())
     sets = _nominations(maps, k_per_seed)
-    of_controls = {
-        name: _nominations(torch.stack([s.values.double() for s in found]), k_per_seed)
-        for name, found in controls.items()
-    }
-    flat = maps.flatten(1)
+    of_controls = {n: _nominations(m, k_per_seed) for n, m in zip(controls, others, strict=True)}
+    flat, levels = maps.flatten(1), range(1, len(maps) + 1)
     return SeedOverlap(
         k_per_seed=k_per_seed,
         settings={**scores[0].settings, "model": scores[0].model, "bias": scores[0].bias},
         maps=maps,
-        agreements=tuple(_agreement(sets, of_controls, level) for level in range(1, n_seeds + 1)),
+        agreements=tuple(_agreement(sets, of_controls, level) for level in levels),
         jaccard=torch.tensor([[_jaccard(a, b) for b in sets] for a in sets], dtype=torch.float64),
         rank_correlation=torch.stack([rank_correlation(row.expand_as(flat), flat) for row in flat]),
-        stability=tuple(_stability(sets, n) for n in range(1, n_seeds + 1)),
+        stability=tuple(_stability(sets, n_seeds) for n_seeds in levels),
     )
 
 
 def _agreement(
     sets: Int[Tensor, "seed unit"], controls: dict[str, Int[Tensor, "seed unit"]], level: int
-) -> Agreement:
+) -> SharedHeads:
     """Heads in at least ``level`` of the sets, and of each control's sets."""
     (n_seeds, n_units), k = sets.shape, int(sets[0].sum())
     count = int((sets.sum(0) >= level).sum())
-    return Agreement(
+    return SharedHeads(
         at_least=level,
         n_heads=count,
         by_chance=n_units * float(binom.sf(level - 1, n_seeds, k / n_units)),
@@ -205,3 +202,74 @@ def _stability(sets: Int[Tensor, "seed unit"], n_seeds: int) -> Stability:
 def _jaccard(a: Int[Tensor, " unit"], b: Int[Tensor, " unit"]) -> float:
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Significance:
+    """Per head, on biased minus neutral run (logits)."""
+
+    mean: Float[Tensor, "n_layers n_heads"]
+    low: Float[Tensor, "n_layers n_heads"]
+    high: Float[Tensor, "n_layers n_heads"]
+    """95% interval of the mean over prompts and, where there are several, targets."""
+    p: Float[Tensor, "n_layers n_heads"]
+    """Chance that *any* head reaches this without an effect (maximum statistic)."""
+    q: Float[Tensor, "n_layers n_heads"]
+    """Benjamini-Hochberg: all heads with ``q <= a`` hold a share of false ones of about ``a``."""
+    settings: dict[str, Any]
+    """Settings of the scores and of the test."""
+
+    def heads(self, q: float = 0.05) -> tuple[Head, ...]:
+        """Heads with at most this q-value, largest difference first."""
+        ranked = top_heads(self.mean, self.mean.numel())
+        return tuple(head for head in ranked if self.q[head] <= q)
+
+    def to_df(self) -> pd.DataFrame:
+        """One row per head."""
+        columns = {name: getattr(self, name) for name in ("mean", "low", "high", "p", "q")}
+        return head_table(**columns).sort_values("p", ignore_index=True)
+
+    def __repr__(self) -> str:
+        n, found = self.mean.numel(), len(self.heads())
+        return f"Significance({found} of {n} heads with q <= 0.05; smallest p {self.p.min():.4f})"
+
+
+def significance(
+    scores: HeadScores, *, n_flips: int = 1999, n_resamples: int = 999, seed: int = 0
+) -> Significance:
+    """Test every head's difference of biased and neutral run.
+
+    The biased run alone has no null hypothesis: its values differ from 0 on any prompt.
+
+    Args:
+        scores: With ``contrast="difference"``; ``neutral="several"`` lets the interval and the
+            test hold for other targets as well.
+        n_flips: Sign flips of whole prompts and targets.
+        n_resamples: Of the bootstrap behind each interval.
+        seed: The same seed, the same result.
+
+    Raises:
+        SettingError: the scores hold no neutral side, or fewer than two prompts.
+    """
+    values = scores.differences()
+    test = prompt_flip_test(values, n_flips=n_flips, seed=seed)
+    flat = values.flatten(2)
+    ends = torch.tensor(
+        [
+            crossed_interval(flat[:, :, i], n_resamples=n_resamples, seed=seed)
+            for i in range(flat.shape[2])
+        ],
+        dtype=torch.float64,
+    )
+    mean, low, high = (column.reshape(test.p.shape) for column in ends.T)
+    return Significance(
+        mean=mean,
+        low=low,
+        high=high,
+        p=test.p,
+        q=benjamini_hochberg(test.p_alone),
+        settings={
+            **scores.settings, "model": scores.model, "bias": scores.bias,
+            "n_flips": n_flips, "n_resamples": n_resamples, "test_seed": seed,
+        },
+    )  # fmt: skip
