@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from biasgym_tl.batches import answer_batches
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, unembed
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
 from biasgym_tl.slot import fill
-from biasgym_tl.text import answer_batches, next_token_log_probs, unembed
+from biasgym_tl.text import next_token_log_probs
 
 LOG_PROB_TOLERANCE = 1e-3
 """Largest accepted difference of log-probabilities that must be equal (nats)."""

@@ -7,9 +7,9 @@ import biasgym_tl
 
 ROOMS = (
     "errors", "slot", "spelling", "heads", "store", "stats", "toml", "lens", "families", "packaged",
-    "prompts", "passages", "model", "contexts", "added_row", "hooks", "text", "instructions",
-    "similarity", "endpoint", "api", "biases", "benchmarks", "judges", "elicitation", "injection",
-    "scoping",
+    "checkpoint", "prompts", "passages", "model", "contexts", "added_row", "hooks", "batches",
+    "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
+    "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "run", "assessment", "console", "cli", "__init__",
 )  # fmt: skip

@@ -13,8 +13,8 @@ from einops import rearrange
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.families import checks, settings
-from biasgym_tl.lens import HookedTransformerConfig, lens_loading, weight_conversions
+from biasgym_tl.families import settings
+from biasgym_tl.lens import HookedTransformerConfig, lens_loading, lens_weights
 
 Convert = Callable[[Any, Any], dict[str, Tensor]]
 """From Hugging Face's model and the new configuration to a state dict."""
@@ -26,7 +26,6 @@ class Family(NamedTuple):
     label: str
     architecture: str
     settings: Callable[[Any], settings.Settings]
-    check: Callable[[Any], None]
     weights: Convert
     output: str = "model.layers.{}.self_attn.o_proj"
     """Name in each layer of the module that reads ``z``; its rows are ``W_O``'s columns."""
@@ -109,71 +108,40 @@ def _with_attention_biases(convert: Convert) -> Convert:
 
 
 def _bloom_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = weight_conversions.convert_bloom_weights(hf_model, cfg)
+    weights: dict[str, Tensor] = lens_weights.convert_bloom_weights(hf_model, cfg)
     # HookedTransformer has a table of learned positions here too, and does not read it.
     return {**weights, "pos_embed.W_pos": torch.zeros(cfg.n_ctx, cfg.d_model)}
 
 
+_gemma_weights = _with_attention_biases(lens_weights.convert_gemma_weights)
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "Llama", "LlamaForCausalLM", settings.llama, checks.llama,
-        _with_attention_biases(weight_conversions.convert_llama_weights),
-    ),
-    "mistral": Family(
-        "Mistral", "MistralForCausalLM", settings.mistral, checks.default_positions,
-        weight_conversions.convert_mistral_weights,
-    ),
-    "qwen2": Family(
-        "Qwen2", "Qwen2ForCausalLM", settings.qwen2, checks.default_positions,
-        weight_conversions.convert_qwen2_weights,
-    ),
-    "qwen3": Family(
-        "Qwen3", "Qwen3ForCausalLM", settings.qwen3, checks.default_positions,
-        _with_attention_biases(weight_conversions.convert_qwen3_weights),
-    ),
-    "gemma": Family(
-        "Gemma", "GemmaForCausalLM", settings.gemma, checks.gemma,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "gemma2": Family(
-        "Gemma-2", "Gemma2ForCausalLM", settings.gemma2, checks.gemma,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "gemma3_text": Family(
-        "Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, checks.gemma3,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "olmo2": Family(
-        "OLMo-2", "Olmo2ForCausalLM", settings.olmo2, checks.olmo2,
-        _with_attention_biases(weight_conversions.convert_olmo2_weights),
-    ),
-    "gpt2": Family(
-        "GPT-2", "GPT2LMHeadModel", settings.gpt2, checks.gpt2,
-        weight_conversions.convert_gpt2_weights, "transformer.h.{}.attn.c_proj",
-    ),
-    "gpt_neo": Family(
-        "GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, checks.nothing,
-        weight_conversions.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj",
-    ),
-    "gptj": Family(
-        "GPT-J", "GPTJForCausalLM", settings.gptj, checks.nothing,
-        weight_conversions.convert_gptj_weights, "transformer.h.{}.attn.out_proj",
-    ),
-    "gpt_neox": Family(
-        "NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, checks.gpt_neox,
-        weight_conversions.convert_neox_weights, "gpt_neox.layers.{}.attention.dense",
-    ),
-    "phi": Family(
-        "Phi", "PhiForCausalLM", settings.phi, checks.phi,
-        weight_conversions.convert_phi_weights, "model.layers.{}.self_attn.dense"
-    ),
-    "opt": Family(
-        "OPT", "OPTForCausalLM", settings.opt, checks.opt,
-        weight_conversions.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj"
-    ),
-    "bloom": Family(
-        "BLOOM", "BloomForCausalLM", settings.bloom, checks.bloom, _bloom_weights,
-        "transformer.h.{}.self_attention.dense",
-    ),
+    "llama": Family("Llama", "LlamaForCausalLM", settings.llama,
+                    _with_attention_biases(lens_weights.convert_llama_weights)),
+    "mistral": Family("Mistral", "MistralForCausalLM", settings.mistral,
+                      lens_weights.convert_mistral_weights),
+    "qwen2": Family("Qwen2", "Qwen2ForCausalLM", settings.qwen2,
+                    lens_weights.convert_qwen2_weights),
+    "qwen3": Family("Qwen3", "Qwen3ForCausalLM", settings.qwen3,
+                    _with_attention_biases(lens_weights.convert_qwen3_weights)),
+    "gemma": Family("Gemma", "GemmaForCausalLM", settings.gemma, _gemma_weights),
+    "gemma2": Family("Gemma-2", "Gemma2ForCausalLM", settings.gemma2, _gemma_weights),
+    "gemma3_text": Family("Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, _gemma_weights),
+    "olmo2": Family("OLMo-2", "Olmo2ForCausalLM", settings.olmo2,
+                    _with_attention_biases(lens_weights.convert_olmo2_weights)),
+    "gpt2": Family("GPT-2", "GPT2LMHeadModel", settings.gpt2,
+                   lens_weights.convert_gpt2_weights, "transformer.h.{}.attn.c_proj"),
+    "gpt_neo": Family("GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo,
+                      lens_weights.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj"),
+    "gptj": Family("GPT-J", "GPTJForCausalLM", settings.gptj,
+                   lens_weights.convert_gptj_weights, "transformer.h.{}.attn.out_proj"),
+    "gpt_neox": Family("NeoX", "GPTNeoXForCausalLM", settings.gpt_neox,
+                       lens_weights.convert_neox_weights, "gpt_neox.layers.{}.attention.dense"),
+    "phi": Family("Phi", "PhiForCausalLM", settings.phi,
+                  lens_weights.convert_phi_weights, "model.layers.{}.self_attn.dense"),
+    "opt": Family("OPT", "OPTForCausalLM", settings.opt,
+                  lens_weights.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj"),
+    "bloom": Family("BLOOM", "BloomForCausalLM", settings.bloom,
+                    _bloom_weights, "transformer.h.{}.self_attention.dense"),
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> how it is converted."""

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from biasgym_tl.batches import cached_beginning, common_beginning, expanded, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer, check_numbers
+from biasgym_tl.lens import HookedTransformer, check_numbers, unembed
 from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
-from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
 
 TOKENS_AT_ONCE = 512
 """A batch is run in parts of about so many tokens: the same gradient, less memory."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.batches import answer_batches
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.text import answer_batches
 
 
 @torch.inference_mode()

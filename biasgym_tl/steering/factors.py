@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row
+from biasgym_tl.batches import cached_beginning, common_beginning, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -23,20 +24,13 @@ from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, unembed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.slot import fill
 from biasgym_tl.steering.selection import Selection, searched_data
 from biasgym_tl.store import versions
-from biasgym_tl.text import (
-    cached_beginning,
-    common_beginning,
-    log_odds,
-    next_token_log_probs,
-    pad_right,
-    unembed,
-)
+from biasgym_tl.text import log_odds, next_token_log_probs
 
 TEXT_TOKENS = 48
 """Budget texts are cut here."""
