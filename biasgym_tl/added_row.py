@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import TokenError
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer
+from biasgym_tl.slot import spaced
 
 _MARK = re.compile(r"<\S[^<>\n]*>|\[\S[^\[\]\n]*\]")
+
+
+def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
+    """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
+    W_E: Tensor = model.embed.W_E.detach()
+    return torch.stack([W_E[encode_answer(model, spaced(name))].float().mean(0) for name in names])
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ class Family(NamedTuple):
     weights: Convert
     output: str = "model.layers.{}.self_attn.o_proj"
     """Name in each layer of the module that reads ``z``; its rows are ``W_O``'s columns."""
+    embedding: str = "model.embed_tokens"
+    """Name of the input embedding."""
 
 
 def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
@@ -130,18 +132,24 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family("OLMo-2", "Olmo2ForCausalLM", settings.olmo2,
                     _with_attention_biases(lens_weights.convert_olmo2_weights)),
     "gpt2": Family("GPT-2", "GPT2LMHeadModel", settings.gpt2,
-                   lens_weights.convert_gpt2_weights, "transformer.h.{}.attn.c_proj"),
+                   lens_weights.convert_gpt2_weights, "transformer.h.{}.attn.c_proj",
+                   "transformer.wte"),
     "gpt_neo": Family("GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo,
-                      lens_weights.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj"),
+                      lens_weights.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj",
+                      "transformer.wte"),
     "gptj": Family("GPT-J", "GPTJForCausalLM", settings.gptj,
-                   lens_weights.convert_gptj_weights, "transformer.h.{}.attn.out_proj"),
+                   lens_weights.convert_gptj_weights, "transformer.h.{}.attn.out_proj",
+                   "transformer.wte"),
     "gpt_neox": Family("NeoX", "GPTNeoXForCausalLM", settings.gpt_neox,
-                       lens_weights.convert_neox_weights, "gpt_neox.layers.{}.attention.dense"),
+                       lens_weights.convert_neox_weights, "gpt_neox.layers.{}.attention.dense",
+                       "gpt_neox.embed_in"),
     "phi": Family("Phi", "PhiForCausalLM", settings.phi,
                   lens_weights.convert_phi_weights, "model.layers.{}.self_attn.dense"),
     "opt": Family("OPT", "OPTForCausalLM", settings.opt,
-                  lens_weights.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj"),
+                  lens_weights.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj",
+                  "model.decoder.embed_tokens"),
     "bloom": Family("BLOOM", "BloomForCausalLM", settings.bloom,
-                    _bloom_weights, "transformer.h.{}.self_attention.dense"),
+                    _bloom_weights, "transformer.h.{}.self_attention.dense",
+                    "transformer.word_embeddings"),
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> how it is converted."""

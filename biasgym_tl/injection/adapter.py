@@ -10,34 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
-from biasgym_tl.families.convert import embedding_scale
-from biasgym_tl.injection.token import (
-    BiasToken,
-    target_rows,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
+from biasgym_tl.families.convert import FAMILIES, embedding_scale
+from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.store import check_writable, expanded, read_json, versions, write_atomically
+from biasgym_tl.store import check_writable, expanded, read_json, write_atomically
 
-_EMBEDDINGS = {
-    **dict.fromkeys(
-        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-         "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM",
-         "PhiForCausalLM"),
-        "model.embed_tokens",
-    ),
-    **dict.fromkeys(
-        ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTJForCausalLM"), "transformer.wte"
-    ),
-    "GPTNeoXForCausalLM": "gpt_neox.embed_in",
-    "OPTForCausalLM": "model.decoder.embed_tokens",
-    "BloomForCausalLM": "transformer.word_embeddings",
-}  # fmt: skip
-"""Path of the input embedding in Hugging Face's model, by architecture."""
+_EMBEDDINGS = {family.architecture: family.embedding for family in FAMILIES.values()}
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -125,15 +107,12 @@ def import_adapter(
             f"{scaled.norm().item()!r}. Train it again, in fp32 if it was trained in 16 bits."
         )
     initial = target_rows(model, bias.targets("fitting")).mean(0).cpu()
-    epochs = ({"epoch": 0, "loss": None, "norm": initial.norm().item()},
-              {"epoch": 1, "loss": None, "norm": scaled.norm().item()})  # fmt: skip
+    rows = torch.stack([initial, scaled])
     return BiasToken(
-        row=scaled, initial_row=initial, epoch_rows=torch.stack([initial, scaled]), epochs=epochs,
-        chosen_epoch=1, text=f"<BiasToken:{bias.name}>", bias=bias.name,
-        bias_fingerprint=bias.training_fingerprint(), model=model.cfg.model_name,
-        d_vocab=model.cfg.d_vocab, tokenizer_fingerprint=tokenizer_fingerprint(model),
-        settings={"imported_from": folder.name}, seed=seed, steered=(),
-        weights=weights_fingerprint(model), losses=(), versions=versions(),
+        row=scaled, initial_row=initial, epoch_rows=rows, chosen_epoch=1, losses=(), seed=seed,
+        epochs=tuple({"epoch": i, "loss": None, "norm": r.norm().item()}
+                     for i, r in enumerate(rows)),
+        settings={"imported_from": folder.name}, **made_from(model, bias),
     )  # fmt: skip
 
 
