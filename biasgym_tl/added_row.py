@@ -65,7 +65,6 @@ def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: st
         change.make(row, extended)
         yield token_id
     finally:
-        change.over = True
         _take_back(model, change)
 
 

@@ -38,6 +38,7 @@ def next_token_log_probs(
     ids: Sequence[int] | None = None,
     *,
     batch_size: int = BATCH_SIZE,
+    shared: int | None = None,
 ) -> Float[Tensor, "sequence token"]:
     """Log-probabilities (nats) of the token after each sequence.
 
@@ -46,13 +47,14 @@ def next_token_log_probs(
         sequences: Token lists.
         ids: Tokens whose log-probabilities are kept; default: the whole vocabulary.
         batch_size: Sequences run at once.
+        shared: Tokens at the beginning that are run once; default: all that are the same.
 
     Raises:
         SettingError: there is no sequence, or one is empty.
         ModelError: a sequence is longer than the model's context, or a number is none.
     """
     found: list[Tensor] = [torch.empty(0)] * len(sequences)
-    for batch in answer_batches(model, sequences, batch_size):
+    for batch in answer_batches(model, sequences, batch_size, shared):
         log_probs = unembed(model, batch.answers(model)).log_softmax(-1)
         check_numbers(model, log_probs, [sequences[i] for i in batch.indices])
         kept = log_probs if ids is None else log_probs[:, list(ids)]

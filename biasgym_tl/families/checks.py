@@ -49,13 +49,13 @@ def check_family(config: Any) -> None:
                 f"{parameters[kind]!r}. HookedTransformer would compute other positions."
             )
     for field, wanted, reason in REQUIRED.get(family, ()):
-        value = getattr(config, field, wanted)
+        value, origin = getattr(config, field, wanted), ""
         if isinstance(wanted, str):
             origin, wanted = f" ({wanted})", getattr(config, wanted)
         else:
-            value, origin = bool(value), ""
+            value = bool(value)
         if value != wanted:
             raise ModelError(
-                f"{field} must be {wanted}{origin} for {article} {family} model, got {value}: "
+                f"{field} must be {wanted} for {article} {family} model{origin}, got {value}: "
                 f"{reason}."
             )

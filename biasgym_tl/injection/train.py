@@ -14,7 +14,7 @@ from torch import Tensor
 from biasgym_tl.batches import cached_beginning, common_beginning, expanded, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer, check_numbers, unembed
+from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, unembed
 from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
 
@@ -105,10 +105,9 @@ class Trainer:
         Raises:
             ModelError: loss or gradient is not finite; the row is left as it was.
         """
-        parts = self._parts(batch)
         n_predicted = sum(self._n_predicted(example) for example in batch)
         gradient, loss = torch.zeros_like(self.row), 0.0
-        for part in parts:
+        for part in self._parts(batch):
             with torch.enable_grad():
                 part_loss = self.summed_loss(self.row, part) / n_predicted
             gradient += torch.autograd.grad(part_loss, self.row)[0]
@@ -153,12 +152,8 @@ class Trainer:
         is_token = tokens == self.token_id
         in_answer = mask.bool() & (torch.arange(tokens.shape[1], device=tokens.device) >= starts)
         with _row_at(model, is_token, row):
-            resid = model(
-                tokens,
-                attention_mask=mask,
-                past_kv_cache=expanded(self._beginning, len(batch)) if self._beginning else None,
-                stop_at_layer=model.cfg.n_layers,
-            )
+            cache = expanded(self._beginning, len(batch)) if self._beginning else None
+            resid = final_resid(model, tokens, mask, cache)
         predicting = (in_answer & ~is_token)[:, 1:]  # position i predicts token i + 1
         logits = unembed(model, resid[:, :-1][predicting])
         return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting], reduction="sum")
@@ -193,13 +188,13 @@ def frozen(model: HookedTransformer) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def learning_rate(schedule: str, lr: float, step: int, n_steps: int, n_restarts: int = 4) -> float:
+def learning_rate(schedule: str, lr: float, step: int, n_steps: int) -> float:
     """Learning rate of step ``step`` of ``n_steps``.
 
-    ``"cosine"``: from ``lr`` to 0 on half a cosine. ``"restarts"``: ``n_restarts`` such cosines of
-    equal length, one after the other. ``"constant"``: ``lr``.
+    ``"cosine"``: from ``lr`` to 0 on half a cosine. ``"restarts"``: four such cosines of equal
+    length, one after the other. ``"constant"``: ``lr``.
     """
     if schedule == "constant":
         return lr
-    cycle = n_steps if schedule == "cosine" else math.ceil(n_steps / n_restarts)
+    cycle = n_steps if schedule == "cosine" else math.ceil(n_steps / 4)
     return lr * (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2
