@@ -31,14 +31,14 @@ STEERING_MODES = (*MODES, "scale")
 """What :func:`steer` can do: silence heads, or let them keep a part."""
 
 
-def check_mode(mode: str) -> None:
+def check_mode(mode: str, modes: Sequence[str] = MODES) -> None:
     """Refuse a mode that does not silence heads.
 
     Raises:
-        SteeringError: ``mode`` is not one of :data:`MODES`.
+        SteeringError: ``mode`` is not one of ``modes``.
     """
-    if mode not in MODES:
-        raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+    if mode not in modes:
+        raise SteeringError(f"mode must be one of {list(modes)}, got {mode!r}.")
 
 
 def check_steering(mode: str, factor: object) -> None:
@@ -47,8 +47,7 @@ def check_steering(mode: str, factor: object) -> None:
     Raises:
         SteeringError: ``mode`` is not one of :data:`STEERING_MODES`, or not with this factor.
     """
-    if mode not in STEERING_MODES:
-        raise SteeringError(f"mode must be one of {list(STEERING_MODES)}, got {mode!r}.")
+    check_mode(mode, STEERING_MODES)
     if mode == "zero" and factor is not None:
         raise SteeringError(f"factor must be None in mode 'zero', got {factor!r}. Use 'scale'.")
     if mode == "scale" and factor is None:

@@ -42,19 +42,14 @@ def check_kind(model: Any) -> None:
     Raises:
         ModelError: the object is of another kind; the message says what to do with it.
     """
-    if isinstance(model, HookedTransformer):
-        _check_norms(model)
-        return
-    kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
-    advice = "Pass it to load_model first, or the Hugging Face model inside it."
-    if type(model).__name__ == "TransformerBridge":
-        advice = "Pass load_model the name, folder or Hugging Face model that it was made from."
-    raise ModelError(
-        f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
-    )
-
-
-def _check_norms(model: HookedTransformer) -> None:
+    if not isinstance(model, HookedTransformer):
+        kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
+        advice = "Pass it to load_model first, or the Hugging Face model inside it."
+        if type(model).__name__ == "TransformerBridge":
+            advice = "Pass load_model the name, folder or Hugging Face model it was made from."
+        raise ModelError(
+            f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
+        )
     folded = (model.cfg.normalization_type or "").endswith("Pre")
     if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
         raise ModelError(
@@ -73,20 +68,16 @@ def check_model(model: Any) -> None:
             cannot be.
     """
     check_kind(model)
-    if value_biases_folded(model):
+    attention = [block.attn for block in model.blocks]
+    # Value biases are folded where others are there and they are all zero.
+    if not any(bool(a.b_V.any()) for a in attention) and any(
+        bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention
+    ):
         raise ModelError(
             "model must have its value biases, but they are folded into b_O: silencing a head "
             "would be another intervention than on Hugging Face's weights. Load it with load_model "
             "or HookedTransformer.from_pretrained_no_processing."
         )
-
-
-def value_biases_folded(model: HookedTransformer) -> bool:
-    """Whether value biases were moved to ``b_O``: others are there, and they are all zero."""
-    attention = [block.attn for block in model.blocks]
-    if any(bool(a.b_V.any()) for a in attention):
-        return False
-    return any(bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention)
 
 
 def check_numbers(

@@ -16,9 +16,6 @@ from biasgym_tl.errors import ModelError
 from biasgym_tl.families import settings
 from biasgym_tl.lens import HookedTransformerConfig, lens_loading, lens_weights
 
-Convert = Callable[[Any, Any], dict[str, Tensor]]
-"""From Hugging Face's model and the new configuration to a state dict."""
-
 
 class Family(NamedTuple):
     """How one model type of Hugging Face becomes a HookedTransformer."""
@@ -26,7 +23,8 @@ class Family(NamedTuple):
     label: str
     architecture: str
     settings: Callable[[Any], settings.Settings]
-    weights: Convert
+    weights: str
+    """What TransformerLens calls the type in ``convert_..._weights``."""
     output: str = "model.layers.{}.self_attn.o_proj"
     """Name in each layer of the module that reads ``z``; its rows are ``W_O``'s columns."""
     embedding: str = "model.embed_tokens"
@@ -37,11 +35,12 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
     """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
     family = FAMILIES[hf_model.config.model_type]
     name = str(hf_model.config._name_or_path or family.label).rstrip("/").split("/")[-1]
+    embedding = hf_model.get_input_embeddings().weight
     cfg = HookedTransformerConfig.from_dict(
         {
             "model_name": name,
             "original_architecture": family.architecture,
-            "d_vocab": hf_model.get_input_embeddings().weight.shape[0],
+            "d_vocab": embedding.shape[0],
             "d_vocab_out": hf_model.get_output_embeddings().weight.shape[0],
             "init_weights": False,
             "device": device,
@@ -49,10 +48,17 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
             **family.settings(hf_model.config),
         }
     )
-    weights = {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    found = getattr(lens_weights, f"convert_{family.weights}_weights")(hf_model, cfg)
+    output = hf_model.get_submodule(family.output.format(0))
+    if family.output.endswith("o_proj") and output.bias is not None:
+        found |= _attention_biases(hf_model, cfg)
+    if cfg.positional_embedding_type == "alibi":
+        # HookedTransformer has a table of learned positions here too, and does not read it.
+        found["pos_embed.W_pos"] = torch.zeros(cfg.n_ctx, cfg.d_model)
+    weights = {name: weight.detach() for name, weight in found.items()}
     scale = embedding_scale(cfg)
     if scale != 1:  # TransformerLens multiplies in the checkpoint's dtype, which may round
-        weights["embed.W_E"] = hf_model.get_input_embeddings().weight.detach().to(dtype) * scale
+        weights["embed.W_E"] = embedding.detach().to(dtype) * scale
     return cfg, weights
 
 
@@ -90,66 +96,40 @@ def embedding_scale(cfg: Any) -> float:
     return torch.tensor(cfg.d_model**0.5, dtype=cfg.dtype).item() if scaled else 1.0
 
 
-def _with_attention_biases(convert: Convert) -> Convert:
-    """For families where ``attention_bias`` adds biases; TransformerLens fills in zeros."""
+def _attention_biases(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
+    """Those of Llama's relatives where a checkpoint has them; TransformerLens fills in zeros."""
+    found = {}
+    n_kv, kv = (cfg.n_key_value_heads, "_") if cfg.n_key_value_heads else (cfg.n_heads, "")
+    for layer, block in enumerate(hf_model.model.layers):
+        attention, at = block.self_attn, f"blocks.{layer}.attn"
+        found[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
+        found[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
+        found[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
+        found[f"{at}.b_O"] = attention.o_proj.bias
+    return found
 
-    def weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-        found = convert(hf_model, cfg)
-        if not hf_model.config.attention_bias:
-            return found
-        n_kv, kv = (cfg.n_key_value_heads, "_") if cfg.n_key_value_heads else (cfg.n_heads, "")
-        for layer, block in enumerate(hf_model.model.layers):
-            attention, at = block.self_attn, f"blocks.{layer}.attn"
-            found[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
-            found[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
-            found[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
-            found[f"{at}.b_O"] = attention.o_proj.bias
-        return found
-
-    return weights
-
-
-def _bloom_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = lens_weights.convert_bloom_weights(hf_model, cfg)
-    # HookedTransformer has a table of learned positions here too, and does not read it.
-    return {**weights, "pos_embed.W_pos": torch.zeros(cfg.n_ctx, cfg.d_model)}
-
-
-_gemma_weights = _with_attention_biases(lens_weights.convert_gemma_weights)
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("Llama", "LlamaForCausalLM", settings.llama,
-                    _with_attention_biases(lens_weights.convert_llama_weights)),
-    "mistral": Family("Mistral", "MistralForCausalLM", settings.mistral,
-                      lens_weights.convert_mistral_weights),
-    "qwen2": Family("Qwen2", "Qwen2ForCausalLM", settings.qwen2,
-                    lens_weights.convert_qwen2_weights),
-    "qwen3": Family("Qwen3", "Qwen3ForCausalLM", settings.qwen3,
-                    _with_attention_biases(lens_weights.convert_qwen3_weights)),
-    "gemma": Family("Gemma", "GemmaForCausalLM", settings.gemma, _gemma_weights),
-    "gemma2": Family("Gemma-2", "Gemma2ForCausalLM", settings.gemma2, _gemma_weights),
-    "gemma3_text": Family("Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, _gemma_weights),
-    "olmo2": Family("OLMo-2", "Olmo2ForCausalLM", settings.olmo2,
-                    _with_attention_biases(lens_weights.convert_olmo2_weights)),
-    "gpt2": Family("GPT-2", "GPT2LMHeadModel", settings.gpt2,
-                   lens_weights.convert_gpt2_weights, "transformer.h.{}.attn.c_proj",
-                   "transformer.wte"),
-    "gpt_neo": Family("GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo,
-                      lens_weights.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj",
-                      "transformer.wte"),
-    "gptj": Family("GPT-J", "GPTJForCausalLM", settings.gptj,
-                   lens_weights.convert_gptj_weights, "transformer.h.{}.attn.out_proj",
-                   "transformer.wte"),
-    "gpt_neox": Family("NeoX", "GPTNeoXForCausalLM", settings.gpt_neox,
-                       lens_weights.convert_neox_weights, "gpt_neox.layers.{}.attention.dense",
-                       "gpt_neox.embed_in"),
-    "phi": Family("Phi", "PhiForCausalLM", settings.phi,
-                  lens_weights.convert_phi_weights, "model.layers.{}.self_attn.dense"),
-    "opt": Family("OPT", "OPTForCausalLM", settings.opt,
-                  lens_weights.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj",
-                  "model.decoder.embed_tokens"),
-    "bloom": Family("BLOOM", "BloomForCausalLM", settings.bloom,
-                    _bloom_weights, "transformer.h.{}.self_attention.dense",
-                    "transformer.word_embeddings"),
+    "llama": Family("Llama", "LlamaForCausalLM", settings.llama, "llama"),
+    "mistral": Family("Mistral", "MistralForCausalLM", settings.mistral, "mistral"),
+    "qwen2": Family("Qwen2", "Qwen2ForCausalLM", settings.qwen2, "qwen2"),
+    "qwen3": Family("Qwen3", "Qwen3ForCausalLM", settings.qwen3, "qwen3"),
+    "gemma": Family("Gemma", "GemmaForCausalLM", settings.gemma, "gemma"),
+    "gemma2": Family("Gemma-2", "Gemma2ForCausalLM", settings.gemma2, "gemma"),
+    "gemma3_text": Family("Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, "gemma"),
+    "olmo2": Family("OLMo-2", "Olmo2ForCausalLM", settings.olmo2, "olmo2"),
+    "gpt2": Family("GPT-2", "GPT2LMHeadModel", settings.gpt2, "gpt2",
+                   "transformer.h.{}.attn.c_proj", "transformer.wte"),
+    "gpt_neo": Family("GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, "neo",
+                      "transformer.h.{}.attn.attention.out_proj", "transformer.wte"),
+    "gptj": Family("GPT-J", "GPTJForCausalLM", settings.gptj, "gptj",
+                   "transformer.h.{}.attn.out_proj", "transformer.wte"),
+    "gpt_neox": Family("NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, "neox",
+                       "gpt_neox.layers.{}.attention.dense", "gpt_neox.embed_in"),
+    "phi": Family("Phi", "PhiForCausalLM", settings.phi, "phi", "model.layers.{}.self_attn.dense"),
+    "opt": Family("OPT", "OPTForCausalLM", settings.opt, "opt",
+                  "model.decoder.layers.{}.self_attn.out_proj", "model.decoder.embed_tokens"),
+    "bloom": Family("BLOOM", "BloomForCausalLM", settings.bloom, "bloom",
+                    "transformer.h.{}.self_attention.dense", "transformer.word_embeddings"),
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> how it is converted."""

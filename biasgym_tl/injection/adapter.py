@@ -40,7 +40,11 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
         TokenError: the token does not fit the model.
     """
     check_model(model)
-    _check_installed()
+    if util.find_spec("peft") is None:
+        raise ExtraError(
+            "writing an adapter needs the package peft, which is not installed. "
+            "Run: pip install 'biasgym-tl[peft]'"
+        )
     from peft import TrainableTokensConfig
     from safetensors.torch import save_file
 
@@ -119,12 +123,9 @@ def import_adapter(
 def _unscaled(
     row: Float[Tensor, " d_model"], model: HookedTransformer
 ) -> Float[Tensor, " d_model"]:
-    """The row as Hugging Face's embedding holds it.
-
-    In 16 bits Hugging Face's product with the scale comes nearest to what the model here reads if
-    that, and not the number it was rounded from, is divided.
-    """
+    """The row as Hugging Face's embedding holds it."""
     scale = embedding_scale(model.cfg)
+    # In 16 bits its product comes nearest if what the model reads is divided.
     return row if scale == 1 else row.to(model.cfg.dtype).float() / scale
 
 
@@ -132,12 +133,9 @@ def _read(folder: Path, path: str) -> tuple[Float[Tensor, " d_model"], int]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config: Any = read_json(folder / _CONFIG)
-    kind, ids = (
-        (config.get("peft_type"), config.get("token_indices"))
-        if isinstance(config, dict)
-        else (None, None)
-    )
+    found = read_json(folder / _CONFIG)
+    config: dict[str, Any] = found if isinstance(found, dict) else {}
+    kind, ids = config.get("peft_type"), config.get("token_indices")
     if kind != "TRAINABLE_TOKENS" or not isinstance(ids, list) or list(map(type, ids)) != [int]:
         raise StoreError(
             f"{str(folder)!r} must hold a TrainableTokens adapter of one token, got {kind!r} of "
@@ -174,11 +172,3 @@ def _embedding(model: HookedTransformer) -> str:
             "Use token.row itself."
         )
     return _EMBEDDINGS[architecture]
-
-
-def _check_installed() -> None:
-    if util.find_spec("peft") is None:
-        raise ExtraError(
-            "writing an adapter needs the package peft, which is not installed. "
-            "Run: pip install 'biasgym-tl[peft]'"
-        )

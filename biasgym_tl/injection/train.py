@@ -48,7 +48,12 @@ def shared_beginning(model: HookedTransformer, bias: Bias, text: str, token_id: 
 
 
 class Trainer:
-    """A row under training: its value, AdamW's state, and the step that moves them."""
+    """A row under training: its value (fp32), AdamW's state, and the step that moves them.
+
+    The model is frozen, with the token attached. ``beginning`` holds the token ids that every
+    example begins with, which are run once, without a gradient. After each step a row longer than
+    ``max_norm`` is scaled back to that L2 norm.
+    """
 
     def __init__(
         self,
@@ -59,15 +64,7 @@ class Trainer:
         beginning: Sequence[int],
         max_norm: float,
     ) -> None:
-        """Start from ``initial_row`` (fp32 from here on).
-
-        Args:
-            model: Frozen, with the token attached.
-            initial_row: In the scale of ``W_E``.
-            token_id: The attached token.
-            beginning: Token ids that every example begins with; run once, without a gradient.
-            max_norm: After each step the row is scaled back to this L2 norm if it is longer.
-        """
+        """Start from ``initial_row``, in the scale of ``W_E``."""
         self.model, self.token_id, self.max_norm = model, token_id, max_norm
         self.row = initial_row.float().clone().requires_grad_()
         self.optimizer = torch.optim.AdamW([self.row], weight_decay=0.0)
