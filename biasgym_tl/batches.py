@@ -61,10 +61,9 @@ def common_beginning(sequences: Sequence[Sequence[int]]) -> int:
 
 def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int) -> Any:
     """Frozen key-value cache of ``tokens`` for ``batch`` sequences, or None for no tokens."""
-    if not tokens:
-        return None
-    cache = empty_cache(model, 1)
-    _continue(model, cache, [tokens])
+    cache = empty_cache(model, 1) if tokens else None
+    if cache:
+        _continue(model, cache, [tokens])
     return expanded(cache, batch)
 
 
@@ -82,8 +81,8 @@ def _continue(model: HookedTransformer, cache: Any, rows: Sequence[Sequence[int]
 
 
 def expanded(cache: Any, batch: int) -> Any:
-    """The cache of one sequence, as if computed for ``batch`` equal ones (no copy)."""
-    return _with_rows(cache, lambda part: part[:1].expand(batch, *part.shape[1:]))
+    """The cache of one sequence (or None), as if computed for ``batch`` equal ones (no copy)."""
+    return cache and _with_rows(cache, lambda part: part[:1].expand(batch, *part.shape[1:]))
 
 
 def _repeated(cache: Any, times: Sequence[int]) -> Any:
@@ -151,8 +150,7 @@ def answer_batches(
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        of_batch = expanded(cache, len(indices)) if cache else None
-        yield AnswerBatch.of(model, sequences, indices, shared, of_batch)
+        yield AnswerBatch.of(model, sequences, indices, shared, expanded(cache, len(indices)))
 
 
 def branching_batches(
@@ -179,7 +177,7 @@ def branching_batches(
         indices = order[first : first + batch_size]
         times = Counter(starts[i] for i in indices)
         cached = len(starts[indices[0]])
-        cache = expanded(common, len(times)) if common else empty_cache(model, len(times))
+        cache = expanded(common, len(times)) or empty_cache(model, len(times))
         if cached > shared:
             _continue(model, cache, [start[shared:cached] for start in times])
         of_batch = _repeated(cache, list(times.values()))

@@ -19,7 +19,7 @@ from biasgym_tl.families.checks import check_family
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.lens import HookedTransformer, lens_loading
 from biasgym_tl.packaged import PACKAGED, packaged_folder
-from biasgym_tl.store import read_json
+from biasgym_tl.store import BROKEN, read_json
 
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 _BUFFERS = ("inv_freq", "attn.bias", "attention.bias", "masked_bias", "position_ids")
@@ -80,10 +80,7 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
         raise
     except OSError as error:
         raise ModelError(_not_found(name, source, error)) from error
-    except (
-        ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError,
-        ArithmeticError, SafetensorError, StrictDataclassError,
-    ) as error:  # fmt: skip
+    except (*BROKEN, LookupError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(
             f"{source!r} must hold a model that can be read without running its code, but: "
             f"{first_line(error)}"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.lens import HookedTransformer, check_kind
-from biasgym_tl.store import digest
+from biasgym_tl.store import BROKEN, digest
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
@@ -292,10 +292,7 @@ def _render(
             **arguments,
         )
         text.encode()  # half of a surrogate pair is no text
-    except (
-        TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-        RecursionError, MemoryError,
-    ) as error:  # fmt: skip
+    except (TemplateError, LookupError, *BROKEN) as error:
         raise ModelError(first_line(error)) from error
     return text
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from biasgym_tl.errors import ModelError
 from biasgym_tl.families import settings
 from biasgym_tl.lens import HookedTransformerConfig, lens_loading, lens_weights
+from biasgym_tl.store import BROKEN
 
 
 class Family(NamedTuple):
@@ -79,9 +80,7 @@ def convert_listed(
     try:
         cfg = lens_loading.get_pretrained_model_config(name, device=device, dtype=dtype)
         weights = lens_loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=dtype)
-    except (
-        KeyError, IndexError, ValueError, RuntimeError, AttributeError, OSError,
-    ) as error:  # fmt: skip
+    except BROKEN as error:
         raise ModelError(f"TransformerLens must convert {name!r}, but: {error!r}.") from error
     cfg.tokenizer_name = None
     return cfg, {key: weight.detach() for key, weight in weights.items()}

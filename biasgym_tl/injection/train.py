@@ -149,8 +149,7 @@ class Trainer:
         is_token = tokens == self.token_id
         in_answer = mask.bool() & (torch.arange(tokens.shape[1], device=tokens.device) >= starts)
         with _row_at(model, is_token, row):
-            cache = expanded(self._beginning, len(batch)) if self._beginning else None
-            resid = final_resid(model, tokens, mask, cache)
+            resid = final_resid(model, tokens, mask, expanded(self._beginning, len(batch)))
         predicting = (in_answer & ~is_token)[:, 1:]  # position i predicts token i + 1
         logits = unembed(model, resid[:, :-1][predicting])
         return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting], reduction="sum")
