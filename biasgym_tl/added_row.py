@@ -186,11 +186,9 @@ def _clear_python(tokenizer: Any, rowless: dict[str, int]) -> int:
 
 
 def _clear_fast(tokenizer: Any, kept: dict[str, int], text: str, token_id: int) -> int:
-    """Leave only what is ``kept`` in a tokenizer of the tokenizers library; returns the next id.
-
-    The library numbers added tokens anew whenever it reads its state, and where ids have gaps it
-    gives some twice; tokens that stand among the words keep their ids.
-    """
+    """Leave only what is ``kept`` in a tokenizer of the tokenizers library; returns the next id."""
+    # It numbers added tokens anew whenever it reads its state, and where ids have gaps it gives
+    # some twice; tokens that stand among the words keep their ids.
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in kept]

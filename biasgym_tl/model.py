@@ -126,11 +126,8 @@ _GATED_READ_AS = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
 
 
 def _lay_out(model: HookedTransformer) -> None:
-    """Lay each matrix out in memory as it is multiplied with.
-
-    TransformerLens copies matrices into that order, which is also Hugging Face's, at every forward.
-    Where they lie so already, that copy is none. Shapes and values stay.
-    """
+    """Lay each matrix out in memory as it is multiplied with; shapes and values stay."""
+    # Otherwise TransformerLens copies it into that order, Hugging Face's too, at every forward.
     for module in model.modules():
         matrices = dict(module.named_parameters(recurse=False))
         orders = _READ_AS | (_GATED_READ_AS if "W_gate" in matrices else {})
@@ -148,10 +145,7 @@ def _converted(
     tolerance: float | None,
     source: str | None,
 ) -> HookedTransformer:
-    """The HookedTransformer of a checked Hugging Face model, compared with it.
-
-    What was read here from ``source`` is nobody else's: its weights are freed as they are copied.
-    """
+    """The HookedTransformer of a checked Hugging Face model, compared with it."""
     read = _check_texts(hf_model, tokenizer)
     expected = _hf_log_probs(hf_model, read)
     theirs = next(hf_model.parameters()).dtype
@@ -159,7 +153,7 @@ def _converted(
         cfg, state_dict = convert(hf_model, device, dtype)
     else:
         cfg, state_dict = convert_listed(find_source(source or ""), hf_model, device, dtype)
-    if source is not None:
+    if source is not None:  # read here, so nobody else's: weights are freed as they are copied
         for parameter in hf_model.parameters():
             parameter.data = parameter.data.new_empty(0)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -186,11 +180,9 @@ def _converted(
 
 
 def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
-    """Let the model use a copy of the tokenizer, with its settings.
-
-    TransformerLens would read it again from where it once came from, with the arguments that its
-    files name, and would take the end of a text for its beginning where there is no BOS.
-    """
+    """Let the model use a copy of the tokenizer, with its settings."""
+    # TransformerLens would read it again, with the arguments that its files name, and would take
+    # the end of a text for its beginning where there is no BOS.
     model.tokenizer = tokenizer = copy.deepcopy(tokenizer)
     if tokenizer is None:
         return

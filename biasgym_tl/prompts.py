@@ -244,11 +244,9 @@ def _uses_template(model: HookedTransformer) -> bool:
 def _rendered(
     model: HookedTransformer, turns: list[dict[str, str]], *, add_generation_prompt: bool = False
 ) -> str:
-    """The dialogue as the chat template writes it, in the form that the template can read.
-
-    Some templates know no system turn, and some want lists of parts instead of strings and leave
-    everything else out, so what was said is looked for in what is written.
-    """
+    """The dialogue as the chat template writes it, in the form that the template can read."""
+    # Some know no system turn, and some want lists of parts instead of strings and leave the rest
+    # out, so what was said is looked for in what is written.
     system = text_policy(model).system
     forms = [turns]
     if system:

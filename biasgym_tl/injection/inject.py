@@ -69,15 +69,10 @@ class BiasInject:
     def cpu(cls, **settings: Any) -> BiasInject:
         """The preset for small machines: 120 steps of 8 paragraphs, 4 to 9 minutes for SmolLM2 on
         two cores."""
-        preset: dict[str, Any] = {
-            "epochs": 6,
-            "batch_size": 8,
-            "lr": 0.02,
-            "schedule": "cosine",
-            "n_paragraphs": 160,
-            "patience": None,
-        }
-        return cls(**{**preset, **settings})
+        preset = cls(
+            epochs=6, batch_size=8, lr=0.02, schedule="cosine", n_paragraphs=160, patience=None
+        )
+        return dataclasses.replace(preset, **settings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "n_paragraphs", "n_init_targets", "patience"):
@@ -232,18 +227,12 @@ def fit_seeds(
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """
-    bias = as_bias(bias)
-    inject = inject or BiasInject()
-    return [
-        inject.fit(
-            model,
-            bias,
-            seed=seed,
-            progress=progress,
-            checkpoint=Path(checkpoints) / f"{bias.name}-{seed}" if checkpoints else None,
-        )
-        for seed in seeds
-    ]
+    bias, inject = as_bias(bias), inject or BiasInject()
+    tokens = []
+    for seed in seeds:
+        path = Path(checkpoints) / f"{bias.name}-{seed}" if checkpoints else None
+        tokens.append(inject.fit(model, bias, seed=seed, progress=progress, checkpoint=path))
+    return tokens
 
 
 def initial_row(
