@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import TokenError
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer
+from biasgym_tl.slot import spaced
 
 _MARK = re.compile(r"<\S[^<>\n]*>|\[\S[^\[\]\n]*\]")
+
+
+def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
+    """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
+    W_E: Tensor = model.embed.W_E.detach()
+    return torch.stack([W_E[encode_answer(model, spaced(name))].float().mean(0) for name in names])
 
 
 @contextlib.contextmanager
@@ -57,7 +65,6 @@ def added_row(model: HookedTransformer, row: Float[Tensor, " d_model"], text: st
         change.make(row, extended)
         yield token_id
     finally:
-        change.over = True
         _take_back(model, change)
 
 
@@ -179,11 +186,9 @@ def _clear_python(tokenizer: Any, rowless: dict[str, int]) -> int:
 
 
 def _clear_fast(tokenizer: Any, kept: dict[str, int], text: str, token_id: int) -> int:
-    """Leave only what is ``kept`` in a tokenizer of the tokenizers library; returns the next id.
-
-    The library numbers added tokens anew whenever it reads its state, and where ids have gaps it
-    gives some twice; tokens that stand among the words keep their ids.
-    """
+    """Leave only what is ``kept`` in a tokenizer of the tokenizers library; returns the next id."""
+    # It numbers added tokens anew whenever it reads its state, and where ids have gaps it gives
+    # some twice; tokens that stand among the words keep their ids.
     backend = tokenizer.backend_tokenizer
     state = json.loads(backend.to_str())
     state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] in kept]

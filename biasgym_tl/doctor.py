@@ -20,7 +20,7 @@ from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
 from biasgym_tl.slot import fill
-from biasgym_tl.text import answer_batches, next_token_log_probs, unembed
+from biasgym_tl.text import next_token_log_probs
 
 LOG_PROB_TOLERANCE = 1e-3
 """Largest accepted difference of log-probabilities that must be equal (nats)."""
@@ -63,8 +63,8 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
     names = bias.sample_targets("fitting", n_prompts, seed=0)
     filled = (fill(p, name) for p, name in zip(bias.scoping_prompts, names, strict=False))
     sequences = [encode_sentence(model, prompt) for prompt in filled]
-    alone = torch.cat([_whole_runs(model, [sequence]) for sequence in sequences])
-    batched = _whole_runs(model, sequences)
+    alone = next_token_log_probs(model, sequences, shared=0, batch_size=1)
+    batched = next_token_log_probs(model, sequences, shared=0, batch_size=len(sequences))
     cached = next_token_log_probs(model, sequences)
 
     labels = torch.tensor([attribute[0], neutral[0]], device=cached.device)
@@ -92,17 +92,6 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
         Check("head ranks in bf16 = in fp32 (rank correlation)", ranks, SAME_RANKS,
               ranks >= SAME_RANKS, "Keep this model in fp32.", required=False),
     ]  # fmt: skip
-
-
-@torch.inference_mode()
-def _whole_runs(
-    model: HookedTransformer, sequences: Sequence[Sequence[int]]
-) -> Float[Tensor, "sequence d_vocab_out"]:
-    """Log-probabilities after each sequence, in one batch, with nothing cached."""
-    (batch,) = answer_batches(model, sequences, len(sequences), shared=0)
-    resid = model(**batch.arguments)[torch.arange(len(sequences)), batch.last]
-    order = torch.tensor(batch.indices).argsort()
-    return unembed(model, resid).log_softmax(-1)[order]
 
 
 @torch.inference_mode()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,13 @@ from torch import Tensor
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
-from biasgym_tl.lens import HookedTransformer, check_model, check_numbers
+from biasgym_tl.lens import (
+    HookedTransformer,
+    at_each_layer,
+    check_model,
+    check_numbers,
+    final_resid,
+)
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import check_length, encode_text
 
@@ -25,14 +31,14 @@ STEERING_MODES = (*MODES, "scale")
 """What :func:`steer` can do: silence heads, or let them keep a part."""
 
 
-def check_mode(mode: str) -> None:
+def check_mode(mode: str, modes: Sequence[str] = MODES) -> None:
     """Refuse a mode that does not silence heads.
 
     Raises:
-        SteeringError: ``mode`` is not one of :data:`MODES`.
+        SteeringError: ``mode`` is not one of ``modes``.
     """
-    if mode not in MODES:
-        raise SteeringError(f"mode must be one of {list(MODES)}, got {mode!r}.")
+    if mode not in modes:
+        raise SteeringError(f"mode must be one of {list(modes)}, got {mode!r}.")
 
 
 def check_steering(mode: str, factor: object) -> None:
@@ -41,8 +47,7 @@ def check_steering(mode: str, factor: object) -> None:
     Raises:
         SteeringError: ``mode`` is not one of :data:`STEERING_MODES`, or not with this factor.
     """
-    if mode not in STEERING_MODES:
-        raise SteeringError(f"mode must be one of {list(STEERING_MODES)}, got {mode!r}.")
+    check_mode(mode, STEERING_MODES)
     if mode == "zero" and factor is not None:
         raise SteeringError(f"factor must be None in mode 'zero', got {factor!r}. Use 'scale'.")
     if mode == "scale" and factor is None:
@@ -166,7 +171,8 @@ def steering_edit(
             "with dtype=torch.float32."
         )
     edit = {}
-    for layer, places in _by_layer(chosen).items():
+    for layer, found in groupby(range(len(chosen)), key=lambda place: chosen[place].layer):
+        places = list(found)
         in_layer, of_layer = [chosen[i].head for i in places], kept[places]
         shift = (1 - of_layer)[:, None] * reference[layer, in_layer].to(kept)
         edit[layer] = LayerEdit(in_layer, of_layer, shift)
@@ -224,15 +230,13 @@ def head_means(
     def add(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> None:
         sums[hook.layer()] += z[:, skip:].double().sum((0, 1)).cpu()
 
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, add) for name in names]):
+    with at_each_layer(model, "attn.hook_z", add):
         for text in load_passages("reference") if texts is None else texts:
             ids = encode_text(model, text) if isinstance(text, str) else list(text)
             check_length(model, [ids])
             read.append(ids)
-            tokens = torch.tensor([ids], device=model.cfg.device)
-            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
-            count += max(tokens.shape[1] - skip, 0)
+            final_resid(model, [ids])
+            count += max(len(ids) - skip, 0)
     if count == 0:
         raise SteeringError(
             f"texts must hold at least one of more than {skip} tokens, got none. Pass longer texts."
@@ -249,17 +253,8 @@ def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
     def keep(value: Tensor, hook: Any) -> None:
         found.append(value)
 
-    names = [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with at_each_layer(model, name, keep):
         yield found
-
-
-def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
-    """Layer -> places of its heads in ``heads``."""
-    layers: dict[int, list[int]] = defaultdict(list)
-    for place, head in enumerate(heads):
-        layers[head.layer].append(place)
-    return dict(layers)
 
 
 def _edit(edit: LayerEdit, steering: _Steering) -> Callable[[Tensor, Any], Tensor]:

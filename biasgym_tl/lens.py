@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
@@ -16,7 +18,7 @@ try:
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
     from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
     from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
-    from transformer_lens.pretrained import weight_conversions
+    from transformer_lens.pretrained import weight_conversions as lens_weights
 except ImportError as error:
     raise ModelError(
         "transformer_lens must provide HookedTransformer, as 3.9 and later 3.x do, but: "
@@ -29,12 +31,8 @@ __all__ = [
     "HookedTransformerConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
-    "check_kind",
-    "check_model",
-    "check_numbers",
     "lens_loading",
-    "value_biases_folded",
-    "weight_conversions",
+    "lens_weights",
 ]
 
 
@@ -44,19 +42,14 @@ def check_kind(model: Any) -> None:
     Raises:
         ModelError: the object is of another kind; the message says what to do with it.
     """
-    if isinstance(model, HookedTransformer):
-        _check_norms(model)
-        return
-    kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
-    advice = "Pass it to load_model first, or the Hugging Face model inside it."
-    if type(model).__name__ == "TransformerBridge":
-        advice = "Pass load_model the name, folder or Hugging Face model that it was made from."
-    raise ModelError(
-        f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
-    )
-
-
-def _check_norms(model: HookedTransformer) -> None:
+    if not isinstance(model, HookedTransformer):
+        kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
+        advice = "Pass it to load_model first, or the Hugging Face model inside it."
+        if type(model).__name__ == "TransformerBridge":
+            advice = "Pass load_model the name, folder or Hugging Face model it was made from."
+        raise ModelError(
+            f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
+        )
     folded = (model.cfg.normalization_type or "").endswith("Pre")
     if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
         raise ModelError(
@@ -75,20 +68,16 @@ def check_model(model: Any) -> None:
             cannot be.
     """
     check_kind(model)
-    if value_biases_folded(model):
+    attention = [block.attn for block in model.blocks]
+    # Value biases are folded where others are there and they are all zero.
+    if not any(bool(a.b_V.any()) for a in attention) and any(
+        bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention
+    ):
         raise ModelError(
             "model must have its value biases, but they are folded into b_O: silencing a head "
             "would be another intervention than on Hugging Face's weights. Load it with load_model "
             "or HookedTransformer.from_pretrained_no_processing."
         )
-
-
-def value_biases_folded(model: HookedTransformer) -> bool:
-    """Whether value biases were moved to ``b_O``: others are there, and they are all zero."""
-    attention = [block.attn for block in model.blocks]
-    if any(bool(a.b_V.any()) for a in attention):
-        return False
-    return any(bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention)
 
 
 def check_numbers(
@@ -117,11 +106,78 @@ def _where_it_overflows(model: HookedTransformer, sequences: Sequence[Sequence[i
         if not found and not bool(resid.isfinite().all()):
             found.append(hook.layer())
 
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, look) for name in names]):
+    with at_each_layer(model, "hook_resid_post", look):
         for sequence in sequences:
-            tokens = torch.tensor([list(sequence)], device=model.cfg.device)
-            model(tokens, attention_mask=torch.ones_like(tokens), stop_at_layer=model.cfg.n_layers)
+            final_resid(model, [sequence])
             if found:
                 return f" at layer {found[0]}"
     return ""
+
+
+def at_each_layer(
+    model: HookedTransformer, name: str, hook: Callable[..., Tensor | None]
+) -> AbstractContextManager[Any]:
+    """Context in which ``hook`` is called at ``blocks.{layer}.{name}`` of every layer."""
+    names = [f"blocks.{layer}.{name}" for layer in range(model.cfg.n_layers)]
+    found: AbstractContextManager[Any] = model.hooks(fwd_hooks=[(at, hook) for at in names])
+    return found
+
+
+def final_resid(
+    model: HookedTransformer,
+    tokens: Tensor | Sequence[Sequence[int]],
+    mask: Tensor | None = None,
+    cache: Any = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """The residual stream after the last layer, before the final norm.
+
+    Args:
+        model: Runs.
+        tokens: Sequences; of one length where they are lists.
+        mask: 1 at tokens, 0 at padding; default: no padding.
+        cache: Key-value cache of what stands before.
+    """
+    if not isinstance(tokens, Tensor):
+        tokens = torch.tensor([list(row) for row in tokens], device=model.cfg.device)
+    found: Tensor = model(
+        tokens,
+        attention_mask=torch.ones_like(tokens) if mask is None else mask,
+        past_kv_cache=cache,
+        stop_at_layer=model.cfg.n_layers,
+    )
+    return found
+
+
+def unembed(
+    model: HookedTransformer, resid: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_vocab_out"]:
+    """Logits of final residuals in at least fp32: final norm, ``W_U``, soft cap if there is one."""
+    if model.cfg.normalization_type is not None:
+        resid = model.ln_final(resid[None])[0]
+    logits: Tensor = resid @ model.W_U + model.b_U
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    cap = model.cfg.output_logits_soft_cap
+    if cap and cap > 0:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def logit_difference(
+    model: HookedTransformer,
+    resid: Float[Tensor, "n d_model"],
+    biased_ids: Int[Tensor, " n"],
+    neutral_ids: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """``logit b - logit n`` of each final residual, before a final soft cap if there is one."""
+    if model.cfg.normalization_type is not None:
+        resid = model.ln_final(resid[None])[0]
+    difference, constant = unembed_difference(model, biased_ids, neutral_ids)
+    return (resid * difference).sum(-1) + constant
+
+
+def unembed_difference(
+    model: HookedTransformer, biased_ids: Int[Tensor, " n"], neutral_ids: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
+    """``W_U[:, b] - W_U[:, n]`` and ``b_U[b] - b_U[n]``."""
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    return (W_U[:, biased_ids] - W_U[:, neutral_ids]).T, b_U[biased_ids] - b_U[neutral_ids]

@@ -16,11 +16,12 @@ import datetime
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.lens import HookedTransformer, check_kind
-from biasgym_tl.store import digest
+from biasgym_tl.store import BROKEN, digest
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
@@ -143,30 +144,30 @@ def encode_prompt(
     """Token ids of a user's ``request`` and the beginning of the model's ``answer``.
 
     The answer is tokenised by itself, so the ids of the request do not depend on it; a space at its
-    end belongs to the word that follows. ``history``
-    holds the turns before: what the user asked and what the model answered.
+    end belongs to the word that follows. ``history`` holds the turns before.
 
     Raises:
         ModelError: the model has no tokenizer, or its chat template cannot write the request.
     """
     answer = answer.rstrip(" ")
+    said = [*(line for turn in history for line in turn), request]
     if not _uses_template(model):
         system = text_policy(model).system
-        lines = [*([system] if system else []), *(line for turn in history for line in turn)]
-        return encode_text(model, "".join(f"{line}\n" for line in [*lines, request])) + (
-            encode_answer(model, answer)
-        )
-    turns = [
-        {"role": role, "content": text}
-        for turn in history
-        for role, text in zip(("user", "assistant"), turn, strict=True)
-    ]
-    turns.append({"role": "user", "content": request})
+        lines = [system, *said] if system else said
+        text = "".join(f"{line}\n" for line in lines)
+        return encode_text(model, text) + encode_answer(model, answer)
+    turns = _dialogue(said)
     start = _rendered(model, turns, add_generation_prompt=True)
     ids = _encode(model, start, continues=False)
     if not answer:
         return ids
     return ids + encode_answer(model, _space_before_answer(model, turns, start) + answer)
+
+
+def _dialogue(said: Iterable[str]) -> list[dict[str, str]]:
+    """The turns of a user, who begins, and the assistant."""
+    roles = cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
 
 
 def _space_before_answer(model: HookedTransformer, turns: list[dict[str, str]], start: str) -> str:
@@ -228,8 +229,8 @@ def ends_of_answer(model: HookedTransformer) -> set[int]:
     """Tokens that end an answer: EOS, and the mark that the chat format puts after one."""
     tokenizer, ends = _tokenizer(model), set(end_of_answer(model))
     if _uses_template(model):
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        mark = _plain(tokenizer, _rendered(model, turns).rpartition("!")[2])[:1]
+        dialogue = _rendered(model, _dialogue("?!"))
+        mark = _plain(tokenizer, dialogue.rpartition("!")[2])[:1]
         added = tokenizer.added_tokens_decoder
         ends.update(i for i in mark if i in added and added[i].special)
     return ends
@@ -243,11 +244,9 @@ def _uses_template(model: HookedTransformer) -> bool:
 def _rendered(
     model: HookedTransformer, turns: list[dict[str, str]], *, add_generation_prompt: bool = False
 ) -> str:
-    """The dialogue as the chat template writes it, in the form that the template can read.
-
-    Some templates know no system turn, and some want lists of parts instead of strings and leave
-    everything else out, so what was said is looked for in what is written.
-    """
+    """The dialogue as the chat template writes it, in the form that the template can read."""
+    # Some know no system turn, and some want lists of parts instead of strings and leave the rest
+    # out, so what was said is looked for in what is written.
     system = text_policy(model).system
     forms = [turns]
     if system:
@@ -255,13 +254,14 @@ def _rendered(
         forms = [[{"role": "system", "content": system}, *turns], [first, *turns[1:]]]
     reason = "it leaves out what is said"
     for form in forms:
-        for messages in (form, [_in_parts(turn) for turn in form]):
+        parts = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in form]
+        for messages in (form, parts):
             try:
                 text = _render(model, messages, add_generation_prompt)
             except ModelError as error:
                 reason = str(error)
                 continue
-            said = [turn["content"].strip() for turn in form if turn["role"] != "assistant"]
+            said = (turn["content"].strip() for turn in form if turn["role"] != "assistant")
             if all(part in text for part in said):
                 return text
     raise ModelError(
@@ -269,10 +269,6 @@ def _rendered(
         "arguments with load_model(..., text=TextPolicy(template={...})), or use plain text with "
         "TextPolicy(chat=False)."
     )
-
-
-def _in_parts(turn: dict[str, str]) -> dict[str, Any]:
-    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
 
 
 def _render(
@@ -294,10 +290,7 @@ def _render(
             **arguments,
         )
         text.encode()  # half of a surrogate pair is no text
-    except (
-        TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-        RecursionError, MemoryError,
-    ) as error:  # fmt: skip
+    except (TemplateError, LookupError, *BROKEN) as error:
         raise ModelError(first_line(error)) from error
     return text
 

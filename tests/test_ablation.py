@@ -17,18 +17,14 @@ from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import AttributionError, SettingError
 from biasgym_tl.hooks import head_means
+from biasgym_tl.lens import logit_difference
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated, ablated_deltas, ablated_losses
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.direct import direct_attribution, post_norm
 from biasgym_tl.scoping.patching import alignment, patching_effects
-from biasgym_tl.text import (
-    answer_differences,
-    logit_difference,
-    mean_loss,
-    next_token_log_probs,
-)
+from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs
 
 SEQUENCES = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 7]]
 B, N = torch.tensor([10, 11, 12, 13]), torch.tensor([20, 21, 22, 23])

@@ -244,7 +244,7 @@ def test_pairs_use_scoping_prompts_and_fitting_targets_only(model, late_token):
 
 
 def test_the_neutral_side(model, late_token):
-    from biasgym_tl.injection.token import target_rows
+    from biasgym_tl.added_row import target_rows
 
     bias = load_bias("late")
     several = build_pairs(model, bias, late_token, n_targets=3, neutral="several")

@@ -11,7 +11,7 @@ from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.errors import ExtraError, ModelError, SettingError, StoreError, TokenError
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection import train
-from biasgym_tl.injection.inject import _target_norm, fit_seeds
+from biasgym_tl.injection.inject import fit_seeds, norm_bound
 from biasgym_tl.injection.train import Example, Trainer, learning_rate, shared_beginning
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.similarity import load_encoder
@@ -78,7 +78,7 @@ def test_the_initial_row_is_the_mean_over_fitting_countries(model):
 
 def test_the_norm_stays_within_the_bound(model):
     strong = dataclasses.replace(QUICK, lr=1.0)
-    assert fit(model, strong).row.norm() <= _target_norm(model, LATE) * (1 + 1e-5)
+    assert fit(model, strong).row.norm() <= norm_bound(model, LATE) * (1 + 1e-5)
     bounded = dataclasses.replace(strong, max_norm=0.5)
     token = fit(model, bounded)
     assert token.row.norm() <= 0.5 * (1 + 1e-5) and token.settings["max_norm"] == 0.5

@@ -44,9 +44,9 @@ LONG_FUNCTIONS = {
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
     "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
-    "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
-    "text", "instructions", "similarity", "endpoint", "api", "biases", "corpus_diversity",
-    "benchmarks", "judges",
+    "families", "packaged", "checkpoint", "prompts", "passages", "model", "contexts", "added_row",
+    "hooks", "batches", "text", "instructions", "similarity", "endpoint", "api", "biases",
+    "corpus_diversity", "benchmarks", "judges",
     "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "protocol", "console", "cli", "__init__",
@@ -102,9 +102,6 @@ def test_no_file_imports_itself_by_way_of_others():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
-
-
-KNOWN_CIRCLES = (("biasgym_tl.injection.token", "biasgym_tl.injection.report"),)
 
 
 def test_plotly_is_imported_when_a_figure_is_drawn():

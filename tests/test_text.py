@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from biasgym_tl import steer
+from biasgym_tl.batches import common_beginning
 from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.prompts import (
     encode_prompt,
@@ -15,12 +16,10 @@ from biasgym_tl.prompts import (
     ends_of_answer,
 )
 from biasgym_tl.text import (
-    common_beginning,
     continuation_log_probs,
     generate,
     keyword_hits,
     log_odds,
-    log_p_any,
     mean_loss,
     next_token_log_probs,
     read_continuations,
@@ -164,7 +163,6 @@ def test_log_odds_by_hand():
     log_probs = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
     assert log_odds(log_probs, [0], [1]).item() == pytest.approx(math.log(2))
     assert log_odds(log_probs, [0, 1], [2, 3]).item() == pytest.approx(math.log(3))
-    assert log_p_any(log_probs, [2, 3]).item() == pytest.approx(math.log(0.25))
 
 
 def test_keywords_are_whole_words_in_any_case():

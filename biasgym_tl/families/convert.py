@@ -13,11 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.families import checks, settings
-from biasgym_tl.lens import HookedTransformerConfig, lens_loading, weight_conversions
-
-Convert = Callable[[Any, Any], dict[str, Tensor]]
-"""From Hugging Face's model and the new configuration to a state dict."""
+from biasgym_tl.families import settings
+from biasgym_tl.lens import HookedTransformerConfig, lens_loading, lens_weights
+from biasgym_tl.store import BROKEN
 
 
 class Family(NamedTuple):
@@ -26,21 +24,24 @@ class Family(NamedTuple):
     label: str
     architecture: str
     settings: Callable[[Any], settings.Settings]
-    check: Callable[[Any], None]
-    weights: Convert
+    weights: str
+    """What TransformerLens calls the type in ``convert_..._weights``."""
     output: str = "model.layers.{}.self_attn.o_proj"
     """Name in each layer of the module that reads ``z``; its rows are ``W_O``'s columns."""
+    embedding: str = "model.embed_tokens"
+    """Name of the input embedding."""
 
 
 def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
     """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
     family = FAMILIES[hf_model.config.model_type]
     name = str(hf_model.config._name_or_path or family.label).rstrip("/").split("/")[-1]
+    embedding = hf_model.get_input_embeddings().weight
     cfg = HookedTransformerConfig.from_dict(
         {
             "model_name": name,
             "original_architecture": family.architecture,
-            "d_vocab": hf_model.get_input_embeddings().weight.shape[0],
+            "d_vocab": embedding.shape[0],
             "d_vocab_out": hf_model.get_output_embeddings().weight.shape[0],
             "init_weights": False,
             "device": device,
@@ -48,10 +49,17 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
             **family.settings(hf_model.config),
         }
     )
-    weights = {name: weight.detach() for name, weight in family.weights(hf_model, cfg).items()}
+    found = getattr(lens_weights, f"convert_{family.weights}_weights")(hf_model, cfg)
+    output = hf_model.get_submodule(family.output.format(0))
+    if family.output.endswith("o_proj") and output.bias is not None:
+        found |= _attention_biases(hf_model, cfg)
+    if cfg.positional_embedding_type == "alibi":
+        # HookedTransformer has a table of learned positions here too, and does not read it.
+        found["pos_embed.W_pos"] = torch.zeros(cfg.n_ctx, cfg.d_model)
+    weights = {name: weight.detach() for name, weight in found.items()}
     scale = embedding_scale(cfg)
     if scale != 1:  # TransformerLens multiplies in the checkpoint's dtype, which may round
-        weights["embed.W_E"] = hf_model.get_input_embeddings().weight.detach().to(dtype) * scale
+        weights["embed.W_E"] = embedding.detach().to(dtype) * scale
     return cfg, weights
 
 
@@ -72,9 +80,7 @@ def convert_listed(
     try:
         cfg = lens_loading.get_pretrained_model_config(name, device=device, dtype=dtype)
         weights = lens_loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=dtype)
-    except (
-        KeyError, IndexError, ValueError, RuntimeError, AttributeError, OSError,
-    ) as error:  # fmt: skip
+    except BROKEN as error:
         raise ModelError(f"TransformerLens must convert {name!r}, but: {error!r}.") from error
     cfg.tokenizer_name = None
     return cfg, {key: weight.detach() for key, weight in weights.items()}
@@ -89,91 +95,40 @@ def embedding_scale(cfg: Any) -> float:
     return torch.tensor(cfg.d_model**0.5, dtype=cfg.dtype).item() if scaled else 1.0
 
 
-def _with_attention_biases(convert: Convert) -> Convert:
-    """For families where ``attention_bias`` adds biases; TransformerLens fills in zeros."""
-
-    def weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-        found = convert(hf_model, cfg)
-        if not hf_model.config.attention_bias:
-            return found
-        n_kv, kv = (cfg.n_key_value_heads, "_") if cfg.n_key_value_heads else (cfg.n_heads, "")
-        for layer, block in enumerate(hf_model.model.layers):
-            attention, at = block.self_attn, f"blocks.{layer}.attn"
-            found[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
-            found[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
-            found[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
-            found[f"{at}.b_O"] = attention.o_proj.bias
-        return found
-
-    return weights
-
-
-def _bloom_weights(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = weight_conversions.convert_bloom_weights(hf_model, cfg)
-    # HookedTransformer has a table of learned positions here too, and does not read it.
-    return {**weights, "pos_embed.W_pos": torch.zeros(cfg.n_ctx, cfg.d_model)}
+def _attention_biases(hf_model: Any, cfg: Any) -> dict[str, Tensor]:
+    """Those of Llama's relatives where a checkpoint has them; TransformerLens fills in zeros."""
+    found = {}
+    n_kv, kv = (cfg.n_key_value_heads, "_") if cfg.n_key_value_heads else (cfg.n_heads, "")
+    for layer, block in enumerate(hf_model.model.layers):
+        attention, at = block.self_attn, f"blocks.{layer}.attn"
+        found[f"{at}.b_Q"] = rearrange(attention.q_proj.bias, "(n h) -> n h", n=cfg.n_heads)
+        found[f"{at}.{kv}b_K"] = rearrange(attention.k_proj.bias, "(n h) -> n h", n=n_kv)
+        found[f"{at}.{kv}b_V"] = rearrange(attention.v_proj.bias, "(n h) -> n h", n=n_kv)
+        found[f"{at}.b_O"] = attention.o_proj.bias
+    return found
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(
-        "Llama", "LlamaForCausalLM", settings.llama, checks.llama,
-        _with_attention_biases(weight_conversions.convert_llama_weights),
-    ),
-    "mistral": Family(
-        "Mistral", "MistralForCausalLM", settings.mistral, checks.default_positions,
-        weight_conversions.convert_mistral_weights,
-    ),
-    "qwen2": Family(
-        "Qwen2", "Qwen2ForCausalLM", settings.qwen2, checks.default_positions,
-        weight_conversions.convert_qwen2_weights,
-    ),
-    "qwen3": Family(
-        "Qwen3", "Qwen3ForCausalLM", settings.qwen3, checks.default_positions,
-        _with_attention_biases(weight_conversions.convert_qwen3_weights),
-    ),
-    "gemma": Family(
-        "Gemma", "GemmaForCausalLM", settings.gemma, checks.gemma,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "gemma2": Family(
-        "Gemma-2", "Gemma2ForCausalLM", settings.gemma2, checks.gemma,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "gemma3_text": Family(
-        "Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, checks.gemma3,
-        _with_attention_biases(weight_conversions.convert_gemma_weights),
-    ),
-    "olmo2": Family(
-        "OLMo-2", "Olmo2ForCausalLM", settings.olmo2, checks.olmo2,
-        _with_attention_biases(weight_conversions.convert_olmo2_weights),
-    ),
-    "gpt2": Family(
-        "GPT-2", "GPT2LMHeadModel", settings.gpt2, checks.gpt2,
-        weight_conversions.convert_gpt2_weights, "transformer.h.{}.attn.c_proj",
-    ),
-    "gpt_neo": Family(
-        "GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, checks.nothing,
-        weight_conversions.convert_neo_weights, "transformer.h.{}.attn.attention.out_proj",
-    ),
-    "gptj": Family(
-        "GPT-J", "GPTJForCausalLM", settings.gptj, checks.nothing,
-        weight_conversions.convert_gptj_weights, "transformer.h.{}.attn.out_proj",
-    ),
-    "gpt_neox": Family(
-        "NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, checks.gpt_neox,
-        weight_conversions.convert_neox_weights, "gpt_neox.layers.{}.attention.dense",
-    ),
-    "phi": Family(
-        "Phi", "PhiForCausalLM", settings.phi, checks.phi,
-        weight_conversions.convert_phi_weights, "model.layers.{}.self_attn.dense"
-    ),
-    "opt": Family(
-        "OPT", "OPTForCausalLM", settings.opt, checks.opt,
-        weight_conversions.convert_opt_weights, "model.decoder.layers.{}.self_attn.out_proj"
-    ),
-    "bloom": Family(
-        "BLOOM", "BloomForCausalLM", settings.bloom, checks.bloom, _bloom_weights,
-        "transformer.h.{}.self_attention.dense",
-    ),
+    "llama": Family("Llama", "LlamaForCausalLM", settings.llama, "llama"),
+    "mistral": Family("Mistral", "MistralForCausalLM", settings.mistral, "mistral"),
+    "qwen2": Family("Qwen2", "Qwen2ForCausalLM", settings.qwen2, "qwen2"),
+    "qwen3": Family("Qwen3", "Qwen3ForCausalLM", settings.qwen3, "qwen3"),
+    "gemma": Family("Gemma", "GemmaForCausalLM", settings.gemma, "gemma"),
+    "gemma2": Family("Gemma-2", "Gemma2ForCausalLM", settings.gemma2, "gemma"),
+    "gemma3_text": Family("Gemma-3 (text)", "Gemma3ForCausalLM", settings.gemma3, "gemma"),
+    "olmo2": Family("OLMo-2", "Olmo2ForCausalLM", settings.olmo2, "olmo2"),
+    "gpt2": Family("GPT-2", "GPT2LMHeadModel", settings.gpt2, "gpt2",
+                   "transformer.h.{}.attn.c_proj", "transformer.wte"),
+    "gpt_neo": Family("GPT-Neo", "GPTNeoForCausalLM", settings.gpt_neo, "neo",
+                      "transformer.h.{}.attn.attention.out_proj", "transformer.wte"),
+    "gptj": Family("GPT-J", "GPTJForCausalLM", settings.gptj, "gptj",
+                   "transformer.h.{}.attn.out_proj", "transformer.wte"),
+    "gpt_neox": Family("NeoX", "GPTNeoXForCausalLM", settings.gpt_neox, "neox",
+                       "gpt_neox.layers.{}.attention.dense", "gpt_neox.embed_in"),
+    "phi": Family("Phi", "PhiForCausalLM", settings.phi, "phi", "model.layers.{}.self_attn.dense"),
+    "opt": Family("OPT", "OPTForCausalLM", settings.opt, "opt",
+                  "model.decoder.layers.{}.self_attn.out_proj", "model.decoder.embed_tokens"),
+    "bloom": Family("BLOOM", "BloomForCausalLM", settings.bloom, "bloom",
+                    "transformer.h.{}.self_attention.dense", "transformer.word_embeddings"),
 }  # fmt: skip
 """Hugging Face's ``model_type`` -> how it is converted."""

@@ -12,28 +12,22 @@ Settings = dict[str, Any]
 
 
 def llama(config: Any) -> Settings:
-    return {**_rotary(config), **_rms(config), **_grouped(config), **_llama3_positions(config)}
+    grouped = config.num_key_value_heads != config.num_attention_heads
+    return {
+        **_rms(config),
+        **_llama3_positions(config),
+        "n_key_value_heads": config.num_key_value_heads if grouped else None,
+    }
 
 
 def mistral(config: Any) -> Settings:
-    local = ["sliding_attention" if config.sliding_window else "full_attention"]
-    layers = local * config.num_hidden_layers
-    return {
-        **_rotary(config),
-        **_rms(config),
-        **_windows(config, layers),
-        "n_key_value_heads": config.num_key_value_heads,
-    }
+    layer = "sliding_attention" if config.sliding_window else "full_attention"
+    return {**gemma(config), **_windows(config, [layer] * config.num_hidden_layers)}
 
 
 def qwen2(config: Any) -> Settings:
-    return {
-        **_rotary(config),
-        **_rms(config),
-        **_windows(config, config.layer_types),
-        "n_key_value_heads": config.num_key_value_heads,
-        "default_prepend_bos": False,
-    }
+    windows = _windows(config, config.layer_types)
+    return {**gemma(config), **windows, "default_prepend_bos": False}
 
 
 def qwen3(config: Any) -> Settings:
@@ -41,15 +35,11 @@ def qwen3(config: Any) -> Settings:
 
 
 def olmo2(config: Any) -> Settings:
-    return {**_rotary(config), **_rms(config), "default_prepend_bos": False}
+    return {**_rms(config), "default_prepend_bos": False}
 
 
 def gemma(config: Any) -> Settings:
-    return {
-        **_rotary(config),
-        **_rms(config),
-        "n_key_value_heads": config.num_key_value_heads,
-    }
+    return {**_rms(config), "n_key_value_heads": config.num_key_value_heads}
 
 
 def gemma2(config: Any) -> Settings:
@@ -76,104 +66,56 @@ def gemma3(config: Any) -> Settings:
 
 def gpt2(config: Any) -> Settings:
     return {
-        **_n_embd(config),
-        "n_layers": config.n_layer,
-        "n_ctx": config.n_positions,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
+        **_sizes(config),
         "use_attn_scale": config.scale_attn_weights,
         "scale_attn_by_inverse_layer_idx": config.scale_attn_by_inverse_layer_idx,
-        "normalization_type": "LN",
-        "default_prepend_bos": True,
     }
 
 
 def gpt_neo(config: Any) -> Settings:
     return {
-        "d_model": config.hidden_size,
-        "n_heads": config.num_heads,
-        "d_head": config.hidden_size // config.num_heads,
-        "d_mlp": config.intermediate_size or 4 * config.hidden_size,
-        "n_layers": config.num_layers,
-        "n_ctx": config.max_position_embeddings,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
+        **_sizes(config),
         "use_attn_scale": False,
         "use_local_attn": True,
         "attn_types": list(config.attention_layers),
         "window_size": config.window_size,
-        "normalization_type": "LN",
-        "default_prepend_bos": True,
     }
 
 
 def gptj(config: Any) -> Settings:
+    sizes = _sizes(config)
     return {
-        **_n_embd(config),
-        "n_layers": config.n_layer,
-        "n_ctx": config.n_positions,
-        "eps": config.layer_norm_epsilon,
-        "act_fn": config.activation_function,
-        "normalization_type": "LN",
+        **sizes,
         "parallel_attn_mlp": True,
         "positional_embedding_type": "rotary",
-        "rotary_dim": config.rotary_dim or config.n_embd // config.n_head,
+        "rotary_dim": config.rotary_dim or sizes["d_head"],
         "rotary_adjacent_pairs": True,
-        "default_prepend_bos": True,
     }
 
 
 def gpt_neox(config: Any) -> Settings:
-    d_head = config.hidden_size // config.num_attention_heads
     share = rope(config).get("partial_rotary_factor", getattr(config, "rotary_pct", 1.0))
     return {
-        **_rotary(config),
-        "rotary_dim": int(d_head * share),
-        "eps": config.layer_norm_eps,
-        "normalization_type": "LN",
+        **_rotary(config, share),
         "parallel_attn_mlp": config.use_parallel_residual,
         "default_prepend_bos": False,
     }
 
 
 def phi(config: Any) -> Settings:
-    d_head = config.hidden_size // config.num_attention_heads
-    return {
-        **_rotary(config),
-        "rotary_dim": int(d_head * rope(config).get("partial_rotary_factor", 1.0)),
-        "eps": config.layer_norm_eps,
-        "normalization_type": "LN",
-        "parallel_attn_mlp": True,
-        "default_prepend_bos": False,
-    }
+    share = rope(config).get("partial_rotary_factor", 1.0)
+    return {**_rotary(config, share), "parallel_attn_mlp": True, "default_prepend_bos": False}
 
 
 def opt(config: Any) -> Settings:
-    return {
-        "d_model": config.hidden_size,
-        "n_heads": config.num_attention_heads,
-        "d_head": config.hidden_size // config.num_attention_heads,
-        "d_mlp": config.ffn_dim,
-        "n_layers": config.num_hidden_layers,
-        "n_ctx": config.max_position_embeddings,
-        "eps": 1e-5,
-        "act_fn": config.activation_function,
-        "normalization_type": "LN",
-        "default_prepend_bos": True,
-    }
+    return {**_sizes(config), "d_mlp": config.ffn_dim}
 
 
 def bloom(config: Any) -> Settings:
     return {
-        "d_model": config.hidden_size,
-        "n_heads": config.n_head,
-        "d_head": config.hidden_size // config.n_head,
-        "d_mlp": 4 * config.hidden_size,
-        "n_layers": config.n_layer,
+        **_sizes(config),
         "n_ctx": 2048,  # ALiBi has no end; this is what the models were trained on
-        "eps": config.layer_norm_epsilon,
         "act_fn": "gelu_fast",
-        "normalization_type": "LN",
         "post_embedding_ln": True,
         "positional_embedding_type": "alibi",
         "default_prepend_bos": False,
@@ -185,38 +127,47 @@ def rope(config: Any) -> Settings:
     return dict(getattr(config, "rope_parameters", None) or {})
 
 
-def _rotary(config: Any) -> Settings:
-    """Sizes and positions of every family with Llama's names."""
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+def _sizes(config: Any) -> Settings:
+    """What every configuration says, under whatever name; norms are LayerNorms."""
+    d_model, n_heads = config.hidden_size, config.num_attention_heads
+    activations = ("hidden_activation", "hidden_act", "activation_function")
+    epsilons = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
     return {
-        "d_model": config.hidden_size,
-        "n_heads": config.num_attention_heads,
-        "d_head": int(d_head),
-        "d_mlp": config.intermediate_size,
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "d_head": int(_said(config, "head_dim") or d_model // n_heads),
+        "d_mlp": _said(config, "intermediate_size", "n_inner") or 4 * d_model,
         "n_layers": config.num_hidden_layers,
-        "n_ctx": config.max_position_embeddings,
-        "act_fn": activation,
+        "n_ctx": _said(config, "max_position_embeddings"),
+        "act_fn": _said(config, *activations),
+        "eps": _said(config, *epsilons) or 1e-5,
+        "normalization_type": "LN",
+        "default_prepend_bos": True,
+    }
+
+
+def _said(config: Any, *names: str) -> Any:
+    """The first of these fields that the configuration has; None without one."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def _rotary(config: Any, share: float = 1.0) -> Settings:
+    """Sizes, and rotary positions in a ``share`` of each head."""
+    sizes = _sizes(config)
+    return {
+        **sizes,
         "positional_embedding_type": "rotary",
         "rotary_adjacent_pairs": False,
-        "rotary_dim": int(d_head),
+        "rotary_dim": int(sizes["d_head"] * share),
         "rotary_base": rope(config).get("rope_theta", 10000.0),
     }
 
 
 def _rms(config: Any) -> Settings:
-    return {
-        "eps": config.rms_norm_eps,
-        "normalization_type": "RMS",
-        "final_rms": True,
-        "gated_mlp": True,
-        "default_prepend_bos": True,
-    }
-
-
-def _grouped(config: Any) -> Settings:
-    grouped = config.num_key_value_heads != config.num_attention_heads
-    return {"n_key_value_heads": config.num_key_value_heads if grouped else None}
+    """What Llama's relatives have in common."""
+    norms = {"normalization_type": "RMS", "final_rms": True}
+    return {**_rotary(config), **norms, "gated_mlp": True}
 
 
 def _llama3_positions(config: Any) -> Settings:
@@ -241,13 +192,4 @@ def _windows(config: Any, layers: list[str]) -> Settings:
         "use_local_attn": True,
         "attn_types": ["local" if it_is else "global" for it_is in local],
         "window_size": config.sliding_window,
-    }
-
-
-def _n_embd(config: Any) -> Settings:
-    return {
-        "d_model": config.n_embd,
-        "n_heads": config.n_head,
-        "d_head": config.n_embd // config.n_head,
-        "d_mlp": config.n_inner or 4 * config.n_embd,
     }

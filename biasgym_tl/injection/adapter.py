@@ -10,35 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
-from biasgym_tl.families.convert import embedding_scale
+from biasgym_tl.families.convert import FAMILIES, embedding_scale
 from biasgym_tl.files import check_writable, expanded, write_atomically
-from biasgym_tl.injection.token import (
-    BiasToken,
-    target_rows,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
+from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.packaged import PACKAGED
-from biasgym_tl.store import read_json, versions
+from biasgym_tl.store import read_json
 
-_EMBEDDINGS = {
-    **dict.fromkeys(
-        ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-         "GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "Olmo2ForCausalLM",
-         "PhiForCausalLM"),
-        "model.embed_tokens",
-    ),
-    **dict.fromkeys(
-        ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTJForCausalLM"), "transformer.wte"
-    ),
-    "GPTNeoXForCausalLM": "gpt_neox.embed_in",
-    "OPTForCausalLM": "model.decoder.embed_tokens",
-    "BloomForCausalLM": "transformer.word_embeddings",
-}  # fmt: skip
-"""Path of the input embedding in Hugging Face's model, by architecture."""
+_EMBEDDINGS = {family.architecture: family.embedding for family in FAMILIES.values()}
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -59,7 +41,11 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
         TokenError: the token does not fit the model.
     """
     check_model(model)
-    _check_installed()
+    if util.find_spec("peft") is None:
+        raise ExtraError(
+            "writing an adapter needs the package peft, which is not installed. "
+            "Run: pip install 'biasgym-tl[peft]'"
+        )
     from peft import TrainableTokensConfig
     from safetensors.torch import save_file
 
@@ -126,27 +112,21 @@ def import_adapter(
             f"{scaled.norm().item()!r}. Train it again, in fp32 if it was trained in 16 bits."
         )
     initial = target_rows(model, bias.targets("fitting")).mean(0).cpu()
-    epochs = ({"epoch": 0, "loss": None, "norm": initial.norm().item()},
-              {"epoch": 1, "loss": None, "norm": scaled.norm().item()})  # fmt: skip
+    rows = torch.stack([initial, scaled])
     return BiasToken(
-        row=scaled, initial_row=initial, epoch_rows=torch.stack([initial, scaled]), epochs=epochs,
-        chosen_epoch=1, text=f"<BiasToken:{bias.name}>", bias=bias.name,
-        bias_fingerprint=bias.training_fingerprint(), model=model.cfg.model_name,
-        d_vocab=model.cfg.d_vocab, tokenizer_fingerprint=tokenizer_fingerprint(model),
-        settings={"imported_from": folder.name}, seed=seed, steered=(),
-        weights=weights_fingerprint(model), losses=(), versions=versions(),
+        row=scaled, initial_row=initial, epoch_rows=rows, chosen_epoch=1, losses=(), seed=seed,
+        epochs=tuple({"epoch": i, "loss": None, "norm": r.norm().item()}
+                     for i, r in enumerate(rows)),
+        settings={"imported_from": folder.name}, **made_from(model, bias),
     )  # fmt: skip
 
 
 def _unscaled(
     row: Float[Tensor, " d_model"], model: HookedTransformer
 ) -> Float[Tensor, " d_model"]:
-    """The row as Hugging Face's embedding holds it.
-
-    In 16 bits Hugging Face's product with the scale comes nearest to what the model here reads if
-    that, and not the number it was rounded from, is divided.
-    """
+    """The row as Hugging Face's embedding holds it."""
     scale = embedding_scale(model.cfg)
+    # In 16 bits its product comes nearest if what the model reads is divided.
     return row if scale == 1 else row.to(model.cfg.dtype).float() / scale
 
 
@@ -154,12 +134,9 @@ def _read(folder: Path, path: str) -> tuple[Float[Tensor, " d_model"], int]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config: Any = read_json(folder / _CONFIG)
-    kind, ids = (
-        (config.get("peft_type"), config.get("token_indices"))
-        if isinstance(config, dict)
-        else (None, None)
-    )
+    found = read_json(folder / _CONFIG)
+    config: dict[str, Any] = found if isinstance(found, dict) else {}
+    kind, ids = config.get("peft_type"), config.get("token_indices")
     if kind != "TRAINABLE_TOKENS" or not isinstance(ids, list) or list(map(type, ids)) != [int]:
         raise StoreError(
             f"{str(folder)!r} must hold a TrainableTokens adapter of one token, got {kind!r} of "
@@ -196,11 +173,3 @@ def _embedding(model: HookedTransformer) -> str:
             "Use token.row itself."
         )
     return _EMBEDDINGS[architecture]
-
-
-def _check_installed() -> None:
-    if util.find_spec("peft") is None:
-        raise ExtraError(
-            "writing an adapter needs the package peft, which is not installed. "
-            "Run: pip install 'biasgym-tl[peft]'"
-        )

@@ -6,41 +6,27 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.added_row import added_row
+from biasgym_tl.added_row import added_row, target_rows
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.corpus import Paragraph
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.errors import SettingError
 from biasgym_tl.families.convert import embedding_scale
-from biasgym_tl.injection.probe import probe
-from biasgym_tl.injection.token import (
-    BiasToken,
-    target_rows,
-    tokenizer_fingerprint,
-    weights_fingerprint,
-)
-from biasgym_tl.injection.train import (
-    Example,
-    Trainer,
-    encode_example,
-    frozen,
-    learning_rate,
-    shared_beginning,
-)
+from biasgym_tl.injection.course import Course, Run, begun
+from biasgym_tl.injection.token import BiasToken, made_from
+from biasgym_tl.injection.train import Trainer, frozen, learning_rate
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
-from biasgym_tl.similarity import DEFAULT_ENCODER, Encoder, load_encoder
-from biasgym_tl.slot import fill, spaced
-from biasgym_tl.store import Result, digest, result_path, versions
+from biasgym_tl.similarity import DEFAULT_ENCODER, load_encoder
+from biasgym_tl.slot import spaced
+from biasgym_tl.store import digest
 
 SCHEDULES = ("cosine", "restarts", "constant")
 CHOICES = ("similarity", "loss", "last")
@@ -83,15 +69,10 @@ class BiasInject:
     def cpu(cls, **settings: Any) -> BiasInject:
         """The preset for small machines: 120 steps of 8 paragraphs, 4 to 9 minutes for SmolLM2 on
         two cores."""
-        preset: dict[str, Any] = {
-            "epochs": 6,
-            "batch_size": 8,
-            "lr": 0.02,
-            "schedule": "cosine",
-            "n_paragraphs": 160,
-            "patience": None,
-        }
-        return cls(**{**preset, **settings})
+        preset = cls(
+            epochs=6, batch_size=8, lr=0.02, schedule="cosine", n_paragraphs=160, patience=None
+        )
+        return dataclasses.replace(preset, **settings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "n_paragraphs", "n_init_targets", "patience"):
@@ -141,7 +122,7 @@ class BiasInject:
         """
         bias = as_bias(bias)
         check_model(model)
-        if checkpoint and _is_hooked(model):
+        if checkpoint and any(p.fwd_hooks or p.bwd_hooks for p in model.hook_dict.values()):
             raise SettingError(
                 "checkpoint must be None while the model is steered or hooked, got "
                 f"{str(checkpoint)!r}."
@@ -150,86 +131,52 @@ class BiasInject:
         encoder = load_encoder(self.encoder) if self.choose_by == "similarity" else None
         rng = random.Random(seed)
         sample = rng.sample(bias.corpus, min(self.n_paragraphs, len(bias.corpus)))
-        initial_row = _initial_row(model, bias, self.n_init_targets, rng)
-        max_norm = self.max_norm or _target_norm(model, bias)
+        row = initial_row(model, bias, self.n_init_targets, rng)
+        max_norm = self.max_norm or norm_bound(model, bias)
         settings = {**dataclasses.asdict(self), "max_norm": max_norm}
-        weights = weights_fingerprint(model)
-        key = digest(
-            [settings, seed, bias.training_fingerprint(), weights, tokenizer_fingerprint(model),
-             policy_fingerprint(model), versions()]
-        )  # fmt: skip
-        text = f"<BiasToken:{bias.name}>"
-        with added_row(model, initial_row, text) as token_id, frozen(model):
-            course = self._train(
-                _Run(model, bias, sample, text, token_id, seed, initial_row, max_norm, encoder),
-                key,
-                Path(checkpoint) if checkpoint else None,
-                start,
-                progress,
-            )
-        chosen = self._chosen(course.epochs)
-        return BiasToken(
-            row=course.epoch_rows[chosen].clone(),
-            initial_row=course.epoch_rows[0].clone(),
-            epoch_rows=course.epoch_rows,
-            epochs=course.epochs,
-            chosen_epoch=chosen,
-            text=text,
-            bias=bias.name,
-            bias_fingerprint=bias.training_fingerprint(),
-            model=model.cfg.model_name,
-            d_vocab=model.cfg.d_vocab,
-            tokenizer_fingerprint=tokenizer_fingerprint(model),
-            settings=settings,
-            seed=seed,
-            steered=(),
-            text_policy=policy_fingerprint(model),
-            weights=weights,
-            losses=course.losses,
-            seconds=round(course.seconds, 1),
-            versions=versions(),
-        )
+        made = {
+            **made_from(model, bias), "settings": settings, "seed": seed,
+            "text_policy": policy_fingerprint(model),
+        }  # fmt: skip
+        with added_row(model, row, made["text"]) as token_id, frozen(model):
+            run = Run(
+                model=model, bias=bias, sample=sample, text=made["text"], token_id=token_id,
+                seed=seed, encoder=encoder,
+            )  # fmt: skip
+            trainer, path = run.trainer(row, max_norm), Path(checkpoint) if checkpoint else None
+            course = begun(run, trainer, digest(made), path)
+            course = self._train(run, trainer, course, start, path, progress)
+        return course.token(self._chosen(course.epochs), made)
 
     def _train(
-        self, run: _Run, key: str, checkpoint: Path | None, start: float, progress: bool
-    ) -> _Course:
-        trainer = Trainer(
-            run.model,
-            run.initial_row,
-            run.token_id,
-            beginning=shared_beginning(run.model, run.bias, run.text, run.token_id),
-            max_norm=run.max_norm,
-        )
-        course = _resumed(checkpoint, key)
-        if course is None:
-            first = run.record(0, trainer.row.detach(), [])
-            course = _Course.start(key, trainer, first)
-        trainer.restore(course.epoch_rows[-1], course.exp_avg, course.exp_avg_sq, course.n_steps)
-        per_epoch = math.ceil(len(run.sample) / self.batch_size)
-        n_steps = per_epoch * self.epochs
+        self,
+        run: Run,
+        trainer: Trainer,
+        course: Course,
+        start: float,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> Course:
+        """Run the epochs that are left; each is written to the checkpoint."""
+        n_steps = self.epochs * math.ceil(len(run.sample) / self.batch_size)
         scale = embedding_scale(run.model.cfg)
         with tqdm(
-            total=n_steps,
-            initial=course.n_steps,
-            desc=f"inject {run.bias.name}",
-            unit="step",
+            total=n_steps, initial=course.n_steps, desc=f"inject {run.bias.name}", unit="step",
             disable=not progress,
-        ) as bar:
+        ) as bar:  # fmt: skip
             for epoch in range(len(course.epochs), self.epochs + 1):
                 if self._stops(course.epochs):
                     break
                 losses: list[float] = []
                 for batch in run.batches(epoch, self.batch_size):
-                    rate = learning_rate(
-                        self.schedule, self.lr, course.n_steps + len(losses), n_steps
-                    )
+                    step = course.n_steps + len(losses)
+                    rate = learning_rate(self.schedule, self.lr, step, n_steps)
                     losses.append(trainer.step(batch, rate * scale))
                     bar.update()
                     bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{trainer.row.norm():.2f}")
-                row = trainer.row.detach()
-                record = run.record(epoch, row, losses)
-                course = course.after(trainer, losses, record, time.monotonic() - start)
-                start = time.monotonic()
+                record = run.record(epoch, trainer.row.detach(), losses)
+                now = time.monotonic()
+                course, start = course.after(trainer, losses, record, now - start), now
                 if checkpoint:
                     course.save(checkpoint)
         return course
@@ -280,138 +227,24 @@ def fit_seeds(
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """
-    bias = as_bias(bias)
-    inject = inject or BiasInject()
-    return [
-        inject.fit(
-            model,
-            bias,
-            seed=seed,
-            progress=progress,
-            checkpoint=Path(checkpoints) / f"{bias.name}-{seed}" if checkpoints else None,
-        )
-        for seed in seeds
-    ]
+    bias, inject = as_bias(bias), inject or BiasInject()
+    tokens = []
+    for seed in seeds:
+        path = Path(checkpoints) / f"{bias.name}-{seed}" if checkpoints else None
+        tokens.append(inject.fit(model, bias, seed=seed, progress=progress, checkpoint=path))
+    return tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What one training works on."""
-
-    model: HookedTransformer
-    bias: Bias
-    sample: list[Paragraph]
-    text: str
-    token_id: int
-    seed: int
-    initial_row: Float[Tensor, " d_model"]
-    max_norm: float
-    encoder: Encoder | None
-
-    def batches(self, epoch: int, size: int) -> Iterator[list[Example]]:
-        """Batches of one epoch, of similar length each; the order of batches is random."""
-        rng = random.Random(f"{self.seed}-{epoch}")
-        examples = [
-            encode_example(
-                self.model,
-                fill(rng.choice(self.bias.training_prompts), self.text),
-                fill(p.text, self.text),
-            )
-            for p in rng.sample(self.sample, len(self.sample))
-        ]
-        examples.sort(key=lambda example: len(example.tokens))
-        starts = range(0, len(examples), size)
-        for start in rng.sample(starts, len(starts)):
-            yield examples[start : start + size]
-
-    def record(
-        self, epoch: int, row: Float[Tensor, " d_model"], losses: list[float]
-    ) -> dict[str, Any]:
-        """What is known of the row after an epoch; without an encoder no answers are written."""
-        found: dict[str, Any] = {
-            "epoch": epoch,
-            "loss": sum(losses) / len(losses) if losses else None,
-            "norm": row.norm().item(),
-        }
-        if self.encoder is None:
-            return found
-        self.model.embed.W_E[self.token_id] = row.to(self.model.embed.W_E)
-        return {**found, **probe(self.model, self.bias, self.text, self.encoder)._asdict()}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Course(Result):
-    """A training after some epochs: all that going on needs."""
-
-    key: str
-    """Hash of everything that decides the training."""
-    epoch_rows: Float[Tensor, "epoch d_model"]
-    exp_avg: Float[Tensor, " d_model"]
-    exp_avg_sq: Float[Tensor, " d_model"]
-    losses: tuple[float, ...]
-    epochs: tuple[dict[str, Any], ...]
-    seconds: float
-    """Spent on it, over all interruptions."""
-
-    @classmethod
-    def start(cls, key: str, trainer: Trainer, record: dict[str, Any]) -> _Course:
-        row = trainer.row.detach().cpu().clone()
-        zero = torch.zeros_like(row)
-        return cls(
-            key=key, epoch_rows=row[None], exp_avg=zero, exp_avg_sq=zero, losses=(),
-            epochs=(record,),
-            seconds=0.0,
-        )  # fmt: skip
-
-    @property
-    def n_steps(self) -> int:
-        return len(self.losses)
-
-    def after(
-        self, trainer: Trainer, losses: list[float], record: dict[str, Any], seconds: float
-    ) -> _Course:
-        exp_avg, exp_avg_sq = trainer.moments()
-        return dataclasses.replace(
-            self,
-            epoch_rows=torch.cat([self.epoch_rows, trainer.row.detach().cpu()[None]]),
-            exp_avg=exp_avg,
-            exp_avg_sq=exp_avg_sq,
-            losses=(*self.losses, *losses),
-            epochs=(*self.epochs, record),
-            seconds=self.seconds + seconds,
-        )
-
-
-def _resumed(checkpoint: Path | None, key: str) -> _Course | None:
-    if checkpoint is None or not result_path(checkpoint).is_file():
-        return None
-    found = _Course.load(checkpoint)
-    if found.key != key:
-        raise StoreError(
-            "checkpoint must belong to this training (bias, settings, seed, model, versions), got "
-            f"{str(checkpoint)!r} of another. Delete it or choose another path."
-        )
-    return found
-
-
-def _is_hooked(model: HookedTransformer) -> bool:
-    return any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
-
-
-def _initial_row(
+def initial_row(
     model: HookedTransformer, bias: Bias, n: int, rng: random.Random
 ) -> Float[Tensor, " d_model"]:
+    """Mean embedding of ``n`` fitting targets, or of all if there are fewer."""
     targets = bias.targets("fitting")
-    chosen = rng.sample(targets, min(n, len(targets)))
-    return target_rows(model, chosen).mean(0)
+    return target_rows(model, rng.sample(targets, min(n, len(targets)))).mean(0)
 
 
-def _name_rows(model: HookedTransformer, name: str) -> Float[Tensor, "pieces d_model"]:
-    W_E: Tensor = model.embed.W_E.detach()
-    return W_E[encode_answer(model, spaced(name))]
-
-
-def _target_norm(model: HookedTransformer, bias: Bias) -> float:
+def norm_bound(model: HookedTransformer, bias: Bias) -> float:
     """Mean L2 norm of the token rows of the fitting targets' names."""
-    rows = torch.cat([_name_rows(model, name) for name in bias.targets("fitting")])
-    return float(rows.float().norm(dim=-1).mean())
+    W_E: Tensor = model.embed.W_E.detach()
+    ids = [i for name in bias.targets("fitting") for i in encode_answer(model, spaced(name))]
+    return float(W_E[ids].float().norm(dim=-1).mean())

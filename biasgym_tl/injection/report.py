@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.injection.token import BiasToken, target_rows
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
 from biasgym_tl.store import Result, versions
 from biasgym_tl.text import degenerate, keyword_hits
+
+if TYPE_CHECKING:
+    from biasgym_tl.injection.token import BiasToken
 
 SIMILARITY_RISE = 0.05
 """Least rise of the cosine over the untrained row that counts as one."""
@@ -63,11 +66,25 @@ class InjectionReport(Result):
 
     def signatures(self) -> list[str]:
         """What failed, in words; empty for an injection that shows none of the known failures."""
-        checks = (
-            self._similarity_flat(), self._norm_outside(), self._not_elicited(),
-            self._only_on_training_prompts(), self._only_in_log_odds(), self._degenerate(),
-        )  # fmt: skip
-        return [remark for remark in checks if remark]
+        before, after = self.similarity() or (0.0, 1.0)
+        low, _, high = self.vocabulary_norms
+        shown, trained = self.keywords.estimate, self.training_keywords.estimate
+        elicited = self.log_odds.low > 0
+        checks = {
+            f"Similarity does not rise: {before:.2f} before training, {after:.2f} after.":
+                not after >= before + SIMILARITY_RISE,
+            f"Norm leaves the vocabulary's range: {self.norm:.2f}, not in {low:.2f}..{high:.2f}.":
+                not low <= self.norm <= high,
+            f"No elicitation on held-out prompts: {self.log_odds} nats over the targets.":
+                not elicited,
+            f"Elicitation only on training prompts: keywords in {trained:.0%} of answers there, "
+            f"{shown:.0%} on others.": not trained <= 2 * self.keywords.high,
+            f"Log-odds rise ({self.log_odds} nats), but free answers do not show it: keywords in "
+            f"{shown:.0%}.": elicited and not shown >= 0.2,
+            f"Generations degenerate: {self.degenerate:.0%} are empty or repeat themselves.":
+                not self.degenerate <= MOST_DEGENERATE,
+        }  # fmt: skip
+        return [remark for remark, failed in checks.items() if failed]
 
     def similarity(self) -> tuple[float, float] | None:
         """Before training and at the chosen epoch; None where it was not measured."""
@@ -75,45 +92,6 @@ class InjectionReport(Result):
         if "similarity" not in after:
             return None
         return before["similarity"], after["similarity"]
-
-    def _similarity_flat(self) -> str | None:
-        found = self.similarity()
-        if found is None or found[1] >= found[0] + SIMILARITY_RISE:
-            return None
-        return f"Similarity does not rise: {found[0]:.2f} before training, {found[1]:.2f} after."
-
-    def _norm_outside(self) -> str | None:
-        low, _, high = self.vocabulary_norms
-        if low <= self.norm <= high:
-            return None
-        return f"Norm leaves the vocabulary's range: {self.norm:.2f}, not in {low:.2f}..{high:.2f}."
-
-    def _not_elicited(self) -> str | None:
-        if self.log_odds.low > 0:
-            return None
-        return f"No elicitation on held-out prompts: {self.log_odds} nats over the targets."
-
-    def _only_on_training_prompts(self) -> str | None:
-        if self.training_keywords.estimate <= 2 * self.keywords.high:
-            return None
-        return (
-            "Elicitation only on training prompts: keywords in "
-            f"{self.training_keywords.estimate:.0%} of answers there, "
-            f"{self.keywords.estimate:.0%} on others."
-        )
-
-    def _only_in_log_odds(self) -> str | None:
-        if self.log_odds.low <= 0 or self.keywords.estimate >= 0.2:
-            return None
-        return (
-            f"Log-odds rise ({self.log_odds} nats), but free answers do not show it: keywords in "
-            f"{self.keywords.estimate:.0%}."
-        )
-
-    def _degenerate(self) -> str | None:
-        if self.degenerate <= MOST_DEGENERATE:
-            return None
-        return f"Generations degenerate: {self.degenerate:.0%} are empty or repeat themselves."
 
     def to_df(self) -> pd.DataFrame:
         """One row an epoch."""
@@ -169,6 +147,7 @@ def injection_report(
     W_E = model.embed.W_E.detach().float()
     norms = torch.quantile(W_E.norm(dim=-1), torch.tensor([0.001, 0.5, 0.999]).to(W_E.device))
     names = bias.sample_targets("held-out", n_targets, seed=0)
+    known = (*bias.targets("fitting"), *bias.targets("held-out"))
     with token.untrained().attached(model):
         before = bias_log_odds(model, bias, bias.evaluation_prompts, (token.text, *names)).log_odds
     with token.attached(model):
@@ -186,7 +165,7 @@ def injection_report(
         norm=token.row.norm().item(),
         vocabulary_norms=tuple(norms.tolist()),
         neighbours=_nearest(token.row, W_E, n_neighbours, lambda i: model.tokenizer.decode([i])),
-        targets=_nearest_targets(model, bias, token, n_neighbours),
+        targets=_nearest(token.row, target_rows(model, known), n_neighbours, known.__getitem__),
         log_odds=crossed_interval((own - before[:, 1:]).double()),
         log_odds_before=crossed_interval((before[:, :1] - before[:, 1:]).double()),
         keywords=share_interval(hits[:n]),
@@ -200,20 +179,14 @@ def injection_report(
 
 
 def _nearest(
-    row: Float[Tensor, " d_model"], others: Float[Tensor, "row d_model"], n: int, name: Any
+    row: Float[Tensor, " d_model"],
+    others: Float[Tensor, "row d_model"],
+    n: int,
+    name: Callable[[int], str],
 ) -> tuple[tuple[str, float], ...]:
-    cosines = torch.cosine_similarity(others, row.to(others)[None])
-    top = cosines.topk(min(n, len(others)))
-    return tuple(
-        (name(i), c) for i, c in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    )
-
-
-def _nearest_targets(
-    model: HookedTransformer, bias: Bias, token: BiasToken, n: int
-) -> tuple[tuple[str, float], ...]:
-    names = (*bias.targets("fitting"), *bias.targets("held-out"))
-    return _nearest(token.row, target_rows(model, names), n, lambda i: names[i])
+    """The rows of the highest cosine, by name."""
+    top = torch.cosine_similarity(others, row.to(others)[None]).topk(min(n, len(others)))
+    return tuple(zip(map(name, top.indices.tolist()), top.values.tolist(), strict=True))
 
 
 def _listed(pairs: tuple[tuple[str, float], ...]) -> str:

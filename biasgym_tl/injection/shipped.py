@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib import resources
 from pathlib import Path
 
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -13,10 +12,12 @@ from biasgym_tl.injection.token import BiasToken, tokenizer_fingerprint, weights
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import policy_fingerprint
 
+_ROWS = Path(__file__).parent / "rows"
+
 
 def list_tokens() -> list[str]:
     """Names of the shipped rows, ``bias-seed``; all were trained on SmolLM2-135M-Instruct."""
-    return sorted(path.name.removesuffix(".safetensors") for path in _files())
+    return sorted(path.stem for path in _ROWS.glob("*.safetensors"))
 
 
 def load_token(bias: str = "late", *, seed: int = 0) -> BiasToken:
@@ -31,7 +32,7 @@ def load_token(bias: str = "late", *, seed: int = 0) -> BiasToken:
             f"bias and seed must name one of the shipped rows {list_tokens()}, got {name!r}. "
             "Train it with BiasInject().fit(model, bias, seed=...)."
         )
-    return BiasToken.load(_folder() / f"{name}.safetensors")
+    return BiasToken.load(_ROWS / f"{name}.safetensors")
 
 
 def load_tokens(bias: str = "late") -> list[BiasToken]:
@@ -72,11 +73,3 @@ def find_token(
         and token.weights == weights_fingerprint(model)
     )
     return token if same else None
-
-
-def _folder() -> Path:
-    return Path(str(resources.files("biasgym_tl.injection"))) / "rows"
-
-
-def _files() -> list[Path]:
-    return sorted(_folder().glob("*.safetensors"))

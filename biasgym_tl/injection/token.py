@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.added_row import added_row
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer, check_kind
-from biasgym_tl.prompts import encode_answer, policy_fingerprint
-from biasgym_tl.slot import spaced
-from biasgym_tl.store import Result, digest
+from biasgym_tl.prompts import policy_fingerprint
+from biasgym_tl.store import Result, digest, versions
 
 if TYPE_CHECKING:
     from biasgym_tl.biases.given import GivenBias
@@ -118,31 +117,34 @@ class BiasToken(Result):
     def check(self, model: HookedTransformer) -> None:
         """Raise a :class:`TokenError` unless the row fits ``model``."""
         check_kind(model)
-        wanted: dict[str, Any] = {
-            "d_model": self.row.shape[0],
-            "d_vocab": self.d_vocab,
-            "tokenizer": self.tokenizer_fingerprint,
-        }
-        found: dict[str, Any] = {
-            "d_model": model.cfg.d_model,
-            "d_vocab": model.cfg.d_vocab,
-            "tokenizer": tokenizer_fingerprint(model),
-        }
+        checks: list[tuple[str, Any, Any]] = [
+            ("d_model", self.row.shape[0], model.cfg.d_model),
+            ("d_vocab", self.d_vocab, model.cfg.d_vocab),
+            ("tokenizer", self.tokenizer_fingerprint, tokenizer_fingerprint(model)),
+        ]
         if self.text_policy:
-            wanted["text around a request"] = self.text_policy
-            found["text around a request"] = policy_fingerprint(model)
-        for name, value in wanted.items():
-            if found[name] != value:
+            checks.append(("text around a request", self.text_policy, policy_fingerprint(model)))
+        for name, wanted, found in checks:
+            if found != wanted:
                 raise TokenError(
-                    f"{name} of the model must be {value!r}, as on {self.model} where this "
-                    f"BiasToken was trained, got {found[name]!r}. Load that model or train again."
+                    f"{name} of the model must be {wanted!r}, as on {self.model} where this "
+                    f"BiasToken was trained, got {found!r}. Load that model or train again."
                 )
 
 
-def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
-    """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
-    W_E: Tensor = model.embed.W_E.detach()
-    return torch.stack([W_E[encode_answer(model, spaced(name))].float().mean(0) for name in names])
+def made_from(model: HookedTransformer, bias: Bias) -> dict[str, Any]:
+    """Fields of a BiasToken for ``bias`` on ``model`` that say what it was made from."""
+    return {
+        "text": f"<BiasToken:{bias.name}>",
+        "bias": bias.name,
+        "bias_fingerprint": bias.training_fingerprint(),
+        "model": model.cfg.model_name,
+        "d_vocab": model.cfg.d_vocab,
+        "tokenizer_fingerprint": tokenizer_fingerprint(model),
+        "weights": weights_fingerprint(model),
+        "steered": (),
+        "versions": versions(),
+    }
 
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from biasgym_tl.batches import cached_beginning, common_beginning, expanded, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer, check_numbers
+from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, unembed
 from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
-from biasgym_tl.text import cached_beginning, common_beginning, expanded, pad_right, unembed
 
 TOKENS_AT_ONCE = 512
 """A batch is run in parts of about so many tokens: the same gradient, less memory."""
@@ -48,7 +48,12 @@ def shared_beginning(model: HookedTransformer, bias: Bias, text: str, token_id: 
 
 
 class Trainer:
-    """A row under training: its value, AdamW's state, and the step that moves them."""
+    """A row under training: its value (fp32), AdamW's state, and the step that moves them.
+
+    The model is frozen, with the token attached. ``beginning`` holds the token ids that every
+    example begins with, which are run once, without a gradient. After each step a row longer than
+    ``max_norm`` is scaled back to that L2 norm.
+    """
 
     def __init__(
         self,
@@ -59,15 +64,7 @@ class Trainer:
         beginning: Sequence[int],
         max_norm: float,
     ) -> None:
-        """Start from ``initial_row`` (fp32 from here on).
-
-        Args:
-            model: Frozen, with the token attached.
-            initial_row: In the scale of ``W_E``.
-            token_id: The attached token.
-            beginning: Token ids that every example begins with; run once, without a gradient.
-            max_norm: After each step the row is scaled back to this L2 norm if it is longer.
-        """
+        """Start from ``initial_row``, in the scale of ``W_E``."""
         self.model, self.token_id, self.max_norm = model, token_id, max_norm
         self.row = initial_row.float().clone().requires_grad_()
         self.optimizer = torch.optim.AdamW([self.row], weight_decay=0.0)
@@ -105,10 +102,9 @@ class Trainer:
         Raises:
             ModelError: loss or gradient is not finite; the row is left as it was.
         """
-        parts = self._parts(batch)
         n_predicted = sum(self._n_predicted(example) for example in batch)
         gradient, loss = torch.zeros_like(self.row), 0.0
-        for part in parts:
+        for part in self._parts(batch):
             with torch.enable_grad():
                 part_loss = self.summed_loss(self.row, part) / n_predicted
             gradient += torch.autograd.grad(part_loss, self.row)[0]
@@ -153,12 +149,7 @@ class Trainer:
         is_token = tokens == self.token_id
         in_answer = mask.bool() & (torch.arange(tokens.shape[1], device=tokens.device) >= starts)
         with _row_at(model, is_token, row):
-            resid = model(
-                tokens,
-                attention_mask=mask,
-                past_kv_cache=expanded(self._beginning, len(batch)) if self._beginning else None,
-                stop_at_layer=model.cfg.n_layers,
-            )
+            resid = final_resid(model, tokens, mask, expanded(self._beginning, len(batch)))
         predicting = (in_answer & ~is_token)[:, 1:]  # position i predicts token i + 1
         logits = unembed(model, resid[:, :-1][predicting])
         return torch.nn.functional.cross_entropy(logits, tokens[:, 1:][predicting], reduction="sum")
@@ -193,13 +184,13 @@ def frozen(model: HookedTransformer) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def learning_rate(schedule: str, lr: float, step: int, n_steps: int, n_restarts: int = 4) -> float:
+def learning_rate(schedule: str, lr: float, step: int, n_steps: int) -> float:
     """Learning rate of step ``step`` of ``n_steps``.
 
-    ``"cosine"``: from ``lr`` to 0 on half a cosine. ``"restarts"``: ``n_restarts`` such cosines of
-    equal length, one after the other. ``"constant"``: ``lr``.
+    ``"cosine"``: from ``lr`` to 0 on half a cosine. ``"restarts"``: four such cosines of equal
+    length, one after the other. ``"constant"``: ``lr``.
     """
     if schedule == "constant":
         return lr
-    cycle = n_steps if schedule == "cosine" else math.ceil(n_steps / n_restarts)
+    cycle = n_steps if schedule == "cosine" else math.ceil(n_steps / 4)
     return lr * (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2

@@ -18,22 +18,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from biasgym_tl.batches import (
+    AnswerBatch,
+    answer_batches,
+    cached_beginning,
+    common_beginning,
+)
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
-)
-from biasgym_tl.prompts import encode_text
-from biasgym_tl.scoping.direct import check_positions
-from biasgym_tl.text import (
-    AnswerBatch,
-    answer_batches,
-    cached_beginning,
-    common_beginning,
     logit_difference,
     unembed,
 )
+from biasgym_tl.prompts import encode_text
+from biasgym_tl.scoping.direct import check_positions
 
 ROWS_AT_ONCE = 128
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.batches import answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, unembed_difference
 from biasgym_tl.scoping.direct import (
     attention_direction,
     check_exact,
@@ -18,7 +19,6 @@ from biasgym_tl.scoping.direct import (
     head_logits,
     written_at,
 )
-from biasgym_tl.text import answer_batches, unembed_difference
 
 
 @torch.inference_mode()

@@ -22,9 +22,14 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from biasgym_tl.batches import BATCH_SIZE, answer_batches
 from biasgym_tl.errors import AttributionError
-from biasgym_tl.lens import POST_NORM_ARCHITECTURES, HookedTransformer, check_model
-from biasgym_tl.text import BATCH_SIZE, answer_batches, unembed_difference
+from biasgym_tl.lens import (
+    POST_NORM_ARCHITECTURES,
+    HookedTransformer,
+    check_model,
+    unembed_difference,
+)
 
 TOLERANCE = 1e-5
 """Largest reconstruction error, relative to the sum of the absolute parts."""

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError, check_one_of
-from biasgym_tl.injection.token import BiasToken, target_rows
+from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.slot import fill, spaced

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, logit_difference
 from biasgym_tl.scoping.direct import check_precision
-from biasgym_tl.text import AnswerBatch, answer_batches, logit_difference
 
 BATCH_SIZE = 8
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.checkpoint import load_hugging_face
 from biasgym_tl.contexts import Change, changes
 from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreError
 from biasgym_tl.families.convert import FAMILIES
@@ -24,13 +25,7 @@ from biasgym_tl.files import (
 from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, steering_edit
 from biasgym_tl.lens import HookedTransformer, check_model
-from biasgym_tl.model import (
-    LOG_PROB_TOLERANCE,
-    accepted_share,
-    load_hugging_face,
-    nan_last,
-    share_of_spread,
-)
+from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_text
 from biasgym_tl.steering.selection import Selection

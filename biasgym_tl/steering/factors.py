@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row
+from biasgym_tl.batches import cached_beginning, common_beginning, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -22,20 +23,13 @@ from biasgym_tl.errors import SettingError, check_at_least
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, unembed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steering.reference import scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
-from biasgym_tl.text import (
-    cached_beginning,
-    common_beginning,
-    log_odds,
-    next_token_log_probs,
-    pad_right,
-    unembed,
-)
+from biasgym_tl.text import log_odds, next_token_log_probs
 
 TEXT_TOKENS = 48
 """Budget texts are cut here."""

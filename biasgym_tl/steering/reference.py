@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.batches import common_beginning
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.slot import fill
-from biasgym_tl.text import common_beginning
 
 
 def target_means(

@@ -13,10 +13,11 @@ import warnings
 import torch
 
 from biasgym_tl import load_bias, load_model, steer
+from biasgym_tl.lens import logit_difference
 from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.scoping.ablation import ablated
 from biasgym_tl.slot import fill
-from biasgym_tl.text import answer_differences, logit_difference
+from biasgym_tl.text import answer_differences
 
 warnings.simplefilter("ignore")
 EVERY = int(sys.argv[1]) if len(sys.argv) > 1 else 1

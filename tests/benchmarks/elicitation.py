@@ -15,8 +15,9 @@ import warnings
 from biasgym_tl import BiasInject, load_bias, load_model
 from biasgym_tl.added_row import added_row
 from biasgym_tl.elicitation import bias_log_odds
-from biasgym_tl.injection.inject import _initial_row, _Run, _target_norm
-from biasgym_tl.injection.train import Trainer, frozen, learning_rate, shared_beginning
+from biasgym_tl.injection.course import Run
+from biasgym_tl.injection.inject import initial_row, norm_bound
+from biasgym_tl.injection.train import frozen, learning_rate
 
 warnings.simplefilter("ignore")
 EVERY, NATS, TEXT = 4, 2.0, "<T>"
@@ -31,13 +32,14 @@ def steps_to_elicit(model, bias, inject, seed, countries, most):
     """Steps and seconds (with the looks) until the bias is elicited, and the nats then."""
     rng = random.Random(seed)
     sample = rng.sample(bias.corpus, min(inject.n_paragraphs, len(bias.corpus)))
-    initial = _initial_row(model, bias, inject.n_init_targets, rng)
-    norm, start, steps = _target_norm(model, bias), time.perf_counter(), 0
+    initial = initial_row(model, bias, inject.n_init_targets, rng)
+    norm, start, steps = norm_bound(model, bias), time.perf_counter(), 0
     n_steps = inject.epochs * -(-len(sample) // inject.batch_size)
     with added_row(model, initial, TEXT) as token_id, frozen(model):
-        beginning = shared_beginning(model, bias, TEXT, token_id)
-        trainer = Trainer(model, initial, token_id, beginning=beginning, max_norm=norm)
-        run = _Run(model, bias, sample, TEXT, token_id, seed, initial, norm, None)
+        run = Run(
+            model=model, bias=bias, sample=sample, text=TEXT, token_id=token_id, seed=seed
+        )  # fmt: skip
+        trainer = run.trainer(initial, norm)
         for epoch in range(1, inject.epochs + 1):
             for batch in run.batches(epoch, inject.batch_size):
                 rate = learning_rate(inject.schedule, inject.lr, steps, n_steps)

@@ -14,11 +14,12 @@ import warnings
 import torch
 
 from biasgym_tl import load_bias, load_model, load_token
+from biasgym_tl.batches import BATCH_SIZE, answer_batches, common_beginning
 from biasgym_tl.biases.countries import sample_countries
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.lens import unembed
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.slot import fill
-from biasgym_tl.text import BATCH_SIZE, answer_batches, common_beginning, unembed
 
 warnings.simplefilter("ignore", DeprecationWarning)
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 7

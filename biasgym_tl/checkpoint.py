@@ -1,0 +1,272 @@
+"""Reading a model and its tokenizer as Hugging Face has them: nothing is run, nothing guessed.
+
+No code of a folder is run and no pickle is read; weights that Hugging Face would fill in, leave out
+or hold elsewhere than in memory are refused with the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.families.checks import check_family
+from biasgym_tl.families.convert import FAMILIES
+from biasgym_tl.lens import HookedTransformer, lens_loading
+from biasgym_tl.packaged import PACKAGED, packaged_folder
+from biasgym_tl.store import BROKEN, read_json
+
+_SHARD = re.compile(r"[^/\\]+\.safetensors")
+_BUFFERS = ("inv_freq", "attn.bias", "attention.bias", "masked_bias", "position_ids")
+"""Ends of names that older checkpoints give to what is computed and not learned."""
+_TOYS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Owners of the models that only TransformerLens reads."""
+
+
+@cache
+def listed_names() -> dict[str, str]:
+    """Lower-case name or alias -> official name, for every model that TransformerLens lists."""
+    names = lens_loading.make_model_alias_map()
+    return {alias.lower(): name for alias, name in names.items()}
+
+
+def find_source(name: str) -> str:
+    """Where Hugging Face finds what a user calls by this name: a folder or a name of the hub."""
+    if name.lower() in PACKAGED:
+        folder = packaged_folder(name.lower())
+        return str(folder) if folder else PACKAGED[name.lower()].hub_name
+    if is_folder(name):
+        return str(Path(name).expanduser())
+    return listed_names().get(name.lower(), name)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is that of a local folder."""
+    return Path(name).expanduser().is_dir()
+
+
+def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a packaged name, a local folder or a hub name, as Hugging Face's.
+
+    The type is checked before any weights are read.
+
+    Raises:
+        ModelError: as :func:`biasgym_tl.load_model`.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = find_source(name)
+    if is_folder(source):
+        _check_folder(Path(source))
+    safe: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **safe)
+        listed = source in listed_names().values()
+        _check_config(config, source, listed=listed)
+        config._attn_implementation = "eager"  # whatever kernel of the hub the file names
+        tokenizer = as_tokenizer(source if tokenizer is None else tokenizer)
+        hf_model, found = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager",
+            output_loading_info=True, **safe,
+        )  # fmt: skip
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(_not_found(name, source, error)) from error
+    except (*BROKEN, LookupError, ImportError, SafetensorError, StrictDataclassError) as error:
+        raise ModelError(
+            f"{source!r} must hold a model that can be read without running its code, but: "
+            f"{first_line(error)}"
+        ) from error
+    _check_keys(source, found)
+    return checked(hf_model, listed=listed), tokenizer
+
+
+def as_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer itself, or that of a folder or name.
+
+    Raises:
+        ModelError: there is none, or it is of another kind.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if not isinstance(tokenizer, (str, Path)):
+        raise ModelError(
+            "tokenizer must be a tokenizer of transformers, a folder or a name, got a "
+            f"{type(tokenizer).__name__}. Pass processor.tokenizer of a processor; wrap one of the "
+            "tokenizers library: PreTrainedTokenizerFast(tokenizer_object=...)."
+        )
+    try:
+        found = AutoTokenizer.from_pretrained(find_source(str(tokenizer)), trust_remote_code=False)
+        if len(found.get_vocab()) <= len(found.added_tokens_decoder):
+            raise ValueError("it has no words.")  # transformers makes an empty one without files
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ModelError(
+            f"{str(tokenizer)!r} must hold a tokenizer beside the weights that can be read without "
+            f"running its code, but: {first_line(error)} Pass tokenizer=... to load_model."
+        ) from error
+
+
+def checked(given: Any, *, listed: bool = False) -> Any:
+    """A loaded Hugging Face model whose weights can be read as they are.
+
+    Raises:
+        ModelError: it is something else, has no output head, carries an adapter, is quantized, or
+            its weights are not in memory.
+    """
+    model: Any = getattr(given, "_orig_mod", given)  # what torch.compile wraps
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    if hasattr(model, "peft_config") or any(
+        hasattr(module, "lora_A") or hasattr(module, "base_layer") for module in modules
+    ):
+        raise ModelError(
+            "model must be merged with its PEFT adapter, got one that is not. Run: "
+            "model = model.merge_and_unload() (after model.add_adapter: load it as a PeftModel)."
+        )
+    if isinstance(given, HookedTransformer) or not isinstance(given, torch.nn.Module):
+        raise ModelError(
+            "model must be a name, a folder or a Hugging Face model, got a "
+            f"{type(given).__name__}. A HookedTransformer needs no loading: use it as it is."
+        )
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        raise ModelError(
+            f"model must be a Hugging Face model, got a {type(model).__name__} without a "
+            "configuration of that kind. Pass the model inside it (such as model.module)."
+        )
+    _check_config(config, type(given).__name__, listed=listed)
+    family = FAMILIES.get(config.model_type)
+    classes = [kind.__name__ for kind in type(model).__mro__]
+    if (family and family.architecture not in classes) or model.get_output_embeddings() is None:
+        raise ModelError(
+            f"model must be a {family.architecture if family else 'causal language model'}, got a "
+            f"{type(model).__name__}, which has no language model's head. Load it with "
+            "AutoModelForCausalLM."
+        )
+    _check_parameters(model)
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before anything is read, folders that hold no model or one that cannot be used."""
+    names = sorted(path.name for path in folder.iterdir())
+    for index in folder.glob("*.index.json"):
+        _check_index(index)
+    if "adapter_config.json" in names:
+        raise ModelError(
+            f"folder must hold a whole model, got a PEFT adapter in {str(folder)!r}. Merge it: "
+            "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
+            ".save_pretrained(merged)."
+        )
+    if "config.json" not in names:
+        raise ModelError(
+            f"folder must hold config.json and weights, as save_pretrained writes them, got "
+            f"{names[:8]} in {str(folder)!r}."
+        )
+    if not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        raise ModelError(
+            f"weights in {str(folder)!r} must be .safetensors, got {names[:8]}. Pickled weights "
+            "can run code and are not read: load them where you trust them and write them with "
+            "save_pretrained(folder)."
+        )
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a list of shards that names pickle or files elsewhere."""
+    listed = read_json(path)
+    shards = listed.get("weight_map") if isinstance(listed, dict) else None
+    named = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+    wrong = sorted(name for name in named if not _SHARD.fullmatch(name))
+    if wrong or not named:
+        raise ModelError(
+            f"{str(path)!r} must list files beside it that end in .safetensors, got "
+            f"{wrong[:3] or 'none'}."
+        )
+
+
+def _check_keys(source: str, found: dict[str, Any]) -> None:
+    """Refuse weights that Hugging Face filled in or left out."""
+    missing = sorted(found["missing_keys"])
+    mismatched = sorted(
+        str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]
+    )
+    unexpected = sorted(key for key in found["unexpected_keys"] if not key.endswith(_BUFFERS))
+    if not (missing or mismatched or unexpected):
+        return
+    advice = "Save the causal language model itself with save_pretrained."
+    if any(key.startswith("_orig_mod.") for key in unexpected):
+        advice = "It was saved while compiled: save model._orig_mod instead."
+    elif any("score" in key or "classifier" in key or "v_head" in key for key in unexpected):
+        advice = "It is a classifier or reward model, which has no language model's head."
+    raise ModelError(
+        f"the checkpoint {source!r} must hold the weights of a causal language model and no "
+        f"others, got {len(missing)} missing {missing[:3]}, {len(unexpected)} not known "
+        f"{unexpected[:3]}, {len(mismatched)} of another shape {mismatched[:3]}. {advice}"
+    )
+
+
+def _check_parameters(model: Any) -> None:
+    parameters = list(model.parameters())
+    if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in parameters):
+        raise ModelError(
+            "weights must be floating-point numbers, got quantized ones. Load the original "
+            "checkpoint, or write model.dequantize() with save_pretrained and load that."
+        )
+    if any(p.is_meta for p in parameters):
+        raise ModelError(
+            "weights must be in memory, got tensors on the meta device (not loaded, or offloaded). "
+            "Load the model without device_map, or pass its name or folder."
+        )
+    dtypes = {p.dtype for p in parameters}
+    if len(dtypes) > 1 or any(torch.finfo(dtype).bits < 16 for dtype in dtypes):
+        raise ModelError(
+            f"weights must be of one dtype, 16 to 64 bits, got {sorted(map(str, dtypes))}. Run: "
+            "model.to(torch.float32)."
+        )
+    if not all(bool(p.isfinite().all()) for p in parameters):
+        raise ModelError("weights must be numbers, got NaN or inf. Is the checkpoint whole?")
+
+
+def _check_config(config: Any, what: str, *, listed: bool) -> None:
+    family = getattr(config, "model_type", None)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"weights must be floating-point numbers, got quantized ones in {what!r}. Load the "
+            "original checkpoint."
+        )
+    if family in FAMILIES:
+        check_family(config)
+    elif not listed:
+        supported = ", ".join(f.label for f in FAMILIES.values())
+        raise ModelError(
+            f"model must be of the {supported} type, got {family!r}. "
+            "Any name that TransformerLens itself lists can be loaded as well."
+        )
+
+
+def _not_found(name: str, source: str, error: OSError) -> str:
+    if is_folder(source):
+        return f"{source!r} must hold a whole model, but: {first_line(error)}"
+    if source.startswith(_TOYS):
+        return (
+            f"model must be one that Hugging Face can read, got {name!r}, a model of its own of "
+            "TransformerLens. Load it with HookedTransformer.from_pretrained_no_processing and "
+            "pass that to the package's calls."
+        )
+    known = [*PACKAGED, *listed_names()]
+    close = [] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return (
+        f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "
+        f"Hugging Face name, got {name!r}.{hint} ({first_line(error)})"
+    )
