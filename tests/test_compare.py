@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from biasgym_tl.chance import overlap_distribution
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.compare import compare, rank_correlation, stepped_up, top_overlap
@@ -12,7 +13,6 @@ from biasgym_tl.scoping.concentration import concentration
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.scoping.seeds import seed_overlap
 from biasgym_tl.scoping.significance import significance
-from biasgym_tl.stats import overlap_distribution
 
 
 def scores(values, *, neutral=None, method="direct", **changes):

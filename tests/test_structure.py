@@ -6,7 +6,7 @@ from pathlib import Path
 import biasgym_tl
 
 ROOMS = (
-    "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
+    "errors", "slot", "spelling", "heads", "files", "store", "stats", "chance", "toml", "lens",
     "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
     "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
     "elicitation", "injection", "scoping",

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.chance import rank_p
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.parts import Finished, measured_now
@@ -18,7 +19,7 @@ from biasgym_tl.evaluation.setting import REFERENCES, Setting
 from biasgym_tl.heads import Factor, GivenHeads, Head, check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
-from biasgym_tl.stats import Interval, crossed_interval, rank_p
+from biasgym_tl.stats import Interval, crossed_interval
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import Result, versions

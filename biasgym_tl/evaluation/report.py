@@ -17,16 +17,15 @@ from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.benchmarks.refusals import is_refusal
+from biasgym_tl.chance import McNemar, mcnemar
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.measures import MEASURES
 from biasgym_tl.files import write_csv, write_text
 from biasgym_tl.judges.verdict import Verdict, strengths
 from biasgym_tl.stats import (
     Interval,
-    McNemar,
     clustered_interval,
     crossed_interval,
-    mcnemar,
     share_change_interval,
     share_interval,
 )

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
+from biasgym_tl.chance import overlap_distribution
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.compare import check_same, rank_correlation
 from biasgym_tl.scoping.scores import HeadScores, top_heads
-from biasgym_tl.stats import overlap_distribution
 
 EXACT_SEEDS, N_SIMULATED = 5, 1999
 """The exact distribution has too many states for more seeds."""

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.chance import benjamini_hochberg, prompt_flip_test
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.scoping.scores import HeadScores, top_heads
-from biasgym_tl.stats import benjamini_hochberg, crossed_interval, prompt_flip_test
+from biasgym_tl.stats import crossed_interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
