@@ -8,8 +8,8 @@ import biasgym_tl
 ROOMS = (
     "errors", "slot", "spelling", "heads", "files", "store", "stats", "chance", "toml", "lens",
     "families", "packaged", "prompts", "passages", "model", "contexts", "added_row", "hooks",
-    "text", "instructions", "similarity", "endpoint", "api", "biases", "benchmarks", "judges",
-    "elicitation", "injection", "scoping",
+    "text", "instructions", "similarity", "endpoint", "replies", "api", "biases", "benchmarks",
+    "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "run", "assessment", "console", "cli", "__init__",
 )  # fmt: skip

@@ -17,12 +17,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
-from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import Paragraph, read_jsonl, write_jsonl
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError, BiasFileError, SettingError
+from biasgym_tl.replies import Reply, Request, Usage
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain, whole_words
 from biasgym_tl.store import digest
