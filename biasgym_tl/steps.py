@@ -70,13 +70,17 @@ class Steps:
         """Read back numbers and texts in lists and dictionaries, or make and keep them."""
         path = self.folder / f"{file_name(re.sub('[ ,:]+', '-', name))}.json"
 
-        def read(path: Path) -> Any:
-            return read_kind(path, "Step", lambda found: _value(found, name), digested=True)
+        def value(step: dict[str, Any]) -> Any:
+            if step["name"] != name:
+                raise StoreError(f"it is the step {step['name']!r}, not {name!r}")
+            return step["value"]
 
-        def write(made: Any) -> Path:
-            return write_kind(path, "Step", {"name": name, "value": made})
-
-        return self._once(path, read, write, make)
+        return self._once(
+            path,
+            lambda path: read_kind(path, "Step", value, digested=True),
+            lambda made: write_kind(path, "Step", {"name": name, "value": made}),
+            make,
+        )
 
     def _once(
         self,
@@ -96,13 +100,6 @@ class Steps:
         return made
 
 
-def _value(step: dict[str, Any], name: str) -> Any:
-    """What a step holds, if it is the one of this name and its checksum was found to be right."""
-    if step["name"] != name:
-        raise StoreError(f"it is the step {step['name']!r}, not {name!r}")
-    return step["value"]
-
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """Trained rows of one model, each trained once and kept in the cache folder."""
@@ -116,17 +113,15 @@ class Rows:
 
     def trained(self, bias: Bias, *, steered: Selection | None = None) -> BiasToken:
         """The row for ``bias``, on the model as it is or with heads steered."""
-        heads = [] if steered is None else list(map(str, steered))
-        mode = "mean" if steered is None else steered.mode
-        factors = [] if steered is None else list(steered.factors)
+        heads = () if steered is None else tuple(map(str, steered))
         key = digest(
             {
                 **self.inputs,
-                "code": code_of(BiasInject, steer),
+                "code": code_of(BiasInject) if steered is None else code_of(BiasInject, steer),
                 "inject": dataclasses.asdict(self.inject),
                 "seed": self.seed,
                 "bias": bias.fingerprint(),
-                "steered": [heads, mode, *factors],
+                "steered": steered and [heads, steered.mode, *steered.factors],
             }
         )
         epochs = cache_dir() / "rows" / f"{key}-epochs.safetensors"
@@ -140,8 +135,8 @@ class Rows:
             if self.fresh:
                 epochs.unlink(missing_ok=True)
             if steered is not None:
-                with steer(self.model, steered, mode):
-                    return dataclasses.replace(fit(None), steered=tuple(heads))
+                with steer(self.model, steered, steered.mode):
+                    return dataclasses.replace(fit(None), steered=heads)
             try:
                 return fit(epochs)
             except StoreError:
@@ -169,12 +164,10 @@ def fingerprint(model: HookedTransformer) -> dict[str, Any]:
 
 def named_inputs(model: HookedTransformer, **read: Any) -> dict[str, str]:
     """Fingerprints of the model, of the whole code, and of whatever else was read, by name."""
-    parts = {**fingerprint(model), "code": code_of(), **read}
-    ours = ("versions", "code")
-    return {
-        name if name in read or name in ours else f"model {name}": digest(value)
-        for name, value in parts.items()
-    }
+    of_model = fingerprint(model)
+    parts = {"versions": of_model.pop("versions"), "code": code_of(), **read}
+    parts |= {f"model {name}": value for name, value in of_model.items()}
+    return {name: digest(value) for name, value in parts.items()}
 
 
 PACKAGE = Path(__file__).parent
