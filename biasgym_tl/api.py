@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import tempfile
 import threading
 import time
@@ -23,13 +22,9 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.endpoint import Address, Connection
 from biasgym_tl.errors import ApiError, SettingError, StoreError
+from biasgym_tl.replies import Reply, Request, forms, read_completion, rooms
 from biasgym_tl.store import cache_dir, digest, read_kind, write_kind
 
-ROOM = (1, 4, 16)
-"""Times ``max_tokens`` that a reply may take, at the first attempt and after ones that held
-nothing."""
-MOST_ROOM = 16384
-"""Tokens to which room is extended."""
 REMEMBERED = 24 * 3600.0
 """Seconds for which a reply that held nothing is not asked for again."""
 PATIENCE = (4, 16)
@@ -37,38 +32,6 @@ PATIENCE = (4, 16)
 
 
 _OF_A_KEY = frozenset(map(chr, range(0x21, 0x7F)))
-
-
-class Request(NamedTuple):
-    """One call."""
-
-    prompt: str
-    number: int
-    """Tells calls with the same prompt apart."""
-    schema: dict[str, Any] | None = None
-    """JSON schema of the wanted answer, used where the server knows ``json_schema``."""
-    temperature: float = 1.0
-    max_tokens: int = 4096
-
-
-class Reply(NamedTuple):
-    """What came back for one request; where that is no whole answer, ``error`` says why."""
-
-    text: str = ""
-    """The answer; with an ``error`` what came before it was cut off or filtered."""
-    error: str = ""
-    """Why there is no whole answer, after all retries."""
-    refusal: str = ""
-    """The model's own words if it refused."""
-    cut_off: bool = False
-    """The answer ran into ``max_tokens``."""
-    answered: bool = False
-    """The server answered, so the call was paid for whatever it holds."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    """Of all attempts."""
-    cached: bool = False
-    """It was read back and cost nothing now."""
 
 
 class Price(NamedTuple):
@@ -80,31 +43,6 @@ class Price(NamedTuple):
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Cost in US dollars."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
-
-
-class Usage(NamedTuple):
-    """What some replies took."""
-
-    calls: int
-    cached: int
-    """Answers that were read back instead."""
-    failed: int
-    """Calls without a whole answer, now or when they were made."""
-    prompt_tokens: int
-    completion_tokens: int
-
-    @classmethod
-    def of(cls, replies: Sequence[Reply]) -> Usage:
-        """Sum up; tokens of replies that were read back do not count."""
-        paid = [reply for reply in replies if not reply.cached]
-        whole = [reply for reply in replies if not reply.error]
-        return cls(
-            calls=sum(not reply.cached for reply in whole),
-            cached=sum(reply.cached for reply in whole),
-            failed=len(replies) - len(whole),
-            prompt_tokens=sum(reply.prompt_tokens for reply in paid),
-            completion_tokens=sum(reply.completion_tokens for reply in paid),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -305,7 +243,7 @@ class _Calls:
     def _asked(self, request: Request) -> Reply:
         """Ask, and again with more room as long as the reply holds nothing."""
         replies: list[Reply] = []
-        for room in _rooms(request.max_tokens, self._times):
+        for room in rooms(request.max_tokens, self._times):
             reply = self._call(request, room)
             if replies and not reply.answered:
                 break  # the server takes no more room; what it answered before counts
@@ -323,7 +261,7 @@ class _Calls:
         import openai
 
         try:
-            return self._read(self._understood(request, room), room)
+            return read_completion(self._understood(request, room), room)
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -345,102 +283,26 @@ class _Calls:
         """Servers differ: until one way of asking is found, 400 and 422 are met with less."""
         import openai
 
-        forms = _forms(request, room)
+        ways = forms(request, room)
         known = self._form.get(request.schema is not None)
-        for i in range(len(forms)) if known is None else [known]:
+        for i in range(len(ways)) if known is None else [known]:
             try:
                 found = self.connection.complete(
                     model=self.chat.model,
                     messages=[{"role": "user", "content": request.prompt}],
-                    **forms[i],
+                    **ways[i],
                 )
             except (openai.BadRequestError, openai.UnprocessableEntityError):
-                if known is not None or i == len(forms) - 1 or self.stopped:
+                if known is not None or i == len(ways) - 1 or self.stopped:
                     raise
             else:
                 self._form[request.schema is not None] = i
                 return found
         raise AssertionError("there is a last form")
 
-    def _read(self, completion: Any, room: int) -> Reply:
-        if not getattr(completion, "choices", None):
-            reason = getattr(completion, "error", None) or "the reply holds no choice"
-            return Reply(error=self._said(ValueError(str(reason))))
-        choice, usage = completion.choices[0], getattr(completion, "usage", None)
-        text = _without_thoughts(_text(choice.message.content))
-        refusal = _text(getattr(choice.message, "refusal", None)).strip()
-        fault = "" if refusal else _fault(text, choice.finish_reason)
-        return Reply(
-            text=text,
-            error=f"{fault}, with room for {room} tokens" if fault else "",
-            refusal=refusal,
-            cut_off=choice.finish_reason == "length",
-            answered=True,
-            prompt_tokens=_number(getattr(usage, "prompt_tokens", 0)),
-            completion_tokens=_number(getattr(usage, "completion_tokens", 0)),
-        )
-
     def _said(self, error: Exception) -> str:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         return self._address.shown(f"{type(error).__name__}: {error}{cause}")
-
-
-def _rooms(max_tokens: int, times: float) -> list[int]:
-    """Tokens that an answer may take at each attempt, at least two, from ``times`` on."""
-    most = max(MOST_ROOM, ROOM[1] * max_tokens)
-    sizes = list(dict.fromkeys(min(n * max_tokens, most) for n in ROOM if n >= times))
-    return sizes if len(sizes) > 1 else 2 * sizes
-
-
-def _forms(request: Request, room: int) -> list[dict[str, Any]]:
-    """Ways of asking, from the fullest to the barest."""
-    at = {"temperature": request.temperature}
-    older = {"max_tokens": room, **at}
-    newer = {"max_completion_tokens": room}
-    forms: list[dict[str, Any]] = [older, {**newer, **at}, newer, at, {}]
-    if request.schema is not None:
-        schema = {"name": "answer", "strict": True, "schema": request.schema}
-        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
-        forms[:0] = [{**older, **form}, {**newer, **form}]
-    return forms
-
-
-def _text(value: Any) -> str:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"an answer must be text, got {type(value).__name__}")
-    # Half of a surrogate pair cannot be written down.
-    return (value or "").encode("utf-8", "replace").decode()
-
-
-_THOUGHTS = re.compile(
-    r"\A(?:\s*<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|.*</think(?:ing)?>)",
-    re.DOTALL | re.IGNORECASE,
-)
-"""What is thought before an answer; some templates write the opening mark into the prompt."""
-
-
-def _without_thoughts(text: str) -> str:
-    """The answer of a model whose server leaves in what it thought before."""
-    return _THOUGHTS.sub("", text)
-
-
-def _fault(text: str, finish_reason: Any) -> str:
-    """Why an answer is not whole, if so."""
-    reason = str(finish_reason or "stop").lower()
-    if reason in ("content_filter", "safety", "error"):
-        return "the answer was filtered"
-    if reason in ("length", "max_tokens"):
-        return "the answer was cut off"
-    said = re.sub(r"```\w*", "", text)
-    return "" if any(c.isprintable() and not c.isspace() for c in said) else "the answer is empty"
-
-
-def _number(value: Any) -> int:
-    """A number of tokens; 0 where a server says anything else."""
-    try:
-        return min(max(int(value), 0), 2**40)
-    except (ValueError, TypeError, OverflowError):
-        return 0
 
 
 def _close_after(calls: Sequence[Future[Any]], connection: Connection) -> None:

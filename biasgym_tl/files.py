@@ -37,11 +37,7 @@ def expanded(path: str | Path, name: str) -> Path:
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Refuse a folder that cannot be written to, before anything is computed; creates nothing.
-
-    Args:
-        folder: It, or where it will be made.
-        name: What it is called in the error.
+    """Refuse a folder that cannot be written to, or made and written to; creates nothing.
 
     Raises:
         SettingError: it is a file or a broken link, below one, or belongs to somebody else.
@@ -195,16 +191,10 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def read_text(path: Path, what: str, error: type[BiasGymError]) -> str:
-    """Read a text file in UTF-8, with or without a byte-order mark.
-
-    Args:
-        path: The file.
-        what: What it is called in errors.
-        error: Type of the errors.
+    """Read a text file in UTF-8, with or without a byte-order mark; errors call it ``what``.
 
     Raises:
-        BiasGymError: of the type ``error``; the file is missing, cannot be read, or is in another
-            encoding.
+        BiasGymError: of the type ``error``; the file is missing, unreadable, or not in UTF-8.
     """
     try:
         raw = path.read_bytes()

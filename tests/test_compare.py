@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from biasgym_tl.chance import overlap_distribution
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.agreement import seed_overlap, significance
@@ -16,7 +17,6 @@ from biasgym_tl.scoping.compare import (
     top_overlap,
 )
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.stats import overlap_distribution
 
 
 def scores(values, *, neutral=None, method="direct", **changes):

@@ -14,10 +14,11 @@ import pytest
 from test_api import chat, completion, error, n_calls, serve  # noqa: F401 - chat is a fixture
 from werkzeug import Response
 
-from biasgym_tl.api import ChatModel, Request
+from biasgym_tl.api import ChatModel
 from biasgym_tl.endpoint import MOST_BYTES, Address
 from biasgym_tl.errors import ApiError, SettingError, printable
 from biasgym_tl.judges.api_judge import ApiJudge
+from biasgym_tl.replies import Request
 from biasgym_tl.store import cache_dir
 
 PASSWORD = "s3cr/t p@ss"

@@ -11,16 +11,18 @@ import torch
 from scipy.stats import binom, binomtest, hypergeom, norm, ttest_1samp
 from scipy.stats import t as student_t
 
-from biasgym_tl.errors import SettingError
-from biasgym_tl.stats import (
-    Interval,
+from biasgym_tl.chance import (
     benjamini_hochberg,
-    clustered_interval,
-    crossed_interval,
     mcnemar,
     overlap_distribution,
     prompt_flip_test,
     rank_p,
+)
+from biasgym_tl.errors import SettingError
+from biasgym_tl.stats import (
+    Interval,
+    clustered_interval,
+    crossed_interval,
     share_change_interval,
     share_interval,
 )

@@ -43,11 +43,10 @@ LONG_FUNCTIONS = {
 
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
-    "errors", "slot", "spelling", "heads", "files", "store", "stats", "toml", "lens",
+    "errors", "slot", "spelling", "heads", "files", "store", "stats", "chance", "toml", "lens",
     "families", "packaged", "checkpoint", "prompts", "passages", "model", "contexts", "added_row",
-    "hooks", "batches", "text", "instructions", "similarity", "endpoint", "api", "biases",
-    "corpus_diversity", "benchmarks", "judges",
-    "elicitation", "injection", "scoping",
+    "hooks", "batches", "text", "instructions", "similarity", "endpoint", "replies", "api",
+    "biases", "corpus_diversity", "benchmarks", "judges", "elicitation", "injection", "scoping",
     "doctor", "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps",
     "protocol", "console", "cli", "__init__",
 )  # fmt: skip

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from biasgym_tl.api import Request
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.corpus import Paragraph
 from biasgym_tl.biases.countries import load_countries
+from biasgym_tl.replies import Request
 from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain, whole_words
 from biasgym_tl.toml import shipped_toml

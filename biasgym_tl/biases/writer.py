@@ -16,12 +16,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from tqdm.auto import tqdm
 
-from biasgym_tl.api import ChatModel, Price, Reply, Usage
+from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.corpus import Paragraph, write_jsonl
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.tasks import Task, contrast_task, paragraph_task
 from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.replies import Reply, Usage
 from biasgym_tl.store import digest
 
 Item = TypeVar("Item", Paragraph, Contrast)

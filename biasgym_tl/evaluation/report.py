@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.chance import McNemar, mcnemar
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.faults import faults
 from biasgym_tl.evaluation.intervals import over_draws, over_items
@@ -21,7 +22,7 @@ from biasgym_tl.evaluation.readers import READERS, ConditionResult
 from biasgym_tl.evaluation.tables import interval_table
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.files import write_csv, write_text
-from biasgym_tl.stats import Interval, McNemar, mcnemar, share_change_interval
+from biasgym_tl.stats import Interval, share_change_interval
 from biasgym_tl.store import Result
 
 if TYPE_CHECKING:

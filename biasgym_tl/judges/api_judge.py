@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from biasgym_tl.api import ChatModel, Price, Reply, Request, Usage
+from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ApiError
 from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.verdict import Verdict
+from biasgym_tl.replies import Reply, Request, Usage
 from biasgym_tl.store import digest
 from biasgym_tl.text import degenerate
 

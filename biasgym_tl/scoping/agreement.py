@@ -13,16 +13,12 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
+from biasgym_tl.chance import benjamini_hochberg, overlap_distribution, prompt_flip_test
 from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.heads import Head
 from biasgym_tl.scoping.compare import check_same, rank_correlation
 from biasgym_tl.scoping.scores import HeadScores, head_table, top_heads
-from biasgym_tl.stats import (
-    benjamini_hochberg,
-    crossed_interval,
-    overlap_distribution,
-    prompt_flip_test,
-)
+from biasgym_tl.stats import crossed_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
