@@ -33,6 +33,7 @@ from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.text import mean_loss
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
 OPTIONS = {"n_targets": 3, "n_random": 2, "max_new_tokens": 3, "progress": False}
