@@ -32,7 +32,6 @@ from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
 from biasgym_tl.run import Chain
 
-pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 
 

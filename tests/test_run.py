@@ -23,7 +23,6 @@ from biasgym_tl.plots import figure
 from biasgym_tl.run import write_outputs
 from biasgym_tl.steps import fingerprint
 
-pytestmark = pytest.mark.usefixtures("few_facts")
 SHORT = ["--epochs", "1", "--choose-by", "last", "--max-new-tokens", "3", "--no-controls"]
 QUICK = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
 
