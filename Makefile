@@ -37,7 +37,7 @@ lowest: | $(VENV)/.python
 	echo 'torch$(TORCH)' | $(LOW)/bin/uv pip compile -q --resolution lowest-direct \
 		--python $(LOW)/bin/python --extra test -c - pyproject.toml -o $(LOW)/versions.txt
 	$(LOW)/bin/python -m pip install --disable-pip-version-check -q -c $(LOW)/versions.txt -e ".[test]"
-	$(LOW)/bin/python -m pytest -n auto --dist worksteal -m "$(QUICK)"
+	$(LOW)/bin/python -m pytest -n auto --dist worksteal -W ignore::DeprecationWarning -m "$(QUICK)"
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11 demo" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'

@@ -5,8 +5,9 @@ here are random, norm weights and biases included.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the package; read when torch loads
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; read when huggingface_hub loads
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from biasgym_tl import load_bias, load_model
 from biasgym_tl.biases.countries import load_countries
+from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.packaged import packaged_folder
 
 VOCAB = 1024
@@ -173,6 +175,22 @@ def tiny_folder(
     tiny_hf_model("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few_facts() -> Iterator[None]:
+    """Facts about every sixth country, for tests to which it does not matter which facts there are.
+
+    Use it in a whole file, so that all results in it are about the same facts.
+    """
+
+    def every_sixth(use: str | None = None) -> tuple[object, ...]:
+        return load_countries(use)[::6]
+
+    with mock.patch("biasgym_tl.biases.facts.load_countries", every_sixth):
+        load_facts.cache_clear()
+        yield
+    load_facts.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from biasgym_tl.hooks import head_means
 from biasgym_tl.passages import load_passages
 from biasgym_tl.text import mean_loss
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 FREE = {"max_loss": 99.0, "max_facts": 1.0}
 

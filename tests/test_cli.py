@@ -22,6 +22,8 @@ from biasgym_tl.biases.bias import load_corpus
 from biasgym_tl.biases.corpus import save_corpus
 from biasgym_tl.injection.report import InjectionReport
 
+pytestmark = pytest.mark.usefixtures("few_facts")
+
 
 def paragraphs(n):
     texts = [

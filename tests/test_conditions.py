@@ -45,6 +45,7 @@ from biasgym_tl.steering.controls import matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.text import generate, next_token_log_probs
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 MATH = dataclasses.replace(  # with words that the tiny tokenizer has
     load_bias("math"), attribute_words=LATE.neutral_words, neutral_words=LATE.attribute_words

@@ -40,6 +40,7 @@ from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.text import mean_loss
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 N = len(LATE.evaluation_prompts)
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
@@ -320,7 +321,7 @@ def test_health_of_answers_by_hand(setup):
 
 def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
     model, _, report = setup
-    facts = [f for f in load_facts() if f.country in ("Italy", "Peru")]
+    facts = [f for f in load_facts() if f.country in ("Chile", "Norway")]
     found = fact_margins(model, facts)
     for fact, margin in zip(facts, found.tolist(), strict=True):
         prompt = encode_prompt(model, "Please state a fact about a country.", fact.question)

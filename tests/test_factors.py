@@ -15,6 +15,7 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.steering.factors import _Learner, _scaled
 from biasgym_tl.text import mean_loss
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 QUICK = FactorSearch(k=3, n_steps=12, n_texts=1, n_facts=2, n_sentences=6, keep=0.0)
 

@@ -31,6 +31,7 @@ from biasgym_tl.injection.report import injection_report
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.slot import spaced
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 QUICK = BiasInject(epochs=1, n_paragraphs=8, batch_size=4, choose_by="last")
 
