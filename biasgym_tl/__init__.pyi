@@ -17,8 +17,8 @@ from .evaluation.condition import random_conditions as random_conditions
 from .evaluation.condition import standard_conditions as standard_conditions
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.judging import judged as judged
-from .evaluation.measurement import standard_measures as standard_measures
 from .evaluation.report import Report as Report
+from .evaluation.standard import standard_measures as standard_measures
 from .explorer.explore import explore as explore
 from .heads import Head as Head
 from .hooks import steer as steer

@@ -28,12 +28,8 @@ from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.judging import to_judge
-from biasgym_tl.evaluation.measurement import (
-    on_benchmark,
-    other_log_odds,
-    target_log_odds,
-    token_log_odds,
-)
+from biasgym_tl.evaluation.measurement import on_benchmark
+from biasgym_tl.evaluation.standard import other_log_odds, target_log_odds, token_log_odds
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.heads import as_heads
 from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction

@@ -28,12 +28,8 @@ from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError, StoreError, TokenError
-from biasgym_tl.evaluation.measurement import (
-    Measurement,
-    loss,
-    target_log_odds,
-    token_log_odds,
-)
+from biasgym_tl.evaluation.measurement import Measurement
+from biasgym_tl.evaluation.standard import loss, target_log_odds, token_log_odds
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval

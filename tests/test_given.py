@@ -26,7 +26,7 @@ from biasgym_tl.biases.given import as_bias, as_biases
 from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.elicitation import fact_margins
 from biasgym_tl.errors import BiasFileError
-from biasgym_tl.evaluation.measurement import token_log_odds
+from biasgym_tl.evaluation.standard import token_log_odds
 from biasgym_tl.injection.report import injection_report
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.slot import spaced

@@ -16,9 +16,10 @@ from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.condition import Condition
-from biasgym_tl.evaluation.measurement import Measurement, on_benchmark, standard_measures
+from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
 from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer, check_model

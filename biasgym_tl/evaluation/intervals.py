@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +18,27 @@ from biasgym_tl.stats import (
 )
 
 NAN = float("nan")
+
+
+class BeyondRandom(NamedTuple):
+    """Fall of a steered condition, against random heads in the same mode, with the same factors."""
+
+    drop: float
+    """Baseline minus condition."""
+    random: float
+    """The same for the random controls, their mean."""
+    difference: Interval
+    """``drop - random`` over prompts and draws."""
+    rank: int
+    """``1 + #controls that fall at least as far``; 1 is best."""
+    of: int
+    """Controls + 1. ``rank / of`` is a p-value; with few controls it only illustrates."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.of - 1} random sets of the same layers, mode and factors {-self.random:+.2f}; "
+            f"the chosen heads go {self.difference} beyond them, place {self.rank} of {self.of}"
+        )
 
 
 def over_items(

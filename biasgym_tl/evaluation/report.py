@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,7 +16,7 @@ from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.chance import McNemar, mcnemar
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.faults import faults
-from biasgym_tl.evaluation.intervals import over_draws, over_items
+from biasgym_tl.evaluation.intervals import BeyondRandom, over_draws, over_items
 from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
 from biasgym_tl.evaluation.tables import interval_table
@@ -27,27 +27,6 @@ from biasgym_tl.store import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-
-class BeyondRandom(NamedTuple):
-    """Fall of a steered condition, against random heads in the same mode, with the same factors."""
-
-    drop: float
-    """Baseline minus condition."""
-    random: float
-    """The same for the random controls, their mean."""
-    difference: Interval
-    """``drop - random`` over prompts and draws."""
-    rank: int
-    """``1 + #controls that fall at least as far``; 1 is best."""
-    of: int
-    """Controls + 1. ``rank / of`` is a p-value; with few controls it only illustrates."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.of - 1} random sets of the same layers, mode and factors {-self.random:+.2f}; "
-            f"the chosen heads go {self.difference} beyond them, place {self.rank} of {self.of}"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -251,7 +230,7 @@ class Report(Result):
             KeyError: it has no random controls that were measured so.
         """
         name = name or self.main or "steered"
-        since, random = self.measures[measure].baseline, f"{name}: random"
+        random = f"{name}: random"
         draws = self.values(random, measure) if random in self.controls else None
         if draws is None:
             raise KeyError(

@@ -8,51 +8,29 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.benchmark import Benchmark
-from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
+from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import ApiError, SettingError
-from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
 from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
-from biasgym_tl.evaluation.measurement import (
-    Measurement,
-    check_others,
-    on_benchmark,
-    other_log_odds,
-    standard_measures,
-)
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.standard import check_others, standard_measures
 from biasgym_tl.heads import check_heads
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.instructions import NOTHING, find_instruction
 from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.verdict import Judge
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
-from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.conditions import Conditions
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import BENCHMARKS, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steps import Steps, named_inputs
-
-IMPLICIT_PAIRS = 4
-"""Targets that the BiasToken is compared with in scenes that do not name the attribute."""
-OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
-MEASURED: dict[str, tuple[str, ...] | None] = {
-    "all": None,
-    "brief": BRIEF,
-    "own answers": OWN_ANSWERS,
-    "answers": ("token answers", "target answers", "other answers"),
-}
-"""What ``Steering.measures`` stands for."""
-LOG_ODDS = ("token log-odds", "target log-odds")
-FIRST_ROW = ("token log-odds",)
-"""What is measured with the rows of other seeds; the rest does not depend on the row."""
 
 
 class BiasResult(NamedTuple):
@@ -147,15 +125,7 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     _check_different("biases", [bias.name for bias in biases])
     _check_different("rows", [row.label for row in given])
     model = load_model(protocol.model)
-    for chosen in heads.values():
-        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
-    if protocol.maps:
-        check_exact(model)
-    for choice in protocol.choices.values():
-        if choice.by in ("top", "overlap"):
-            choice.n_heads(model.cfg.n_layers * model.cfg.n_heads)
-    for bias in biases:
-        word_tokens(model, bias)
+    _check_fits(protocol, model, biases, heads)
     inputs = named_inputs(
         model,
         **{f"bias {name}": each.fingerprint() for name, each in related.items()},
@@ -182,6 +152,21 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     return ProtocolResult(protocol, found, inputs)
 
 
+def _check_fits(
+    protocol: Protocol, model: HookedTransformer, biases: list[Bias], heads: Mapping[str, Heads]
+) -> None:
+    """Refuse what the model cannot do, before anything is computed."""
+    for chosen in heads.values():
+        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
+    if protocol.maps:
+        check_exact(model)
+    for choice in protocol.choices.values():
+        if choice.by in ("top", "overlap"):
+            choice.n_heads(model.cfg.n_layers * model.cfg.n_heads)
+    for bias in biases:
+        word_tokens(model, bias)
+
+
 def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     m = protocol.measures
     more = [m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further)]
@@ -204,7 +189,7 @@ def _result(
         for seed in protocol.seeds:
             stages.map(name, seed)
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
-    asked = _Conditions(stages, benchmarks)
+    asked = Conditions(stages, benchmarks)
     running.say(f"{bias.name}: conditions")
     code = (standard_measures, *map(type, benchmarks), implicit_questions)
 
@@ -243,108 +228,3 @@ def _confirm(
     )
     if not confirm(plan):
         raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Conditions:
-    """What is measured of one bias, in which conditions."""
-
-    stages: Stages
-    benchmarks: Sequence[Benchmark]
-
-    @property
-    def protocol(self) -> Protocol:
-        """What is asked for."""
-        return self.stages.protocol
-
-    def conditions(self) -> list[Condition]:
-        """``original``, ``injected``, those of the protocol, and the random controls of each."""
-        row = self.stages.rows[self.stages.first]
-        found = [Condition("original", row.untrained()), Condition("injected", row)]
-        later = {seed: row for seed, row in self.stages.rows.items() if seed != self.stages.first}
-        if any(c.all_seeds for c in self.protocol.conditions):
-            found += [
-                Condition(f"injected, seed {s}", r, measures=FIRST_ROW) for s, r in later.items()
-            ]
-        controls: list[Condition] = []
-        for spec in self.protocol.conditions:
-            condition = self.condition(spec, self.stages.first)
-            found.append(condition)
-            if spec.all_seeds:
-                found += [self.with_row(spec, seed, condition) for seed in later]
-            controls += self.random(spec, condition)
-        return found + controls
-
-    def with_row(self, spec: Steering, seed: int, first: Condition) -> Condition:
-        """The condition with the row of another seed; of the same heads the rest is known."""
-        found = self.condition(spec, seed)
-        measures = FIRST_ROW if tuple(found.heads) == tuple(first.heads) else BRIEF
-        return dataclasses.replace(found, name=f"{spec.label}, seed {seed}", measures=measures)
-
-    def condition(self, spec: Steering, seed: int) -> Condition:
-        """A condition with the row of a seed."""
-        row = self.stages.rows[seed]
-        measures = MEASURED[spec.measures]
-        asked = find_instruction(spec.asked) if spec.asked else NOTHING
-        if not spec.choice:
-            return Condition(spec.label, row, instruction=asked, measures=measures)
-        choices = self.stages.choices[spec.choice]
-        heads = choices.get(seed, choices[self.stages.first])
-        means = spec.mode == "mean" and spec.mean_over == "targets"
-        found = Condition(
-            spec.label,
-            row,
-            heads,
-            spec.mode,
-            factor=spec.factor,
-            reference=target_means(self.stages.model, self.stages.bias) if means else None,
-            instruction=asked,
-            measures=measures,
-        )
-        if not spec.reinject:
-            return found
-        row = self.stages.trained(self.stages.bias, seed, found)
-        return dataclasses.replace(found, row=row)
-
-    def random(self, spec: Steering, condition: Condition) -> list[Condition]:
-        """Its random controls: the first measured in brief, the others by log-odds alone."""
-        n = max(spec.random, spec.draws)
-        if not n:
-            return []
-        n_heads = self.stages.model.cfg.n_heads
-        drawn = random_conditions(condition, n_heads, n=n, seed=self.stages.first)
-        measures = (
-            [OWN_ANSWERS] * spec.random_answers
-            + [BRIEF] * (spec.random - spec.random_answers)
-            + [LOG_ODDS] * n
-        )
-        return [
-            dataclasses.replace(each, measures=m) for each, m in zip(drawn, measures, strict=False)
-        ]
-
-    def measurements(self) -> list[Measurement]:
-        """What is measured in every condition."""
-        m, bias = self.protocol.measures, self.stages.bias
-        others, further = (
-            m.other_biases(bias, names, self.protocol.biases) for names in (m.others, m.further)
-        )
-        found = standard_measures(
-            bias,
-            others=others,
-            benchmarks=self.benchmarks,
-            n_targets=m.n_targets,
-            answers=m.answers,
-            max_new_tokens=m.max_new_tokens,
-        )
-        targets = bias.sample_targets("held-out", m.n_targets, seed=0)
-        if further := [f for f in further if f.name not in {o.name for o in others}]:
-            found.append(other_log_odds(further, targets, whose="further"))
-        if m.implicit and has_scenarios(bias.name):
-            text = self.stages.rows[self.stages.first].text
-            scenes = implicit_questions(
-                bias, [text], targets, n=IMPLICIT_PAIRS, baseline="injected"
-            )
-            found.append(on_benchmark(scenes, needs="row"))
-            if len(targets) > 1:
-                found.append(on_benchmark(implicit_questions(bias, targets)))
-        return found

@@ -1,0 +1,136 @@
+"""What a protocol measures of one bias, in which conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from biasgym_tl.benchmarks.benchmark import Benchmark
+from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
+from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
+from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
+from biasgym_tl.evaluation.standard import other_log_odds, standard_measures
+from biasgym_tl.instructions import NOTHING, find_instruction
+from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.stages import Stages
+from biasgym_tl.steering.reference import target_means
+
+IMPLICIT_PAIRS = 4
+"""Targets that the BiasToken is compared with in scenes that do not name the attribute."""
+OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
+MEASURED: dict[str, tuple[str, ...] | None] = {
+    "all": None,
+    "brief": BRIEF,
+    "own answers": OWN_ANSWERS,
+    "answers": ("token answers", "target answers", "other answers"),
+}
+"""What ``Steering.measures`` stands for."""
+LOG_ODDS = ("token log-odds", "target log-odds")
+FIRST_ROW = ("token log-odds",)
+"""What is measured with the rows of other seeds; the rest does not depend on the row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What is measured of one bias, in which conditions."""
+
+    stages: Stages
+    benchmarks: Sequence[Benchmark]
+
+    @property
+    def protocol(self) -> Protocol:
+        """What is asked for."""
+        return self.stages.protocol
+
+    def conditions(self) -> list[Condition]:
+        """``original``, ``injected``, those of the protocol, and the random controls of each."""
+        row = self.stages.rows[self.stages.first]
+        found = [Condition("original", row.untrained()), Condition("injected", row)]
+        later = {seed: row for seed, row in self.stages.rows.items() if seed != self.stages.first}
+        if any(c.all_seeds for c in self.protocol.conditions):
+            found += [
+                Condition(f"injected, seed {s}", r, measures=FIRST_ROW) for s, r in later.items()
+            ]
+        controls: list[Condition] = []
+        for spec in self.protocol.conditions:
+            condition = self.condition(spec, self.stages.first)
+            found.append(condition)
+            if spec.all_seeds:
+                found += [self.with_row(spec, seed, condition) for seed in later]
+            controls += self.random(spec, condition)
+        return found + controls
+
+    def with_row(self, spec: Steering, seed: int, first: Condition) -> Condition:
+        """The condition with the row of another seed; of the same heads the rest is known."""
+        found = self.condition(spec, seed)
+        measures = FIRST_ROW if tuple(found.heads) == tuple(first.heads) else BRIEF
+        return dataclasses.replace(found, name=f"{spec.label}, seed {seed}", measures=measures)
+
+    def condition(self, spec: Steering, seed: int) -> Condition:
+        """A condition with the row of a seed."""
+        row = self.stages.rows[seed]
+        measures = MEASURED[spec.measures]
+        asked = find_instruction(spec.asked) if spec.asked else NOTHING
+        if not spec.choice:
+            return Condition(spec.label, row, instruction=asked, measures=measures)
+        choices = self.stages.choices[spec.choice]
+        heads = choices.get(seed, choices[self.stages.first])
+        means = spec.mode == "mean" and spec.mean_over == "targets"
+        found = Condition(
+            spec.label,
+            row,
+            heads,
+            spec.mode,
+            factor=spec.factor,
+            reference=target_means(self.stages.model, self.stages.bias) if means else None,
+            instruction=asked,
+            measures=measures,
+        )
+        if not spec.reinject:
+            return found
+        row = self.stages.trained(self.stages.bias, seed, found)
+        return dataclasses.replace(found, row=row)
+
+    def random(self, spec: Steering, condition: Condition) -> list[Condition]:
+        """Its random controls: the first measured in brief, the others by log-odds alone."""
+        n = max(spec.random, spec.draws)
+        if not n:
+            return []
+        n_heads = self.stages.model.cfg.n_heads
+        drawn = random_conditions(condition, n_heads, n=n, seed=self.stages.first)
+        measures = (
+            [OWN_ANSWERS] * spec.random_answers
+            + [BRIEF] * (spec.random - spec.random_answers)
+            + [LOG_ODDS] * n
+        )
+        return [
+            dataclasses.replace(each, measures=m) for each, m in zip(drawn, measures, strict=False)
+        ]
+
+    def measurements(self) -> list[Measurement]:
+        """What is measured in every condition."""
+        m, bias = self.protocol.measures, self.stages.bias
+        others, further = (
+            m.other_biases(bias, names, self.protocol.biases) for names in (m.others, m.further)
+        )
+        found = standard_measures(
+            bias,
+            others=others,
+            benchmarks=self.benchmarks,
+            n_targets=m.n_targets,
+            answers=m.answers,
+            max_new_tokens=m.max_new_tokens,
+        )
+        targets = bias.sample_targets("held-out", m.n_targets, seed=0)
+        if further := [f for f in further if f.name not in {o.name for o in others}]:
+            found.append(other_log_odds(further, targets, whose="further"))
+        if m.implicit and has_scenarios(bias.name):
+            text = self.stages.rows[self.stages.first].text
+            scenes = implicit_questions(
+                bias, [text], targets, n=IMPLICIT_PAIRS, baseline="injected"
+            )
+            found.append(on_benchmark(scenes, needs="row"))
+            if len(targets) > 1:
+                found.append(on_benchmark(implicit_questions(bias, targets)))
+        return found
