@@ -11,35 +11,6 @@ import pytest
 import biasgym_tl
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
-# Not there yet.
-LONG_FILES = {
-    "api.py",
-    "benchmarks/bbq.py",
-    "biases/bias.py",
-    "biases/writer.py",
-    "cli.py",
-    "evaluation/report.py",
-    "injection/inject.py",
-    "model.py",
-    "scoping/direct.py",
-    "stats.py",
-    "store.py",
-    "text.py",
-}
-LONG_FUNCTIONS = {
-    "assessment.py:assess",
-    "benchmarks/bbq.py:load_bbq",
-    "benchmarks/implicit.py:implicit_questions",
-    "cli.py:evaluate",
-    "evaluation/evaluate.py:evaluate",
-    "evaluation/random_control.py:random_control",
-    "injection/inject.py:fit",
-    "run.py:run_chain",
-    "scoping/compare.py:compare",
-    "scoping/k_sweep.py:k_sweep",
-    "scoping/scope.py:attribute",
-    "steering/export.py:export_steered",
-}
 
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
@@ -96,15 +67,14 @@ def test_no_file_imports_itself_by_way_of_others():
         for path in FILES
         if path.name != "__init__.py"
     }
-    for importer, imported in KNOWN_CIRCLES:
-        graph[importer].remove(imported)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
 def test_plotly_is_imported_when_a_figure_is_drawn():
-    files = [path for room in ("scoping", "steering") for path in (PACKAGE / room).glob("*.py")]
+    rooms = ("scoping", "steering", "evaluation")
+    files = [path for room in rooms for path in (PACKAGE / room).glob("*.py")]
     modules = [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in files]
     code = "import sys, " + ", ".join(f"biasgym_tl.{module}" for module in modules)
     code += "; assert 'plotly' not in sys.modules, 'plotly'"
@@ -127,7 +97,7 @@ def test_no_file_is_too_long():
         path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
         for path in FILES
     }
-    assert {name for name, n in lengths.items() if n > LONGEST_FILE} == LONG_FILES
+    assert not [name for name, n in lengths.items() if n > LONGEST_FILE]
 
 
 def test_no_function_is_too_long():
@@ -139,7 +109,7 @@ def test_no_function_is_too_long():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if node.end_lineno - min(n.lineno for n in (node, *node.decorator_list)) >= LONGEST_FUNCTION
     }
-    assert found == LONG_FUNCTIONS
+    assert not found
 
 
 def test_public_names_are_few():
