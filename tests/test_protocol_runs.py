@@ -92,34 +92,36 @@ def measured(monkeypatch):
     return found
 
 
+def fail(*args, **kwargs):
+    raise AssertionError("done again")
+
+
 def report_of(result):
     (found,) = result.biases.values()
     return found.report
 
 
-def test_the_demo_runs_whole_and_a_second_run_reproduces_every_number(tiny_folder, tmp_path):
+def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path):
     demo = load_protocol("demo")
     demo = dataclasses.replace(
         demo,
         model=str(tiny_folder),
         training=Training(settings=QUICK),
         choices={name: dataclasses.replace(c, k=4) for name, c in demo.choices.items()},
+        conditions=tuple(dataclasses.replace(c, random=min(c.random, 1)) for c in demo.conditions),
         measures=Measured(n_targets=2, max_new_tokens=3),
     )
     first = run_protocol(demo, QUIET)
     found, out = first.biases["late"], tmp_path / "out"
     assert write_outputs(first, out) == "no PNG here"
-    second = run_protocol(demo, Running(fresh=True, progress=False))
-    assert second.manifest().results == first.manifest().results
-    assert Report.load(out / "report.json") == found.report == report_of(second)
+    assert Report.load(out / "report.json") == found.report
+    assert Manifest.load(out / "manifest.json").results == first.manifest().results
 
     names = [result.name for result in found.report.results]
     controls = ["no-injection", "untrained-row", "shuffled-corpus", "other-bias"]
     assert names[:8] == ["original", "injected", "steered, zero", "steered, mean",
                          *(f"{name}, mean" for name in controls)]  # fmt: skip
-    assert names[8:] == [
-        f"steered, {mode}: random {i}" for mode in ("zero", "mean") for i in range(1, 6)
-    ]
+    assert names[8:] == ["steered, zero: random 1", "steered, mean: random 1"]
     tokens = {name: heads[0].token for name, heads in found.choices.items()}
     assert tokens == {
         "steered": "late, seed 0", "no-injection": "no injection",
@@ -128,7 +130,7 @@ def test_the_demo_runs_whole_and_a_second_run_reproduces_every_number(tiny_folde
     }  # fmt: skip
     for name, by_seed in found.choices.items():
         assert Selection.load(out / f"heads-{name}-0.json") == by_seed[0]
-        assert by_seed[0].heads == found.maps[name][0].top(4)
+        assert by_seed[0].heads == found.maps[demo.choices[name].map][0].top(4)
     assert torch.equal(
         HeadScores.load(out / "map-direct-0.safetensors").values, found.maps["direct"][0].values
     )
@@ -143,7 +145,7 @@ def test_the_demo_runs_whole_and_a_second_run_reproduces_every_number(tiny_folde
     lines = summary_lines(found.report)
     assert lines[0].startswith("Injected: the BiasToken is ")
     assert lines[1].startswith("steered, zero: BiasToken ") and "place" in lines[2]
-    assert lines[3].startswith("steered, mean: BiasToken ") and "of 6." in lines[4]
+    assert lines[3].startswith("steered, mean: BiasToken ") and "of 2." in lines[4]
     page = (out / "report.html").read_text()
     assert "no-injection, mean" in page and "steered, zero: random" in page
     maps = pd.read_csv(out / "maps.csv")
@@ -205,10 +207,10 @@ def test_finished_steps_are_read_back_and_broken_ones_made_again(
     first = run_protocol(small, QUIET)
     once = list(measured)
     with monkeypatch.context() as patch:
-        patch.setattr(BiasInject, "fit", None)
-        patch.setattr(Measurement, "measured", None)
+        patch.setattr(BiasInject, "fit", fail)
+        patch.setattr(Measurement, "measured", fail)
         assert report_of(run_protocol(small, QUIET)) == report_of(first)
-        with pytest.raises(TypeError):
+        with pytest.raises(AssertionError, match="done again"):
             run_protocol(dataclasses.replace(small, seeds=(1,)), QUIET)
     steps = list((tmp_path / "cache").rglob("row-*")) + list((tmp_path / "cache").rglob("facts-*"))
     assert len(steps) >= 4
@@ -225,7 +227,10 @@ def test_all_seeds_stand_beside_the_first(small):
     seeds = dataclasses.replace(
         small,
         seeds=(0, 1),
-        choices={"steered": TOP, "shared": Choice(by="overlap", map="direct", share=0.9)},
+        choices={
+            "steered": Choice(map="direct", k=6),
+            "shared": Choice(by="overlap", map="direct", share=0.9),
+        },
         conditions=(
             Steering(choice="steered", all_seeds=True, random=1, measures="brief"),
             Steering(choice="shared", mode="zero", all_seeds=True, measures="brief"),
@@ -239,7 +244,8 @@ def test_all_seeds_stand_beside_the_first(small):
     ]  # fmt: skip
     for seed, name in ((0, "steered, mean"), (1, "steered, mean, seed 1")):
         assert report[name].token == f"late, seed {seed}"
-        assert set(report[name].heads) == set(map(str, found.maps["direct"][seed].top(4)))
+        assert set(report[name].heads) == set(map(str, found.maps["direct"][seed].top(6)))
+    assert report["steered, mean"].heads != report["steered, mean, seed 1"].heads
     tops = [set(found.maps["direct"][seed].top(11)) for seed in (0, 1)]
     shared = set(map(str, tops[0] & tops[1]))
     assert set(report["shared, zero"].heads) == set(report["shared, zero, seed 1"].heads) == shared
@@ -278,7 +284,8 @@ def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
     # Of the unsteered model, once for both; what is the one's own is among the other's.
     for name in ("facts", "loss"):
         assert measured.count(("original", name)) == 1
-        assert len(list((tmp_path / "cache").rglob(f"{name}-*.json"))) == 1 + 4
+        steered = {frozenset(r.heads) for b in (late, math_) for r in b.report.results}
+        assert len(list((tmp_path / "cache").rglob(f"{name}-*.json"))) == len(steered) > 2
     assert (
         late.report["original"].items["fact_margins"]
         == math_.report["original"].items["fact_margins"]
@@ -446,7 +453,7 @@ def test_other_data_is_no_repetition_and_other_numbers_are_told(small, tmp_path)
 def test_what_does_not_fit_the_model_is_refused_before_a_row_is_trained(
     small, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(BiasInject, "fit", None)
+    monkeypatch.setattr(BiasInject, "fit", fail)
     steered = (Steering(choice="steered", mode="zero"),)
     for choice, error, message in (
         (Choice(map="direct", k=13), SettingError, r"k must be in 1\.\.12, the number of heads of"),
@@ -476,7 +483,7 @@ def test_a_judge_scores_what_was_measured_before(given, monkeypatch):
     before = report_of(run_protocol(given, QUIET))
     judged = dataclasses.replace(given, measures=dataclasses.replace(given.measures, judge="local"))
     with monkeypatch.context() as patch:  # the answers are those of the first run
-        patch.setattr(Measurement, "measured", None)
+        patch.setattr(Measurement, "measured", fail)
         found = report_of(run_protocol(judged, QUIET))
     texts = [r["injected"].items["target_texts"] for r in (found, before)]
     assert texts[0] == texts[1]
