@@ -196,9 +196,9 @@ class Report:
 
     def _over_draws(self, values: Float[Tensor, "row draw"], measure: str) -> Interval:
         if values.shape[1] < 4:
-            return Interval(values.mean().item(), float("nan"), float("nan"))
+            return Interval(values.nanmean().item(), float("nan"), float("nan"))
         if self.measures[measure].kind != "mean":
-            return _one_by_one(values.mean(0))  # of most items, no draw changes anything
+            return _one_by_one(values.nanmean(0))  # of most items, no draw changes anything
         return crossed_interval(values)
 
     def not_informative(self, measure: str) -> str:
@@ -291,7 +291,7 @@ class Report:
             drop=drop.estimate,
             random=drop.estimate - difference.estimate,
             difference=difference,
-            rank=1 + int((draws.mean(0) <= chosen.mean()).sum()),
+            rank=1 + int((draws.nanmean(0) <= chosen.nanmean()).sum()),
             of=1 + draws.shape[1],
         )
 
