@@ -157,20 +157,22 @@ class Report:
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
 
-        For random controls over prompts and draws, of shares over draws alone. The ends are NaN
-        where no interval can be given: fewer than 4 draws, or free answers that are all alike.
+        For random controls over prompts and draws, of shares over draws alone, of free answers
+        over the answers. The ends are NaN where no interval can be given: fewer than 4 draws, or
+        free answers that are all alike.
         """
         values = self.values(name, measure)
         if values is None:
             return None
-        if name in self.controls:
+        kind = self.measures[measure].kind
+        if name in self.controls and kind != "texts":
             return self._over_draws(values, measure)
         if measure in self.clusters:
             return clustered_interval(values[:, 0], self.clusters[measure])
-        if self.measures[measure].kind == "texts":
-            found = _one_by_one(values[:, 0])
+        if kind == "texts":
+            found = _one_by_one(values.nanmean(1))
             return found._replace(low=max(found.low, 0.0))  # NaN stays NaN
-        if self.measures[measure].kind == "share":
+        if kind == "share":
             return _of_share(share_interval, values[:, 0])
         return crossed_interval(values)
 
@@ -182,22 +184,23 @@ class Report:
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
-        if name in self.controls or since in self.controls:
+        kind = self.measures[measure].kind
+        if {name, since} & set(self.controls) and kind != "texts":
             here = here if name in self.controls else here.mean(1, keepdim=True)
             there = there if since in self.controls else there.mean(1, keepdim=True)
             return self._over_draws(here - there, measure)
         if measure in self.clusters:
             return clustered_interval(here[:, 0], self.clusters[measure], minus=there[:, 0])
-        if self.measures[measure].kind == "texts":
-            return _one_by_one(here[:, 0], there[:, 0])
-        if self.measures[measure].kind == "share":
+        if kind == "texts":
+            return _one_by_one(here.nanmean(1), there.nanmean(1))
+        if kind == "share":
             return _of_share(share_change_interval, (here - there)[:, 0])
         return crossed_interval(here - there)
 
     def _over_draws(self, values: Float[Tensor, "row draw"], measure: str) -> Interval:
         if values.shape[1] < 4:
             return Interval(values.nanmean().item(), float("nan"), float("nan"))
-        if self.measures[measure].kind != "mean":
+        if self.measures[measure].kind == "share":
             return _one_by_one(values.nanmean(0))  # of most items, no draw changes anything
         return crossed_interval(values)
 
