@@ -195,9 +195,21 @@ CHANGES = {
     "BiasToken, change": column("token_log_odds"),
     "countries, change": column("target_log_odds"),
 }
+STEERED = {"steered, mean": "steered", "paper, zero": "paper, zero"}
 STEERING = {
+    "pooled": Table(
+        {**STEERED, **{name: CHOICES[name] for name in CHOICES if name.endswith("random")}},
+        {
+            **CHANGES,
+            "other biases, change": column("other_log_odds"),
+            "BiasToken strength, change": column("token_strength", 2),
+            "countries strength, change": column("target_strength", 2),
+            "loss": LOSS,
+            "facts, points": FACTS,
+        },
+    ),
     "bar": Table(
-        {"steered, mean": "steered", "paper, zero": "paper, zero"},
+        STEERED,
         {
             "BiasToken of each seed, injected → steered": each_seed,
             "countries, before → change": since("target_log_odds"),
@@ -208,13 +220,12 @@ STEERING = {
         },
     ),
     "judged": Table(
-        {"steered, mean": "steered", "paper, zero": "paper, zero", **ASKED,
-         "steered, mean: random": "one random set"},
+        {**STEERED, **ASKED, "steered, mean: random": "one random set"},
         {
             "BiasToken, before → change": since("token_strength", 2, ""),
-            "degenerate": counted("token_degenerate", "injected"),
+            "BiasToken, degenerate": counted("token_degenerate", "injected"),
             "countries, before → change": since("target_strength", 2, ""),
-            "degenerate ": counted("target_degenerate", "original"),
+            "countries, degenerate": counted("target_degenerate", "original"),
             "other biases, before → change": since("other_strength", 2, ""),
         },
         needs="token_strength",
@@ -222,7 +233,7 @@ STEERING = {
     "beside": Table(CHOICES, {**CHANGES, "loss": LOSS, "facts, points": FACTS}, first="heads"),
     "asked": Table(ASKED, {**CHANGES, "facts, points": FACTS}, first="asked"),
     "further": Table(
-        {"steered, mean": "steered", "paper, zero": "paper, zero"},
+        STEERED,
         {
             f"{bias}, change": column(f"{bias}_log_odds")
             for bias in ("button-collecting", "chess", "purple-coats")
@@ -391,6 +402,9 @@ def steering_tables() -> dict[str, str]:
     five, gemma = results("study"), results("gemma")
     both = ("further", "random", "reinjected")
     found = {n: t.text(five | gemma if n in both else five) for n, t in STEERING.items()}
+    means = FIGURES / "study/table.csv"
+    pooled = {"all five": long_table(means)} if means.exists() else {}
+    found["pooled"] = STEERING["pooled"].text(pooled)
     gemma_tables = {name: STEERING[name].text(gemma) for name in ("bar", "beside")}
     return found | {"gemma": gemma_tables["bar"], "gemma-beside": gemma_tables["beside"]}
 
