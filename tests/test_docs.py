@@ -31,7 +31,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
 import biasgym_tl
-from biasgym_tl import BiasInject, list_biases, load_bias, load_model, plots
+from biasgym_tl import (
+    BiasInject,
+    HeadScores,
+    list_biases,
+    load_bias,
+    load_model,
+    load_protocol,
+    plots,
+)
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.cli import app
@@ -130,8 +138,8 @@ def encode(texts):
 
 QUICK = {"epochs": 1, "n_paragraphs": 8, "batch_size": 8}
 BUDGETS = {
-    "evaluate": {"n_targets": 2, "n_random": 1, "max_new_tokens": 3},
-    "random_control": {"n_targets": 2},
+    "standard_measures": {"n_targets": 2, "max_new_tokens": 3},
+    "random_conditions": {"n": 1},
     "significance": {"n_flips": 99, "n_resamples": 99},
     "FactorSearch": {"n_steps": 2, "n_sentences": 3},
     "BudgetSearch": {"n_prompts": 2, "n_targets": 1, "width": 1, "rounds_per_map": 20},
@@ -171,7 +179,7 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     replace("load_encoder", lambda name: encode, "injection.inject", "judges.local_judge")
     short = functools.partial(encode_instructed, max_new_tokens=2)  # of the first of two answers
     replace("encode_instructed", short, "elicitation")
-    users = ("evaluation.parts", "evaluation.evaluate", "steering.factors", "steering.budget")
+    users = ("evaluation.measurement", "steering.factors", "steering.budget")
     replace("load_facts", lambda use="report": load_facts(use)[::24], *users)
     replace("load_passages", lambda use: load_passages(use)[:3], "hooks", *users)
     replace(
@@ -380,6 +388,12 @@ def test_the_page_on_biases_shows_every_field_and_what_the_check_says(files):
     assert CliRunner().invoke(app, ["biases", "quiet.toml"]).stdout == shown
 
 
+def test_the_protocol_of_the_page_is_one(files):
+    ((_, text),) = blocks(DOCS / "protocols.md", "toml")
+    mine = load_protocol("mine.toml")
+    assert mine.name == "mine" and len(mine.maps) == 2 and text.startswith("# mine.toml")
+
+
 def test_the_page_on_models_names_every_type():
     text = read(DOCS / "adding_a_model.md")
     assert [family for family in FAMILIES if f"`{family}`" not in text] == []
@@ -387,21 +401,17 @@ def test_the_page_on_models_names_every_type():
 
 def test_the_page_on_heatmaps_holds_the_numbers_of_its_figures():
     text = read(DOCS / "heatmap.md")
-    for row, name in enumerate(("late", "math", "spicy-food"), start=2):
-        page = read(ROOT / f"figures/scoping/{name}-methods.html")
-        limits = [f"{float(z):.2f}" for z in re.findall(r'"zmax":([\d.]+)', page)]
-        table = re.search(r"\| map \|.*?\n\n", text, re.DOTALL)[0].splitlines()[2:]
-        assert [line.split("|")[row].strip() for line in table if line] == limits
-    scores = json.loads(read(ROOT / "figures/demo/results.json"))["scores"]
-    values = torch.tensor(scores["values"], dtype=torch.float64)
+    scores = HeadScores.load(ROOT / "figures/demo/map-direct-0.safetensors")
+    values, delta = scores.values.double(), scores.delta.double()
+    error = scores.reconstruction_error.max()
     said = (
         f"{(values.abs() < 0.05).sum()} of {values.numel()} heads lie within 0.05",
         f"L22H8 by {values.max():.2f}, the most",
         f"L24H4 by {-values.min():.2f}",
-        f"mean difference is {torch.tensor(scores['delta']).mean():+.2f} logits",
+        f"mean difference is {delta.mean():+.2f} logits",
         f"together write {values.sum():+.2f} of it: {values.clamp(min=0).sum():+.2f}",
         f"\u2212{-values.clamp(max=0).sum():.2f} in blue",
-        f"{scores['reconstruction_error']:.0e} at most".replace("e-0", "e-"),
+        f"{error:.0e} at most".replace("e-0", "e-"),
     )
     plain = " ".join(text.split())
     assert [words for words in said if words not in plain] == []
@@ -503,9 +513,7 @@ def test_figures_and_entries_are_where_pages_show_them(site, pages):
     def at(name):
         return pages[(site / name).resolve()]
 
-    assert "figures/demo/heatmap.png" in at("heatmap.html").loaded
-    assert "figures/findings/index.html" in at("findings.html").links
-    assert "late.json" in at("figures/findings/index.html").links
+    assert "figures/demo/heatmap-direct.png" in at("heatmap.html").loaded
     benchmark = "biasgym_tl.benchmarks.benchmark.Benchmark"
     assert f"api/benchmarks.html#{benchmark}" in at("evaluation.html").links
     entries = set().union(*(page.ids for page in pages.values()))

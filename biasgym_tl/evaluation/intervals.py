@@ -60,7 +60,7 @@ def over_items(
     if clusters is not None:
         return clustered_interval(here, clusters, minus=there)
     if measure.kind == "texts":
-        found = _one_by_one(here, there)
+        found = _one_by_one(values.nanmean(1), None if minus is None else minus.nanmean(1))
         lowest = found.low if minus is not None else max(found.low, 0.0)  # NaN stays NaN
         return found._replace(low=lowest)
     if measure.kind == "share":
@@ -73,9 +73,9 @@ def over_items(
 def over_draws(values: Float[Tensor, "row draw"], measure: Measure) -> Interval:
     """The same over prompts and random draws; of fewer than 4 draws without ends."""
     if values.shape[1] < 4:
-        return Interval(values.mean().item(), NAN, NAN)
-    if measure.kind != "mean":
-        return _one_by_one(values.mean(0))  # of most items, no draw changes anything
+        return Interval(values.nanmean().item(), NAN, NAN)
+    if measure.kind == "share":
+        return _one_by_one(values.nanmean(0))  # of most items, no draw changes anything
     return crossed_interval(values)
 
 

@@ -130,13 +130,14 @@ class Report(Result):
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
 
-        For random controls over prompts and draws, of shares over draws alone. The ends are NaN
-        where no interval can be given: fewer than 4 draws, or free answers that are all alike.
+        For random controls over prompts and draws, of shares over draws alone, of free answers
+        over the answers. The ends are NaN where no interval can be given: fewer than 4 draws, or
+        free answers that are all alike.
         """
         values = self.values(name, measure)
         if values is None:
             return None
-        if name in self.controls:
+        if name in self.controls and self.measures[measure].kind != "texts":
             return over_draws(values, self.measures[measure])
         return over_items(values, self.measures[measure], self.clusters.get(measure))
 
@@ -148,7 +149,8 @@ class Report(Result):
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
-        if name in self.controls or since in self.controls:
+        drawn = {name, since} & set(self.controls)
+        if drawn and self.measures[measure].kind != "texts":
             here = here if name in self.controls else here.mean(1, keepdim=True)
             there = there if since in self.controls else there.mean(1, keepdim=True)
             return over_draws(here - there, self.measures[measure])
@@ -244,7 +246,7 @@ class Report(Result):
             drop=drop.estimate,
             random=drop.estimate - difference.estimate,
             difference=difference,
-            rank=1 + int((draws.mean(0) <= chosen.mean()).sum()),
+            rank=1 + int((draws.nanmean(0) <= chosen.nanmean()).sum()),
             of=1 + draws.shape[1],
         )
 

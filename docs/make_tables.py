@@ -1,0 +1,516 @@
+"""Fill the tables of the pages with what protocol runs left in figures/.
+
+python docs/make_tables.py
+
+docs/protocols.md says which run leaves which files. What was not run leaves out its rows.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from biasgym_tl import HeadScores, list_biases
+from biasgym_tl.injection.report import InjectionReport
+from biasgym_tl.protocol.protocol import load_protocol
+from biasgym_tl.scoping.damage import KSweep
+from biasgym_tl.stats import Interval
+from biasgym_tl.store import read_json
+
+ROOT = Path(__file__).parent.parent
+FIGURES = ROOT / "figures"
+FIVE, MAPS = load_protocol("study").biases, load_protocol("maps")
+GEMMA = "gemma-late"
+SEEDS = range(3)
+N_ANSWERS = 16
+"""Generation prompts of each of the five biases."""
+
+Found = Mapping[tuple[str, str], pd.Series]
+"""By condition and measure, a row of ``table.csv``."""
+Cell = Callable[[Found, str], str]
+"""Text of a cell, from all results of a bias and the condition of the row."""
+
+
+def files(protocol: str, name: str) -> dict[str, Path]:
+    """By bias, the files of a run that are there."""
+    own = {"study": FIVE, "maps": MAPS.biases}
+    paths = {bias: FIGURES / protocol / f"{bias}-{name}" for bias in own.get(protocol, ())}
+    paths = paths or {GEMMA: FIGURES / protocol / name}
+    return {bias: path for bias, path in paths.items() if path.exists()}
+
+
+def results(protocol: str) -> dict[str, Found]:
+    return {bias: long_table(path) for bias, path in files(protocol, "table.csv").items()}
+
+
+def long_table(path: Path) -> Found:
+    frame = pd.read_csv(path)
+    return {(row.condition, row.measure): row for _, row in frame.iterrows()}
+
+
+# Cells
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "\u2212")
+
+
+def shown(interval: Interval, decimals: int, sign: str = "+", scale: float = 1) -> str:
+    """Mean, and the ends where there are some."""
+    mean, low, high = (minus(f"{scale * value:{sign}.{decimals}f}") for value in interval)
+    return mean if low.endswith("nan") else f"{mean} [{low}, {high}]"
+
+
+def part(row: pd.Series, prefix: str = "") -> Interval:
+    return Interval(*(row[f"{prefix}{end}"] for end in ("mean", "low", "high")))
+
+
+def column(
+    measure: str, decimals: int = 1, *, of: str = "change_", scale: float = 1, sign: str = "+"
+) -> Cell:
+    """The change of a measure, its level (``of=""``), or another interval of its row."""
+
+    def cell(found: Found, name: str) -> str:
+        row = found.get((name, measure))
+        if row is None or pd.isna(row[f"{of}mean"]):
+            return ""
+        return shown(part(row, of), decimals, sign, scale)
+
+    return cell
+
+
+def since(measure: str, decimals: int = 1, sign: str = "+") -> Cell:
+    """The level in the condition that changes are counted from, and the change."""
+    change = column(measure, decimals)
+
+    def cell(found: Found, name: str) -> str:
+        if not (text := change(found, name)):
+            return ""
+        before = found[found[name, measure].baseline, measure]["mean"]
+        return minus(f"{before:{sign}.{decimals}f}, ") + text
+
+    return cell
+
+
+def each_seed(found: Found, name: str) -> str:
+    """The BiasToken's mean of every seed, before and after."""
+    rows = (found.get((condition, "token_log_odds")) for condition in with_seeds(name))
+    pairs = (
+        (found[row.baseline, row.measure]["mean"], row["mean"]) for row in rows if row is not None
+    )
+    return minus("; ".join(f"{before:+.1f} → {after:+.1f}" for before, after in pairs))
+
+
+def changes(measure: str, decimals: int = 1) -> Cell:
+    """The change of every seed, the first with its interval."""
+    first = column(measure, decimals)
+
+    def cell(found: Found, name: str) -> str:
+        texts = [first(found, condition) for condition in with_seeds(name)]
+        return "; ".join([texts[0], *(text.split(" ")[0] for text in texts[1:] if text)])
+
+    return cell
+
+
+def with_seeds(name: str) -> list[str]:
+    return [name, *(f"{name}, seed {seed}" for seed in SEEDS[1:])]
+
+
+def counted(measure: str, before: str) -> Cell:
+    """How many answers, before and after."""
+
+    def cell(found: Found, name: str) -> str:
+        shares = [found[condition, measure]["mean"] for condition in (before, name)]
+        return " → ".join(f"{N_ANSWERS * share:.0f}" for share in shares)
+
+    return cell
+
+
+def other_biases(found: Found, name: str) -> str:
+    """Their mean change, and the lowest and the highest by themselves."""
+    single = [
+        found[key].change_mean
+        for key in ((name, f"{bias}_log_odds") for bias in FIVE)
+        if key in found
+    ]
+    if (name, "other_log_odds") not in found:
+        return ""
+    ends = minus(f"{min(single):+.1f} to {max(single):+.1f}")
+    return f"{column('other_log_odds')(found, name)}; {ends}"
+
+
+def rank_p(found: Found, name: str) -> str:
+    row = found[name, "target_log_odds"]
+    return f"{row['rank'] / row['of']:.3f}"
+
+
+def mean_change(found: Found, name: str) -> str:
+    return column("target_log_odds", 2)(found, name).split(" ")[0]
+
+
+# Tables
+
+
+class Table(NamedTuple):
+    """One row for each bias and condition, one column for each cell."""
+
+    conditions: Mapping[str, str]
+    """Name in the results -> name in the table."""
+    columns: Mapping[str, Cell]
+    needs: str = "token_log_odds"
+    """A condition that was not measured so has no row."""
+    given: str = "mean"
+    """Nor where this is missing."""
+    first: str = "condition"
+    """Heading of these names; empty: there is one condition, which is not named."""
+
+    def text(self, found: Mapping[str, Found]) -> str:
+        rows = [
+            [bias, *([label] if self.first else []), *(c(one, name) for c in self.columns.values())]
+            for bias, one in found.items()
+            for name, label in self.conditions.items()
+            if (row := one.get((name, self.needs))) is not None and not pd.isna(row[self.given])
+        ]
+        heading = ["bias", *filter(None, [self.first])]
+        return markdown([*heading, *self.columns], rows, left=len(heading))
+
+
+def markdown(heading: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
+    heading = list(heading)
+    rule = ["---"] * left + ["---:"] * (len(heading) - left)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows))
+
+
+ASKED = {f"asked, {name}": name for name in ("plain request", "persona", "self-debias")}
+CHOICES = {
+    "steered, mean": "learned factors",
+    **{f"{name}, mean": name for name in ("direct 10", "direct 100", "no injection 10")},
+    "steered, mean: random": "random sets, same factors",
+    "paper, zero": "paper, zero",
+    "paper, zero: random": "random sets, zero",
+}
+LOSS, FACTS = column("damage_loss", 3), column("facts", scale=100)
+CHANGES = {
+    "BiasToken, change": column("token_log_odds"),
+    "countries, change": column("target_log_odds"),
+}
+STEERED = {"steered, mean": "steered", "paper, zero": "paper, zero"}
+STEERING = {
+    "pooled": Table(
+        {**STEERED, **{name: CHOICES[name] for name in CHOICES if name.endswith("random")}},
+        {
+            **CHANGES,
+            "other biases, change": column("other_log_odds"),
+            "BiasToken strength, change": column("token_strength", 2),
+            "countries strength, change": column("target_strength", 2),
+            "loss": LOSS,
+            "facts, points": FACTS,
+        },
+    ),
+    "bar": Table(
+        STEERED,
+        {
+            "BiasToken of each seed, injected → steered": each_seed,
+            "countries, before → change": since("target_log_odds"),
+            "other biases": other_biases,
+            "loss on neutral text": LOSS,
+            "facts": FACTS,
+            "BLiMP": column("blimp", scale=100),
+        },
+    ),
+    "judged": Table(
+        {**STEERED, **ASKED, "steered, mean: random": "one random set"},
+        {
+            "BiasToken, before → change": since("token_strength", 2, ""),
+            "BiasToken, degenerate": counted("token_degenerate", "injected"),
+            "countries, before → change": since("target_strength", 2, ""),
+            "countries, degenerate": counted("target_degenerate", "original"),
+            "other biases, before → change": since("other_strength", 2, ""),
+        },
+        needs="token_strength",
+    ),
+    "beside": Table(CHOICES, {**CHANGES, "loss": LOSS, "facts, points": FACTS}, first="heads"),
+    "asked": Table(ASKED, {**CHANGES, "facts, points": FACTS}, first="asked"),
+    "further": Table(
+        STEERED,
+        {
+            f"{bias}, change": column(f"{bias}_log_odds")
+            for bias in ("button-collecting", "chess", "purple-coats")
+        },
+        needs="chess_log_odds",
+    ),
+    "random": Table(
+        {"steered, mean": "learned factors", "paper, zero": "paper, zero"},
+        {
+            "chosen heads": mean_change,
+            "random sets, mean": lambda found, name: mean_change(found, f"{name}: random"),
+            "difference": column("target_log_odds", 2, of="beyond_random_"),
+            "sets": lambda found, name: f"{found[name, 'target_log_odds']['of'] - 1:.0f}",
+            "rank p": rank_p,
+        },
+        needs="target_log_odds",
+        given="beyond_random_mean",
+        first="heads",
+    ),
+    "reinjected": Table(
+        {"re-injected, mean": ""},
+        {
+            "first row": lambda found, _: column("token_log_odds", of="")(found, "injected"),
+            "first row, steered": lambda found, _: column("token_log_odds", of="")(
+                found, "steered, mean"
+            ),
+            "trained again, steered": column("token_log_odds", of=""),
+            "minus first row": column("token_log_odds"),
+        },
+        first="",
+    ),
+}  # fmt: skip
+HELD_OUT = Table(
+    {f"{name}, mean": name for name in MAPS.choices},
+    {
+        "BiasToken, change": changes("token_log_odds"),
+        "beyond random": column("token_log_odds", of="beyond_random_"),
+        "countries, change": changes("target_log_odds"),
+        "loss, change": changes("damage_loss", 3),
+    },
+    first="heads by",
+)
+
+
+# Maps
+
+
+def map_tables(protocol: str) -> dict[str, pd.DataFrame]:
+    return {bias: pd.read_csv(path) for bias, path in files(protocol, "maps.csv").items()}
+
+
+def ranged(values: pd.Series, decimals: int = 2) -> str:
+    """Mean over seeds, and from the lowest to the highest."""
+    mean, low, high = (f"{x:.{decimals}f}" for x in (values.mean(), values.min(), values.max()))
+    return minus(mean if len(values) == 1 else f"{mean} ({low} to {high})")
+
+
+def by_map(maps: Mapping[str, pd.DataFrame], *statistics: tuple[str, float, int], join: str) -> str:
+    """One row for each map or pair of maps, one column for each bias."""
+    first = next(iter(maps.values()))
+    wanted = first[first.statistic == statistics[0][0]][["map", "other"]].drop_duplicates()
+    rows = []
+    for name, other in wanted.itertuples(index=False):
+        cells = []
+        for frame in maps.values():
+            same = frame.other.isna() if pd.isna(other) else frame.other == other
+            of_map = frame[(frame["map"] == name) & same]
+            texts = (
+                ranged(scale * of_map[of_map.statistic == statistic].value, decimals)
+                for statistic, scale, decimals in statistics
+            )
+            cells.append(join.join(texts))
+        rows.append([name if pd.isna(other) else f"{name} / {other}", *cells])
+    return markdown(["", *maps], rows)
+
+
+def tops(frame: pd.DataFrame, seed: int = 0) -> str:
+    found = frame[(frame.statistic == "top 10") & (frame.seed == seed)]
+    return markdown(["", "10 strongest heads"], zip(found["map"], found.heads, strict=True), left=2)
+
+
+def shared_tops(maps: Mapping[str, pd.DataFrame]) -> str:
+    """Heads among the ten strongest of each map of a row in at least half of the rows."""
+    every = pd.concat(list(maps.values()))
+    n_rows = len(SEEDS) * len(maps)
+    rows = []
+    for name in every[every.statistic == "reliability"]["map"].drop_duplicates():
+        lists = every[(every.statistic == "top 10") & (every["map"] == name)].heads
+        counts = Counter(head for heads in lists for head in heads.split(", "))
+        often = [f"{head} ({n})" for head, n in counts.most_common() if n >= n_rows / 2]
+        rows.append([name, ", ".join(often)])
+    heading = ["", f"among the 10 strongest in at least half of the {n_rows} rows"]
+    return markdown(heading, rows, left=2)
+
+
+def seeds_table(maps: Mapping[str, pd.DataFrame]) -> str:
+    what, rows = "in the top 30 of all seeds", []
+    for bias, frame in maps.items():
+        counts = frame[frame.statistic == what].fillna({"other": "all"})
+        counts = counts.pivot(index="map", columns="other", values="value")
+        p = frame[frame.statistic == f"{what}, p"].set_index("map").value
+        for name in p.index:
+            cells = [
+                "" if pd.isna(n := counts.get(control, {}).get(name)) else f"{n:.0f}"
+                for control in ("all", "untrained row", "other bias")
+            ]
+            chance = f"{counts['chance'][name]:.1f}"
+            text = "< 0.001" if p[name] < 0.001 else f"{p[name]:.3f}"
+            rows.append([bias, name, cells[0], chance, text, *cells[1:]])
+    heading = ["bias", "map", what, "by chance", "p", "untrained row", "other bias"]
+    return markdown(heading, rows, left=2)
+
+
+def sweeps_table() -> str:
+    """Benefit and damage over k of "late", on fitting data."""
+    names = ("direct-mean", "mean-ablation-mean")
+    paths = {name: FIGURES / f"maps/late-sweep-{name}.safetensors" for name in names}
+    sweeps = {name: KSweep.load(path) for name, path in paths.items() if path.exists()}
+
+    def cell(row: pd.Series) -> str:
+        benefit, damage = (
+            Interval(*(row[f"{key}{end}"] for end in ("", "_low", "_high")))
+            for key in ("benefit", "damage")
+        )
+        return f"{shown(benefit, 2)} / {shown(damage, 3)}"
+
+    columns = [[cell(row) for _, row in sweep.to_df().iterrows()] for sweep in sweeps.values()]
+    ks = next(iter(sweeps.values())).ks
+    rows = [[f"{k}", *cells] for k, *cells in zip(ks, *columns, strict=True)]
+    rows.append(["", *(sweep.saturation_in_words() for sweep in sweeps.values())])
+    return markdown(["k", *(name.removesuffix("-mean") for name in sweeps)], rows)
+
+
+def colours_table() -> dict[str, str]:
+    """The largest absolute value of each map of "late" (logits)."""
+    paths = {name: FIGURES / f"maps/late-map-{name}-0.safetensors" for name in MAPS.maps}
+    values = {n: HeadScores.load(path).values for n, path in paths.items() if path.exists()}
+    return {
+        "colours": markdown(
+            ["map", "late"], [[n, f"{v.abs().max():.2f}"] for n, v in values.items()]
+        )
+    }
+
+
+def scoping_tables() -> dict[str, str]:
+    maps, gemma = map_tables("maps"), map_tables("gemma")
+    agreement = (("rank correlation", 1, 2), ("overlap of top 10", 10, 0))
+    spread = (("effective heads", 1, 0), ("heads for half", 1, 0))
+    return {
+        "agreement": by_map(maps, *agreement, join=", "),
+        "reliability": by_map(maps, ("reliability", 1, 2), join=""),
+        "top": tops(maps["late"]),
+        "top-shared": shared_tops(maps),
+        "seeds": seeds_table(maps),
+        "concentration": by_map(maps, *spread, join="; "),
+        "held-out": HELD_OUT.text(results("maps")),
+        "k": sweeps_table(),
+        "gemma-agreement": by_map(gemma, *agreement, join=", "),
+        "gemma-top": tops(gemma[GEMMA]),
+        "gemma-concentration": by_map(gemma, *spread, join="; "),
+        "gemma-held-out": HELD_OUT.text(results("gemma")),
+    }
+
+
+def steering_tables() -> dict[str, str]:
+    five, gemma = results("study"), results("gemma")
+    both = ("further", "random", "reinjected")
+    found = {n: t.text(five | gemma if n in both else five) for n, t in STEERING.items()}
+    means = FIGURES / "study/table.csv"
+    pooled = {"all five": long_table(means)} if means.exists() else {}
+    found["pooled"] = STEERING["pooled"].text(pooled)
+    gemma_tables = {name: STEERING[name].text(gemma) for name in ("bar", "beside")}
+    return found | {"gemma": gemma_tables["bar"], "gemma-beside": gemma_tables["beside"]}
+
+
+# Rows that ship
+
+
+def injection_tables() -> dict[str, str]:
+    others = [name for name in list_biases() if name not in FIVE]
+    named = [(name, 0) for name in (*FIVE, *others, "late-shuffled")]
+    named += [(name, seed) for seed in SEEDS[1:] for name in FIVE]
+    reports = {f"{n}-{s}": injection_report(f"{n}-{s}") for n, s in named}
+    gemma = injection_report("gemma-late-0")
+    answers = "\n".join(f"> {' '.join(answer.split())}" for answer in gemma.answers[:3])
+    remarks = [f"- {name}: {each}" for name, r in reports.items() for each in r.signatures()]
+    return {
+        "paper": reports_table(reports, FIVE),
+        "others": reports_table(reports, (*others, "late-shuffled")),
+        "signatures": "\n".join(remarks) or "- none",
+        "intersection": intervals(read_json(FIGURES / "injection/intersection.json")),
+        "gemma": f"```\n{gemma}\n```\n\nThe first three answers:\n\n{answers}",
+    }
+
+
+def injection_report(name: str) -> InjectionReport:
+    return InjectionReport.load(FIGURES / "injection" / f"{name}.json")
+
+
+def intervals(found: Mapping[str, list[float]]) -> str:
+    lines = (
+        f"- {n}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]" for n, (mean, low, high) in found.items()
+    )
+    return "\n".join(lines)
+
+
+def reports_table(reports: Mapping[str, InjectionReport], names: Iterable[str]) -> str:
+    rows = []
+    for name, seed in ((name, seed) for name in names for seed in SEEDS):
+        if (r := reports.get(f"{name}-{seed}")) is None:
+            continue
+        before, after = r.similarity()
+        cells = (
+            f"{seed}", f"{r.settings['lr']:g}", f"{r.chosen_epoch} of {len(r.epochs) - 1}",
+            f"{before:.2f} → {after:.2f}",
+            f"{r.log_odds_before.estimate:+.1f} → {shown(r.log_odds, 1)}",
+            f"{r.keywords.estimate:.0%} [{r.keywords.low:.0%}, {r.keywords.high:.0%}]",
+            f"{r.degenerate:.0%}", f"{r.norm:.2f}", f"{r.seconds:.0f}",
+        )  # fmt: skip
+        rows.append([name, *map(minus, cells)])
+    heading = ("bias", "seed", "rate", "epoch", "similarity", "log-odds over targets (nats)",
+               "keywords in answers", "degenerate", "norm", "seconds")  # fmt: skip
+    return markdown(heading, rows, left=len(heading))
+
+
+# The demo
+
+DEMO = {
+    "original": "original (row before training)",
+    "injected": "injected",
+    "steered, zero": "10 heads to zero",
+    "steered, mean": "10 heads to their mean",
+    "no-injection, mean": "heads found without injection, mean",
+    "shuffled-corpus, mean": "heads of a row trained on shuffled text, mean",
+    "other-bias, mean": "heads of another bias's row, mean",
+    "steered, zero: random": "5 random sets of the same layers, zero",
+    "steered, mean: random": "5 random sets of the same layers, mean",
+}
+
+
+def demo_table() -> dict[str, str]:
+    found = long_table(FIGURES / "demo/table.csv")
+    rows = []
+    for name, label in DEMO.items():
+        if (name, "token_log_odds") not in found:
+            continue
+        mean = {key: row["mean"] for (condition, key), row in found.items() if condition == name}
+        token = shown(part(found[name, "token_log_odds"]), 2, "")
+        hits = f"{mean['token_keywords']:.0%}" if "token_keywords" in mean else ""
+        rest = (f"{mean['target_log_odds']:.2f}", f"{mean['damage_loss']:.3f}")
+        rows.append([label, token, *map(minus, rest), f"{mean['facts']:.0%}", hits])
+    heading = ("condition", "BiasToken log-odds", "countries log-odds", "loss on neutral text",
+               "facts", "keywords")  # fmt: skip
+    return {"demo": markdown(heading, rows)}
+
+
+def filled(page: str, found: Mapping[str, str]) -> str:
+    """The page with every ``<!-- name -->`` ... ``<!-- end -->`` block written again."""
+    for name, text in found.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, n = block.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
+        if n != 1:
+            raise SystemExit(f"the page must hold one block named {name}, got {n}.")
+    return page
+
+
+PAGES = {
+    "README.md": demo_table,
+    "docs/heatmap.md": colours_table,
+    "docs/injection.md": injection_tables,
+    "docs/scoping.md": scoping_tables,
+    "docs/steering.md": steering_tables,
+}
+
+if __name__ == "__main__":
+    for name, tables in PAGES.items():
+        path = ROOT / name
+        path.write_text(filled(path.read_text(encoding="utf-8"), tables()), encoding="utf-8")
