@@ -456,7 +456,8 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
         run(Condition("a", token, HEADS, "mean", control_of="b"))
     with pytest.raises(SettingError, match=r"measurements must be different ones, got .'loss'."):
         run(measures=[*MEASURES, loss()])
-    narrow = dataclasses.replace(token, row=token.row[:-1])
+    rows = {"row": token.row[:-1], "initial_row": token.initial_row[:-1]}
+    narrow = dataclasses.replace(token, **rows, epoch_rows=token.epoch_rows[:, :-1])
     with pytest.raises(TokenError):
         run(Condition("a", narrow))
     for left, missing in ((slice(1, None), "original"), (slice(0, 1), "injected")):

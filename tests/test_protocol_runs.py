@@ -149,7 +149,7 @@ def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path)
     page = (out / "report.html").read_text()
     assert "no-injection, mean" in page and "steered, zero: random" in page
     maps = pd.read_csv(out / "maps.csv")
-    top = maps[(maps.statistic == "top 10") & (maps.map == "untrained-row")]
+    top = maps[(maps.statistic == "top 10") & (maps["map"] == "untrained-row")]
     assert top.heads.item() == ", ".join(map(str, found.maps["untrained-row"][0].top(10)))
 
 
@@ -369,14 +369,15 @@ def test_the_paper_runs_whole_and_killed_in_the_middle_it_goes_on(paper, tmp_pat
     assert late["steered, zero: random 1"].mode == "zero"
     for report, other in ((late, "math"), (math_, "late")):
         kinds = {f"{kind}_strength" for kind in ("token", "target", "other")}
-        assert kinds <= set(report.to_df().columns) and report.settings["judge"]
-        assert set(report["steered, zero"].verdicts) == {
-            "token_texts", "target_texts", f"{other}_texts",
-        }  # fmt: skip
+        assert kinds <= set(report.measures) and report.settings["judge"]
+        verdicts = report["steered, zero"].verdicts
+        assert set(verdicts) == {"token_texts", "target_texts", f"{other}_texts"}
+        assert len({v for each in verdicts.values() for v in each}) > 1
         assert report["original"].items[f"{other}_log_odds"]
     assert KSweep.load(out / "late-sweep-direct-zero.safetensors").mode == "zero"
     table = pd.read_csv(out / "table.csv")
-    assert {"target_strength", "other_strength", "token_log_odds"} <= set(table.measure)
+    assert {"target_degenerate", "other_log_odds", "token_log_odds"} <= set(table.measure)
+    assert table["mean"].notna().all()
     assert "Means over 2 biases, 95% intervals over biases" in done.stdout
 
     measured.clear()

@@ -110,7 +110,8 @@ def pooled_table(reports: Mapping[str, Report]) -> pd.DataFrame:
             levels = [r.interval(name, key) for r in known]
             changes = [r.change(name, key, r.baseline(name, key)) for r in known]
             level, change = (
-                [each.estimate for each in found if each is not None] for found in (levels, changes)
+                [x.estimate for x in found if x is not None and not math.isnan(x.estimate)]
+                for found in (levels, changes)
             )
             if level:
                 over = _over_biases(change)
