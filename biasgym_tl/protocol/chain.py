@@ -25,7 +25,7 @@ from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
 from biasgym_tl.protocol.conditions import Conditions
 from biasgym_tl.protocol.protocol import Protocol
-from biasgym_tl.protocol.sources import BENCHMARKS, read_heads, usable_judge
+from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.scoping.direct import check_exact
@@ -114,10 +114,10 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     """
     running = running or Running()
     biases = [load_bias(name) for name in protocol.biases]
-    benchmarks = [BENCHMARKS[name](path) for name, path in protocol.measures.benchmarks.items()]
+    m = protocol.measures
+    benchmarks = load_benchmarks(m.benchmarks, whole=m.whole_benchmarks)
     given = [BiasToken.load(path) for path in protocol.rows]
     heads = {n: read_heads(c.heads) for n, c in protocol.choices.items() if c.by == "given"}
-    m = protocol.measures
     related = {each.name: each for bias in biases for each in _related(protocol, bias)}
     judge = usable_judge(
         m.judge, list(related.values()), price=running.price, progress=running.progress

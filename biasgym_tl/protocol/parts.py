@@ -229,6 +229,8 @@ class Measured:
     """More of them, of which only log-odds are measured."""
     benchmarks: dict[str, str] = dataclasses.field(default_factory=dict)
     """Name of a benchmark -> file, folder or data set."""
+    whole_benchmarks: bool = False
+    """All of their items, not a sample."""
     implicit: bool = True
     """Scenes that do not name the attribute, where some ship for the bias."""
     answers: bool = True

@@ -34,7 +34,7 @@ _UNSTEERED = Steering(name="original, injected", asked="persona")
 """Stands for both: they share all but the row."""
 
 
-class Step(NamedTuple):
+class PlannedStep(NamedTuple):
     """One line of a plan."""
 
     name: str
@@ -43,10 +43,10 @@ class Step(NamedTuple):
     seconds: float
 
 
-class Plan(NamedTuple):
+class Estimate(NamedTuple):
     """What a run would take."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedStep, ...]
     memory: float
     """Bytes, at most."""
     judged: int
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
         return "\n".join(lines)
 
 
-def plan(protocol: Protocol, price: Price | None = None) -> Plan:
+def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
     """Estimate the steps of a protocol.
 
     Args:
@@ -76,11 +76,11 @@ def plan(protocol: Protocol, price: Price | None = None) -> Plan:
     n_parameters, n_heads = model_size(protocol.model)
     speed = EFFICIENCY * _operations_per_second() / (2 * n_parameters)
     found = [each for bias in biases for each in _steps(protocol, bias, n_heads)]
-    steps = tuple(Step(name, tokens, tokens / speed) for name, tokens in found)
+    steps = tuple(PlannedStep(name, tokens, tokens / speed) for name, tokens in found)
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * VERDICT, judged * 80) if price and api else None
-    return Plan(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
+    return Estimate(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
 
 
 def model_size(name: str) -> tuple[int, int]:

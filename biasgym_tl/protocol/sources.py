@@ -21,7 +21,7 @@ from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.steering.selection import Selection
 
-BENCHMARKS: dict[str, Callable[[str], Benchmark]] = {
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "bbq": load_bbq,
     "blimp": load_blimp,
     "crows-pairs": load_crows_pairs,
@@ -41,6 +41,12 @@ def check_benchmarks(benchmarks: Mapping[str, str]) -> None:
     unknown = sorted(set(benchmarks) - set(BENCHMARKS))
     if unknown:
         raise SettingError(f"benchmarks must be among {list(BENCHMARKS)}, got {unknown}.")
+
+
+def load_benchmarks(sources: Mapping[str, str], *, whole: bool) -> list[Benchmark]:
+    """Load benchmarks, each by its file, folder or data set; ``whole`` takes no sample of them."""
+    size = {"n": None} if whole else {}
+    return [BENCHMARKS[name](source, **size) for name, source in sources.items()]
 
 
 def check_judge(judge: str | None) -> None:
