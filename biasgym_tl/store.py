@@ -100,8 +100,11 @@ def file_name(text: str) -> str:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write a JSON file, whole or not at all."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file, whole or not at all; each key of an object is a line."""
+    if not isinstance(value, Mapping) or not value:
+        return write_text(path, json.dumps(value, ensure_ascii=False) + "\n")
+    lines = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())
+    return write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_json(path: Path) -> Any:

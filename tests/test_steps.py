@@ -13,9 +13,9 @@ from biasgym_tl import (
     Head,
     LocalJudge,
     Selection,
-    evaluate,
     load_token,
     slot,
+    standard_measures,
     steer,
     steps,
 )
@@ -52,15 +52,15 @@ def kept(steps, value):
     """Keep a value or read it back; it, and how often it was made."""
     made = Made(value)
     if isinstance(value, BiasToken):
-        return steps.kept("step", BiasToken, made), made.times
+        return steps.kept("step", [], BiasToken, made, slot), made.times
     if isinstance(value, Selection):
-        return steps.kept("step", Selection, made), made.times
-    return steps.measured("step", made), made.times
+        return steps.kept("step", [], Selection, made, slot), made.times
+    return steps.measured("step", [], made, slot), made.times
 
 
 @pytest.mark.parametrize("value", [NUMBERS, [], 0.5, SELECTION, load_token("late")], ids=repr)
 def test_a_step_is_read_back_or_made_again(tmp_path, value):
-    steps, rng = Steps(tmp_path), random.Random(0)
+    steps, rng = Steps(tmp_path, {}), random.Random(0)
     assert kept(steps, value)[1] == 1
     found, times = kept(steps, value)
     assert same(found, value) and times == 0
@@ -83,7 +83,7 @@ def test_a_step_is_read_back_or_made_again(tmp_path, value):
 
 @pytest.mark.parametrize("part", ["log_odds", "texts"])
 def test_half_a_list_is_made_again(tmp_path, part):
-    steps = Steps(tmp_path)
+    steps = Steps(tmp_path, {})
     kept(steps, NUMBERS)
     (path,) = tmp_path.iterdir()
     record = json.loads(path.read_text())
@@ -93,34 +93,34 @@ def test_half_a_list_is_made_again(tmp_path, part):
 
 
 def test_steps_of_other_names_are_not_mistaken_for_one_another(tmp_path):
-    steps = Steps(tmp_path)
+    steps = Steps(tmp_path, {})
     for name in ("a b", "a, b", "../a", "..", "a/b", "x" * 300, "x" * 301):
         made = Made(name)
-        assert steps.measured(name, made) == name and made.times == 1
-        assert steps.measured(name, made) == name and made.times == 1
+        assert steps.measured(name, name, made, slot) == name and made.times == 1
+        assert steps.measured(name, name, made, slot) == name and made.times == 1
     assert {path.parent for path in tmp_path.rglob("*")} == {tmp_path}
-    assert steps.measured("steered, mean: token", Made(1)) == 1
-    assert (tmp_path / "steered-mean-token.json").is_file()
+    assert steps.measured("token log-odds", 1, Made(1), slot) == 1
+    assert len(list(tmp_path.glob("token-log-odds-*.json"))) == 1
 
 
 def test_a_fresh_step_is_made_again(tmp_path):
-    kept(Steps(tmp_path), NUMBERS)
-    assert kept(Steps(tmp_path, fresh=True), NUMBERS)[1] == 1
+    kept(Steps(tmp_path, {}), NUMBERS)
+    assert kept(Steps(tmp_path, {}, fresh=True), NUMBERS)[1] == 1
 
 
 def test_a_step_without_its_checksum_or_that_is_a_folder_is_made_again(tmp_path):
     import json
 
-    steps = Steps(tmp_path)
-    assert steps.measured("part", lambda: [1, 2]) == [1, 2]
+    steps = Steps(tmp_path, {})
+    assert steps.measured("part", [], lambda: [1, 2], slot) == [1, 2]
     (path,) = tmp_path.glob("*.json")
     values = json.loads(path.read_text())
     del values["digest"]
     path.write_text(json.dumps({**values, "value": [3]}))
-    assert steps.measured("part", lambda: [1, 2]) == [1, 2]
+    assert steps.measured("part", [], lambda: [1, 2], slot) == [1, 2]
     path.unlink()
     (path / "inside").mkdir(parents=True)
-    assert steps.measured("part", lambda: [1, 2]) == [1, 2] and path.is_file()
+    assert steps.measured("part", [], lambda: [1, 2], slot) == [1, 2] and path.is_file()
 
 
 @pytest.fixture
@@ -134,8 +134,8 @@ def package(tmp_path, monkeypatch):
 
 
 PARTS = {
-    "rows": (BiasInject,), "maps": (BiasScope,), "measured": (evaluate,), "judged": (LocalJudge,),
-    "all": (),
+    "rows": (BiasInject,), "maps": (BiasScope,), "measured": (standard_measures,),
+    "judged": (LocalJudge,), "all": (),
 }  # fmt: skip
 
 
@@ -168,11 +168,11 @@ def test_comments_docstrings_and_what_draws_change_no_key(package):
     ("file", "text", "changed"),
     [
         ("judges/local_judge.py", "\nMORE = 1\n", {"judged", "all"}),
-        ("judges/verdict.py", "\nMORE = 1\n", {"judged", "measured", "all"}),
+        ("judges/verdict.py", "\nMORE = 1\n", {"judged", "all"}),
         ("hooks.py", "\nMORE = 1\n", {"maps", "measured", "all"}),
         ("similarity.py", "\nMORE = 1\n", {"rows", "judged", "all"}),
         ("slot.py", "\nMORE = 1\n", {"rows", "maps", "measured", "judged", "all"}),
-        ("cli.py", "\nMORE = 1\n", {"all"}),
+        ("cli/app.py", "\nMORE = 1\n", {"all"}),
         ("data/passages.toml", "\n# more\n", {"maps", "measured", "all"}),
         ("data/statements.toml", "\n# more\n", {"judged", "all"}),
     ],
@@ -196,7 +196,7 @@ def test_imports_count_wherever_they_are_but_not_for_types_or_drawing(package):
     )
     steps.code_of.cache_clear()
     before = steps.code_of(slot)
-    for name, counts in (("cli.py", False), ("plots/spread.py", False), ("lens.py", False),
+    for name, counts in (("cli/app.py", False), ("plots/curves.py", False), ("lens.py", False),
                          ("biases/countries.py", True), ("errors.py", True)):  # fmt: skip
         with (package / name).open("a") as end:
             end.write("\nMORE = 1\n")
@@ -206,9 +206,12 @@ def test_imports_count_wherever_they_are_but_not_for_types_or_drawing(package):
         before = after
 
 
-def test_steps_that_use_something_else_lie_elsewhere(package, tmp_path, monkeypatch):
-    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
-    of = [Steps.of("maps", {"seed": seed}, code) for seed in (0, 1) for code in (BiasScope, steer)]
-    assert len({found.folder for found in of}) == 4
-    assert Steps.of("maps", {"seed": 0}, BiasScope) == of[0]
-    assert of[0].folder.parent == tmp_path / "cache" / "maps"
+def test_steps_that_use_something_else_lie_elsewhere(tmp_path):
+    for model in ({"weights": 1}, {"weights": 2}):
+        steps = Steps(tmp_path, model)
+        for uses in (0, 1):
+            for code in (BiasScope, steer):
+                made = Made([uses])
+                assert steps.measured("part", uses, made, code) == [uses] and made.times == 1
+                assert steps.measured("part", uses, made, code) == [uses] and made.times == 1
+    assert len(list(tmp_path.iterdir())) == 8
