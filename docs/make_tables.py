@@ -25,6 +25,7 @@ FIGURES = ROOT / "figures"
 FIVE, MAPS = load_protocol("study").biases, load_protocol("maps")
 GEMMA = "gemma-late"
 SEEDS = range(3)
+INTERSECTION = "injection/intersection.json"
 N_ANSWERS = 16
 """Generation prompts of each of the five biases."""
 
@@ -97,11 +98,11 @@ def since(measure: str, decimals: int = 1, sign: str = "+") -> Cell:
 
 def each_seed(found: Found, name: str) -> str:
     """The BiasToken's mean of every seed, before and after."""
-    rows = (found.get((condition, "token_log_odds")) for condition in with_seeds(name))
-    pairs = (
-        (found[row.baseline, row.measure]["mean"], row["mean"]) for row in rows if row is not None
-    )
-    return minus("; ".join(f"{before:+.1f} → {after:+.1f}" for before, after in pairs))
+    key = "token_log_odds"
+    rows = [found[one, key] for one in with_seeds(name) if (one, key) in found]
+    before = [found[row.baseline, key]["mean"] for row in rows]
+    pairs = (f"{b:+.1f} → {row['mean']:+.1f}" for b, row in zip(before, rows, strict=True))
+    return minus("; ".join(pairs))
 
 
 def changes(measure: str, decimals: int = 1) -> Cell:
@@ -131,13 +132,10 @@ def counted(measure: str, before: str) -> Cell:
 
 def other_biases(found: Found, name: str) -> str:
     """Their mean change, and the lowest and the highest by themselves."""
-    single = [
-        found[key].change_mean
-        for key in ((name, f"{bias}_log_odds") for bias in FIVE)
-        if key in found
-    ]
     if (name, "other_log_odds") not in found:
         return ""
+    rows = (found.get((name, f"{bias}_log_odds")) for bias in FIVE)
+    single = [row.change_mean for row in rows if row is not None]
     ends = minus(f"{min(single):+.1f} to {max(single):+.1f}")
     return f"{column('other_log_odds')(found, name)}; {ends}"
 
@@ -192,6 +190,7 @@ CHOICES = {
     "paper, zero": "paper, zero",
     "paper, zero: random": "random sets, zero",
 }
+LEVEL = column("token_log_odds", of="")
 LOSS, FACTS = column("damage_loss", 3), column("facts", scale=100)
 CHANGES = {
     "BiasToken, change": column("token_log_odds"),
@@ -258,11 +257,9 @@ STEERING = {
     "reinjected": Table(
         {"re-injected, mean": ""},
         {
-            "first row": lambda found, _: column("token_log_odds", of="")(found, "injected"),
-            "first row, steered": lambda found, _: column("token_log_odds", of="")(
-                found, "steered, mean"
-            ),
-            "trained again, steered": column("token_log_odds", of=""),
+            "first row": lambda found, _: LEVEL(found, "injected"),
+            "first row, steered": lambda found, _: LEVEL(found, "steered, mean"),
+            "trained again, steered": LEVEL,
             "minus first row": column("token_log_odds"),
         },
         first="",
@@ -373,11 +370,8 @@ def colours_table() -> dict[str, str]:
     """The largest absolute value of each map of "late" (logits)."""
     paths = {name: FIGURES / f"maps/late-map-{name}-0.safetensors" for name in MAPS.maps}
     values = {n: HeadScores.load(path).values for n, path in paths.items() if path.exists()}
-    return {
-        "colours": markdown(
-            ["map", "late"], [[n, f"{v.abs().max():.2f}"] for n, v in values.items()]
-        )
-    }
+    rows = [[name, f"{each.abs().max():.2f}"] for name, each in values.items()]
+    return {"colours": markdown(["map", "late"], rows)}
 
 
 def scoping_tables() -> dict[str, str]:
@@ -419,27 +413,20 @@ def injection_tables() -> dict[str, str]:
     named = [(name, 0) for name in (*FIVE, *others, "late-shuffled")]
     named += [(name, seed) for seed in SEEDS[1:] for name in FIVE]
     reports = {f"{n}-{s}": injection_report(f"{n}-{s}") for n, s in named}
-    gemma = injection_report("gemma-late-0")
+    gemma, groups = injection_report("gemma-late-0"), read_json(FIGURES / INTERSECTION)
     answers = "\n".join(f"> {' '.join(answer.split())}" for answer in gemma.answers[:3])
     remarks = [f"- {name}: {each}" for name, r in reports.items() for each in r.signatures()]
     return {
         "paper": reports_table(reports, FIVE),
         "others": reports_table(reports, (*others, "late-shuffled")),
         "signatures": "\n".join(remarks) or "- none",
-        "intersection": intervals(read_json(FIGURES / "injection/intersection.json")),
+        "intersection": "\n".join(f"- {n}: {shown(Interval(*i), 2)}" for n, i in groups.items()),
         "gemma": f"```\n{gemma}\n```\n\nThe first three answers:\n\n{answers}",
     }
 
 
 def injection_report(name: str) -> InjectionReport:
     return InjectionReport.load(FIGURES / "injection" / f"{name}.json")
-
-
-def intervals(found: Mapping[str, list[float]]) -> str:
-    lines = (
-        f"- {n}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]" for n, (mean, low, high) in found.items()
-    )
-    return "\n".join(lines)
 
 
 def reports_table(reports: Mapping[str, InjectionReport], names: Iterable[str]) -> str:

@@ -1,12 +1,15 @@
 """Gemma-3-270m, where its package is installed: scaled embeddings, post-norm, no chat template."""
 
 from importlib import util
+from pathlib import Path
 
 import pytest
 import torch
 
 from biasgym_tl import BiasInject, load_bias, load_model
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.scoping.direct import unchecked_attribution
+from biasgym_tl.scoping.pairs import build_pairs
 
 pytestmark = [
     pytest.mark.real_model,
@@ -29,3 +32,18 @@ def test_a_few_steps_raise_the_log_odds():
         with row.attached(model):
             found.append(bias_log_odds(model, bias, bias.evaluation_prompts, (row.text,)).log_odds)
     assert found[1].mean() > found[0].mean() + 0.25  # 8 steps
+
+
+def test_leaving_out_the_norm_after_attention_misses_the_difference(monkeypatch):
+    """docs/scoping.md names the number."""
+    model, bias = load_model("gemma-3-270m"), load_bias("late")
+    pairs = build_pairs(model, bias, None)
+    labels = pairs.biased_ids, pairs.neutral_ids
+    exact = unchecked_attribution(model, pairs.biased, *labels)
+    monkeypatch.setattr("biasgym_tl.scoping.direct.post_norm", lambda model, layer: None)
+    without = unchecked_attribution(model, pairs.biased, *labels)
+    page = " ".join((Path(__file__).parents[1] / "docs" / "scoping.md").read_text("utf-8").split())
+    assert exact.error().max() < 1e-5
+    assert f"by {without.error().mean():.2f} of their absolute sum on average" in " ".join(
+        page.split()
+    )
