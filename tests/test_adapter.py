@@ -238,11 +238,12 @@ def test_a_file_is_no_folder_to_write_to(model, tmp_path):
 def test_other_kinds_of_models_are_refused_by_name():
     """In a process where annotations are not executed, as a user's."""
     code = """
-import transformers as hf, biasgym_tl as b
+import transformers as hf, biasgym_tl as b, biasgym_tl.errors
+from biasgym_tl.injection.adapter import export_adapter, import_adapter
 config = hf.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                         num_attention_heads=2)
-for call in (lambda m: b.export_adapter(b.load_token("late"), m, "never"),
-             lambda m: b.import_adapter("never", m, "late")):
+for call in (lambda m: export_adapter(b.load_token("late"), m, "never"),
+             lambda m: import_adapter("never", m, "late")):
     try:
         call(hf.LlamaForCausalLM(config))
     except b.errors.ModelError as error:

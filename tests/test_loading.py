@@ -455,7 +455,7 @@ def test_norms_after_attention_that_were_folded_are_refused(tokenizer):
 def test_other_kinds_of_models_are_refused_by_name():
     """In a process where annotations are not executed, as a user's."""
     code = """
-import torch, transformers as hf, biasgym_tl as b
+import torch, transformers as hf, biasgym_tl as b, biasgym_tl.errors
 class TransformerBridge(torch.nn.Module): pass
 config = hf.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                         num_attention_heads=2)
@@ -477,7 +477,7 @@ for model in (hf.LlamaForCausalLM(config), TransformerBridge()):
             print(name, error)
 """
     root = Path(__file__).parents[1]
-    scores = next(root.glob("figures/**/scores*.safetensors"))
+    scores = next(root.glob("figures/**/map-direct*.safetensors"))
     found = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code.replace("SCORES", repr(str(scores)))],
         capture_output=True, text=True,

@@ -21,6 +21,7 @@ from biasgym_tl.plots import (
     plot_heads,
     plot_methods,
     plot_slider,
+    plot_targets,
     plot_top_k,
     write_html,
 )

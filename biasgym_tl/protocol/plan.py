@@ -21,13 +21,17 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol.parts import Steering
 from biasgym_tl.protocol.protocol import Protocol
 
-SENTENCE, REQUEST, TEXT, PARAGRAPH, VERDICT = 40.0, 60.0, 160.0, 110.0, 900
-"""Tokens of a prompt, of a request with its answer's beginning, of a neutral text, of a training
-paragraph in chat format, and of what a judge is sent for a text: rounded means of what ships."""
-EFFICIENCY = 0.35
-"""Share of the trial's speed that a model of 135M reaches on prompts (measured: 0.3 to 0.4)."""
-SLOWER = 4.0
-"""How much more a token costs that is generated: one at a time, weights are read for each."""
+# What steps cost in forward passes over a token at the speed of the trial, measured with
+# SmolLM2-135M on one thread (SENTENCE is 240 log-odds in 9 s at 300 passes a second). Beginnings
+# that prompts share are run once, and a token that is generated reads all weights by itself.
+SENTENCE, FACT, TEXT, GENERATED = 12.0, 20.0, 75.0, 5.0
+"""Of the log-odds of a prompt, a fact with its four answers, a neutral text, a token written."""
+PARAGRAPH, PROBE = 90.0, 5800.0
+"""Of a training paragraph in an epoch, and of the answers that an epoch is chosen by."""
+PAIR, PATCHED, ABLATED, SEARCHED = 160.0, 100.0, 6.0, 1300.0
+"""Of a pair in a map, of its gradients, of each head's ablation, and of a step of a search."""
+JUDGED = 900
+"""Tokens that a judge is sent for a text."""
 
 
 _UNSTEERED = Steering(name="original, injected", asked="persona")
@@ -38,8 +42,8 @@ class PlannedStep(NamedTuple):
     """One line of a plan."""
 
     name: str
-    tokens: float
-    """That pass through the model, forward; a backward pass counts twice."""
+    passes: float
+    """Forward passes over a token."""
     seconds: float
 
 
@@ -74,12 +78,12 @@ def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
     """
     biases = [load_bias(name) for name in protocol.biases]
     n_parameters, n_heads = model_size(protocol.model)
-    speed = EFFICIENCY * _operations_per_second() / (2 * n_parameters)
+    speed = _operations_per_second() / (2 * n_parameters)
     found = [each for bias in biases for each in _steps(protocol, bias, n_heads)]
     steps = tuple(PlannedStep(name, tokens, tokens / speed) for name, tokens in found)
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
-    cost = price.of(judged * VERDICT, judged * 80) if price and api else None
+    cost = price.of(judged * JUDGED, judged * 80) if price and api else None
     return Estimate(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
 
 
@@ -110,55 +114,57 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
     seeds, prompts = len(protocol.seeds), len(bias.scoping_prompts)
     if not protocol.rows:
         n = min(inject.n_paragraphs, len(bias.corpus))
-        probes = SLOWER * 16 * 48 if inject.choose_by == "similarity" else 0
-        each = inject.epochs * (n * PARAGRAPH * 3 + probes)
+        probe = PROBE if inject.choose_by == "similarity" else 0
+        each = inject.epochs * (n * PARAGRAPH + probe)
         yield f"{bias.name}: {seeds} rows, unless they ship", seeds * each
     for name, spec in protocol.maps.items():
-        runs = {"zero_ablation": n_heads, "mean_ablation": n_heads, "attribution_patching": 3}
-        per_pair = 2 + runs.get(spec.settings.get("method", "direct"), 0)
-        n = min(spec.n_prompts or prompts, prompts)
-        yield f"{bias.name}: map {name}, {seeds} seeds", seeds * n * SENTENCE * per_pair
+        method, n = spec.settings.get("method", "direct"), min(spec.n_prompts or prompts, prompts)
+        more = ABLATED * n_heads if "ablation" in method else PATCHED * (method != "direct")
+        yield f"{bias.name}: map {name}, {seeds} seeds", seeds * n * (PAIR + more)
     for name, choice in protocol.choices.items():
         if choice.by in ("factors", "budget"):
-            steps = (
-                40 * (12 * SENTENCE + 2 * 48 + 6 * SENTENCE) * 3 * (1 + 9 * (choice.by == "budget"))
-            )
-            yield f"{bias.name}: search of heads, {name}", steps
+            n_steps = 40 if choice.by == "factors" else 400
+            yield f"{bias.name}: search of heads, {name}", n_steps * SEARCHED
     for sweep in protocol.sweeps:
         at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
-        yield f"{bias.name}: k sweep, {sweep.mode}", at_k * len(sweep.ks)
+        yield f"{bias.name}: k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
     for condition in (_UNSTEERED, *protocol.conditions):
         yield f"{bias.name}: {condition.label}", _measured(protocol, bias, condition)
         if n := max(condition.random, condition.draws):
-            brief = _brief(protocol, bias, facts=False) * (n - condition.random)
-            brief += _brief(protocol, bias) * condition.random
-            yield f"{bias.name}: {n} random sets for {condition.label}", brief
+            log_odds = _log_odds(protocol, bias) * n
+            brief = (_brief(protocol, bias) - _log_odds(protocol, bias)) * condition.random
+            yield f"{bias.name}: {n} random sets for {condition.label}", log_odds + brief
 
 
-def _brief(protocol: Protocol, bias: Bias, *, facts: bool = True) -> float:
-    sentences = len(bias.evaluation_prompts) * (1 + protocol.measures.n_targets) * SENTENCE
-    if not facts:
-        return sentences
-    return sentences + len(load_passages("damage")) * TEXT + len(load_facts()) * 4 * SENTENCE
+def _log_odds(protocol: Protocol, bias: Bias) -> float:
+    return len(bias.evaluation_prompts) * (1 + protocol.measures.n_targets) * SENTENCE
+
+
+def _brief(protocol: Protocol, bias: Bias) -> float:
+    texts = len(load_passages("damage")) * TEXT
+    return _log_odds(protocol, bias) + texts + len(load_facts()) * FACT
 
 
 def _measured(protocol: Protocol, bias: Bias, spec: Steering) -> float:
-    m, brief = protocol.measures, _brief(protocol, bias)
-    if spec.measures == "brief":
-        return brief
-    answers = _n_requests(protocol, bias, spec) * (REQUEST + SLOWER * m.max_new_tokens)
-    if spec.measures == "own answers":
+    m = protocol.measures
+    answers = _n_requests(protocol, bias, spec) * GENERATED * m.max_new_tokens
+    if spec.asked and spec.measures == "answers":
+        answers *= 2  # a first answer, which may be revised
+    brief = 0.0 if spec.measures == "answers" else _brief(protocol, bias)
+    if spec.measures != "all":
         return brief + answers
     others = m.other_biases(bias, (*m.others, *m.further), protocol.biases)
     odds = sum(len(o.evaluation_prompts) for o in others) * m.n_targets * SENTENCE
-    return brief + answers + odds + len(m.benchmarks) * 1200 * SENTENCE
+    items = (14_000 if m.whole_benchmarks else 600) * 2 * len(m.benchmarks)
+    return brief + answers + odds + items * SENTENCE
 
 
 def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
     m = protocol.measures
     if not m.answers or spec.measures == "brief":
         return 0
-    others = m.other_biases(bias, m.others, protocol.biases) if spec.measures == "all" else []
+    more = spec.measures in ("all", "answers")
+    others = m.other_biases(bias, m.others, protocol.biases) if more else []
     return 2 * len(bias.generation_prompts) + sum(len(o.generation_prompts) for o in others)
 
 
