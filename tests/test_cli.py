@@ -96,16 +96,16 @@ def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
     row = quick.fit(model, bias, progress=False).save(tmp_path / "row")
     heads = tmp_path / "heads.json"
     options = ["--model", tiny_folder, "--token", row, "--k", 3]
-    nothing = biasgym("select", heads, *options, "--keep", 1e6)
+    nothing = biasgym("search", heads, *options, "--keep", 1e6)
     assert nothing.returncode == 1 and "no head is worth the damage" in nothing.stderr
     assert not heads.exists()
-    done = biasgym("select", heads, *options, "--keep", 0)
+    done = biasgym("search", heads, *options, "--keep", 0)
     assert done.returncode == 0, done.stderr
     found = Selection.load(heads)
     assert 1 <= len(found) <= 3 and "learned factors on late, seed 0" in done.stdout
     done = biasgym("export", tmp_path / "a", "--model", tiny_folder, "--heads", heads)
     assert done.returncode == 0, done.stderr
-    refused = biasgym("select", tmp_path / "heads", "--model", tiny_folder)
+    refused = biasgym("search", tmp_path / "heads", "--model", tiny_folder)
     assert refused.returncode == 1 and "must end in .json" in refused.stderr
 
 

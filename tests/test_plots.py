@@ -16,6 +16,7 @@ from biasgym_tl.plots import (
     plot_agreement,
     plot_attention,
     plot_benefit_and_damage,
+    plot_comparison,
     plot_concentration,
     plot_frontier,
     plot_heads,

@@ -265,7 +265,7 @@ def test_two_files_with_one_name_are_no_two_biases(tiny, tmp_path):
 
 def test_options_change_the_protocol(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("biasgym_tl.cli._run_and_show", lambda found, *_, **__: seen.append(found))
+    monkeypatch.setattr("biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found))
     options = ["--model", "m", "--bias", "math", "--bias", "alcohol", "--seeds", "3",
                "--paragraphs", "48", "--benchmark", "blimp=b=c", "--judge", "api:x",
                "--train"]  # fmt: skip
@@ -286,7 +286,7 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
 
 def test_evaluate_is_a_protocol_too(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("biasgym_tl.cli._run_and_show", lambda found, *_, **__: seen.append(found))
+    monkeypatch.setattr("biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found))
     for bias, *more in (("late",), ("gardener", "--factor", "0.5", "--no-instructions")):
         found = biasgym("evaluate", "--out", tmp_path, "--heads", "L0H1", "--bias", bias, *more)
         assert found.returncode == 0
@@ -372,10 +372,10 @@ def test_importing_the_package_or_the_command_loads_nothing_heavy():
 
 
 def test_every_public_name_can_be_loaded():
-    assert sorted(biasgym_tl.__all__) == sorted(biasgym_tl._HOME) == sorted(dir(biasgym_tl))
+    assert biasgym_tl.__all__ == dir(biasgym_tl)
     for name in biasgym_tl.__all__:
         assert getattr(biasgym_tl, name).__doc__, name
-    with pytest.raises(AttributeError, match="has no attribute 'debias'"):
+    with pytest.raises(AttributeError, match="biasgym_tl attribute debias"):
         biasgym_tl.debias  # noqa: B018
 
 
