@@ -36,7 +36,6 @@ from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.text import mean_loss
 
-pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 N = len(LATE.evaluation_prompts)
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
@@ -534,7 +533,7 @@ def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
         ({"results": results[:3] + results[4:]}, "control_of must name conditions, got .'steered,"),
         ({"results": results * 2}, "names of conditions must differ"),
         ({"results": [steered, *results]}, "names of conditions must differ"),
-        ({"results": {}}, "must be compared with conditions"),
+        ({"results": {}}, "results is not as declared"),
         ({"settings": {"attribution_in_heads": "x"}}, "attribution_in_heads must be a number"),
         (other(heads="L0H1"), "heads is not as declared"),
         (items(token_texts=["x"]), "token_texts of 'steered, zero' must have the size .16,"),
@@ -545,7 +544,7 @@ def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
         (items(token_log_odds=[None] * 20), "must hold finite numbers"),
         (items(token_log_odds=[float("nan")] * 20), "must hold finite numbers"),
         (items(token_log_odds=[[[1.0]]] * 20), "'steered, zero' must"),
-        (other(more=1), "ConditionResult must hold only its fields, got"),
+        (other(more=1), "results.2.more is not as declared"),
         ({"more": 1}, "Report must hold only its fields, got"),
         ({"clusters": {"x": ["a"]}}, "clusters must be of measures, got .'x'"),
         ({"clusters": {"damage_loss": ["a"]}}, "damage_loss of 'original' must have the size .1,"),

@@ -265,7 +265,9 @@ def test_two_files_with_one_name_are_no_two_biases(tiny, tmp_path):
 
 def test_options_change_the_protocol(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found))
+    monkeypatch.setattr(
+        "biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found)
+    )
     options = ["--model", "m", "--bias", "math", "--bias", "alcohol", "--seeds", "3",
                "--paragraphs", "48", "--benchmark", "blimp=b=c", "--judge", "api:x",
                "--train"]  # fmt: skip
@@ -286,7 +288,9 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
 
 def test_evaluate_is_a_protocol_too(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found))
+    monkeypatch.setattr(
+        "biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found)
+    )
     for bias, *more in (("late",), ("gardener", "--factor", "0.5", "--no-instructions")):
         found = biasgym("evaluate", "--out", tmp_path, "--heads", "L0H1", "--bias", bias, *more)
         assert found.returncode == 0
