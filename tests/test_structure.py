@@ -30,13 +30,14 @@ def room(module):
 
 
 def imports(path):
-    """Modules of the package that a file imports, except where a result is drawn."""
+    """Modules of the package that a file imports when it runs, except where a result is drawn."""
     tree = ast.parse(path.read_text())
     late = {
         id(node)
-        for plot in ast.walk(tree)
-        if isinstance(plot, ast.FunctionDef) and plot.name in ("plot", "to_html")
-        for node in ast.walk(plot)
+        for part in ast.walk(tree)
+        if (isinstance(part, ast.FunctionDef) and part.name in ("plot", "to_html"))
+        or (isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING")
+        for node in ast.walk(part)
     }
     return [
         node.module
