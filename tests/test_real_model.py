@@ -139,7 +139,7 @@ def test_a_shipped_row_is_found_by_its_settings(smollm2):
 
 
 def test_learned_factors_are_exported_for_transformers(smollm2, tmp_path):
-    chosen = Selection.load(FIGURES / "steering" / "late-heads.json")
+    chosen = Selection.load(FIGURES / "study" / "late-heads-steered-0.json")
     folder = export_steered(smollm2, chosen, tmp_path / "steered", "mean")
     exported = hf.AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.tensor([encode_prompt(smollm2, "Please write about people from Italy.")])
