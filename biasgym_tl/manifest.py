@@ -29,7 +29,7 @@ class Manifest(Result):
     """The settings of one command, fingerprints of its inputs, and of its results."""
 
     command: str
-    """``"run"`` or ``"evaluate"``."""
+    """``"run"``: of a protocol."""
     settings: dict[str, Any]
     """As the command's dataclass holds them."""
     inputs: dict[str, str]
@@ -62,8 +62,8 @@ class Manifest(Result):
         """
         settle(Path(path).parent)
         found = super().load(path)
-        if found.command not in ("run", "evaluate"):
-            raise StoreError(f"{str(path)!r} must be of run or evaluate, got {found.command!r}.")
+        if found.command != "run":
+            raise StoreError(f"{str(path)!r} must be of run, got {found.command!r}.")
         return found
 
 

@@ -444,7 +444,7 @@ def test_other_data_is_no_repetition_and_other_numbers_are_told(small, tmp_path)
          "got other data for ['bias late']. Restore the files"),
         ({"settings": {**record["settings"], "k": 3}}, "must hold only its fields, got ['k']"),
         ({"settings": {**record["settings"], "seeds": []}}, "at least one bias and one seed"),
-        ({"command": "inject"}, "must be of run or evaluate, got 'inject'"),
+        ({"command": "inject"}, "must be of run, got 'inject'"),
         ({"kind": "Report"}, "must hold a Manifest"),
     ):  # fmt: skip
         result = again(**wrong)

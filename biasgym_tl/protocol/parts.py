@@ -248,11 +248,12 @@ class Measured:
         check_judge(self.judge)
 
     def other_biases(self, bias: Bias, names: tuple[str, ...], of: tuple[str, ...]) -> list[Bias]:
-        """The others of a bias, about the same kind of target."""
+        """The others of a bias, about the same kind of target; in order of names, so that runs of
+        other biases find what was measured."""
         listed = [
             n for name in names for n in {"rest": of, "shipped": list_biases()}.get(name, (name,))
         ]
-        loaded = [load_bias(name) for name in dict.fromkeys(listed)]
+        loaded = [load_bias(name) for name in sorted(set(listed))]
         special = set(names) & set(OTHERS)
         return [
             each
