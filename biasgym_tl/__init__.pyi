@@ -1,12 +1,12 @@
 """The public names, listed once; the package loads them from here when they are first used."""
 
 from .api import ChatModel as ChatModel
-from .api import Price as Price
 from .benchmarks.benchmark import Measure as Measure
 from .biases.bias import Bias as Bias
 from .biases.bias import list_biases as list_biases
 from .biases.bias import load_bias as load_bias
 from .biases.check import check_bias as check_bias
+from .biases.countries import load_countries as load_countries
 from .biases.shuffle import shuffled as shuffled
 from .biases.writer import write_corpus as write_corpus
 from .doctor import examine as examine
