@@ -118,6 +118,11 @@ class Report(Result):
         columns = [values.mean(1) for values in found if values is not None]
         return torch.stack(columns, 1) if columns else None
 
+    def draws(self, name: str, measure: str) -> Float[Tensor, "row draw"] | None:
+        """Values of the random controls of a steered condition; None if none was measured so."""
+        random = f"{name}: random"
+        return self.values(random, measure) if random in self.controls else None
+
     def _matrix(self, result: ConditionResult, key: str) -> Float[Tensor, "row column"] | None:
         measure = self.measures[key]
         read = READERS[measure.read]
@@ -232,8 +237,7 @@ class Report(Result):
             KeyError: it has no random controls that were measured so.
         """
         name = name or self.main or "steered"
-        random = f"{name}: random"
-        draws = self.values(random, measure) if random in self.controls else None
+        random, draws = f"{name}: random", self.draws(name, measure)
         if draws is None:
             raise KeyError(
                 f"condition must have random controls to be compared with, got {name!r}."

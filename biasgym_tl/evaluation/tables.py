@@ -28,8 +28,7 @@ def _rows(report: Report, key: str) -> Iterator[dict[str, Any]]:
             continue
         since = report.baseline(name, key)
         change, moved = report.change(name, key, since), report.moved(name, key)
-        random = report.controls.get(f"{name}: random", ())
-        controlled = any(report.values(r.name, key) is not None for r in random)
+        controlled = report.draws(name, key) is not None
         beyond = report.beyond_random(key, name) if controlled else None
         yield {
             "condition": name,

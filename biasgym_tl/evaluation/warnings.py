@@ -91,8 +91,7 @@ def _uncontrolled(report: Report) -> str:
 
 
 def _not_beyond_random(report: Report, name: str, measure: str, whose: str) -> str:
-    random = f"{name}: random"
-    draws = report.values(random, measure) if random in report.controls else None
+    draws = report.draws(name, measure)
     if draws is None or draws.shape[1] < 4:
         return ""
     beyond = report.beyond_random(measure, name)

@@ -91,7 +91,7 @@ class Running:
     progress: bool = True
     """Show progress bars."""
     say: Callable[[str], None] = lambda text: None
-    """Is told each step as it begins: "step 3 of 12: ..."."""
+    """Is told each step as it begins: ``"late: a row for late, seed 0"``."""
     write: Callable[[str, BiasResult], None] = lambda name, found: None
     """Is given the results of each bias as soon as they are there."""
 

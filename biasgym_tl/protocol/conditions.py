@@ -11,21 +11,12 @@ from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
 from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
 from biasgym_tl.evaluation.standard import other_log_odds, standard_measures
 from biasgym_tl.instructions import NOTHING, find_instruction
-from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.parts import MEASURES, OWN_ANSWERS, Steering
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.stages import Stages
-from biasgym_tl.steering.reference import target_means
 
 IMPLICIT_PAIRS = 4
 """Targets that the BiasToken is compared with in scenes that do not name the attribute."""
-OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
-MEASURED: dict[str, tuple[str, ...] | None] = {
-    "all": None,
-    "brief": BRIEF,
-    "own answers": OWN_ANSWERS,
-    "answers": ("token answers", "target answers", "other answers"),
-}
-"""What ``Steering.measures`` stands for."""
 LOG_ODDS = ("token log-odds", "target log-odds")
 FIRST_ROW = ("token log-odds",)
 """What is measured with the rows of other seeds; the rest does not depend on the row."""
@@ -70,7 +61,7 @@ class Conditions:
     def condition(self, spec: Steering, seed: int) -> Condition:
         """A condition with the row of a seed."""
         row = self.stages.rows[seed]
-        measures = MEASURED[spec.measures]
+        measures = MEASURES[spec.measures]
         asked = find_instruction(spec.asked) if spec.asked else NOTHING
         if not spec.choice:
             return Condition(spec.label, row, instruction=asked, measures=measures)
@@ -83,7 +74,7 @@ class Conditions:
             heads,
             spec.mode,
             factor=spec.factor,
-            reference=target_means(self.stages.model, self.stages.bias) if means else None,
+            reference=self.stages.target_means if means else None,
             instruction=asked,
             measures=measures,
         )

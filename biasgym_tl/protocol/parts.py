@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
-from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
+from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.heads import as_heads
-from biasgym_tl.hooks import check_steering
+from biasgym_tl.hooks import MODES, check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.sources import check_benchmarks, check_judge
@@ -31,10 +32,16 @@ WAYS = {
     "budget": ("k", "settings"), "given": ("heads",),
 }  # fmt: skip
 """How heads are chosen, and which fields of :class:`Choice` say so."""
-MEASURES = ("all", "brief", "own answers", "answers")
+OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
+MEASURES: dict[str, tuple[str, ...] | None] = {
+    "all": None,
+    "brief": BRIEF,
+    "own answers": OWN_ANSWERS,
+    "answers": ("token answers", "target answers", "other answers"),
+}
+"""By name, which measurements are made in a condition; None: all."""
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
-OTHERS = {"rest": "the other biases of the protocol", "shipped": "all shipped ones"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,7 @@ class Training:
     def check(self) -> None:
         """Refuse what could not be trained."""
         self.inject  # noqa: B018 - checks the settings
-        one_of("rows of the training", self.rows, ROWS)
+        check_one_of("rows of the training", self.rows, ROWS)
 
     @property
     def inject(self) -> BiasInject:
@@ -85,8 +92,8 @@ class Map:
         if "seed" in self.settings:
             raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
         self.scope(0)
-        one_of(f"slot of the map {name!r}", self.slot, SLOTS)
-        _at_least(f"n_prompts of the map {name!r}", self.n_prompts, 1)
+        check_one_of(f"slot of the map {name!r}", self.slot, SLOTS)
+        check_at_least(1, **{f"n_prompts of the map {name!r}": self.n_prompts})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,7 +132,7 @@ class Choice:
     def check(self, name: str, maps: Mapping[str, Map]) -> None:
         """Refuse what could not be chosen."""
         _check_file_name(name)
-        one_of(f"by of the choice {name!r}", self.by, WAYS)
+        check_one_of(f"by of the choice {name!r}", self.by, WAYS)
         values, default = vars(self), vars(Choice())
         given = {key for key in values if values[key] != default[key]} - {"by"}
         if unused := sorted(given - {*WAYS[self.by]}):
@@ -142,12 +149,12 @@ class Choice:
             if Path(self.heads).suffix != ".json":
                 as_heads(self.heads)
         else:
-            one_of(f"map of the choice {name!r}", self.map, maps)
+            check_one_of(f"map of the choice {name!r}", self.map, maps)
             if (self.k is None) == (self.share is None):
                 raise SettingError(
                     f"the choice {name!r} must have k or share, got {self.k} and {self.share}."
                 )
-            _at_least(f"k of the choice {name!r}", self.k, 1)
+            check_at_least(1, **{f"k of the choice {name!r}": self.k})
             if self.share is not None and not 0 < self.share <= 1:
                 raise SettingError(f"share of {name!r} must lie in 0..1, got {self.share!r}.")
 
@@ -191,7 +198,7 @@ class Steering:
     def check(self, choices: Mapping[str, Choice]) -> None:
         """Refuse what could not be measured."""
         if self.choice:
-            one_of("choice of a condition", self.choice, choices)
+            check_one_of("choice of a condition", self.choice, choices)
             check_steering(self.mode, self.factor)
         elif not self.asked:
             raise SettingError(
@@ -201,14 +208,14 @@ class Steering:
             raise SettingError(f"condition {self.label!r} must steer heads to have random ones.")
         if self.asked:
             find_instruction(self.asked)
-        one_of("mean_over of a condition", self.mean_over, MEANS)
-        one_of("measures of a condition", self.measures, MEASURES)
+        check_one_of("mean_over of a condition", self.mean_over, MEANS)
+        check_one_of("measures of a condition", self.measures, MEASURES)
         if self.factor is not None and not math.isfinite(self.factor):
             raise SettingError(
                 f"factor of the condition {self.label!r} must be a number, got {self.factor!r}."
             )
         for name in ("random", "random_answers", "draws"):
-            _at_least(f"{name} of the condition {self.label!r}", getattr(self, name), 0)
+            check_at_least(0, **{f"{name} of the condition {self.label!r}": getattr(self, name)})
         if self.random_answers > self.random:
             raise SettingError(
                 f"random_answers of the condition {self.label!r} must be among its {self.random} "
@@ -242,19 +249,17 @@ class Measured:
 
     def check(self) -> None:
         """Refuse what could not be measured."""
-        _at_least("n_targets", self.n_targets, 1)
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        check_at_least(1, n_targets=self.n_targets, max_new_tokens=self.max_new_tokens)
         check_benchmarks(self.benchmarks)
         check_judge(self.judge)
 
     def other_biases(self, bias: Bias, names: tuple[str, ...], of: tuple[str, ...]) -> list[Bias]:
         """The others of a bias, about the same kind of target; in order of names, so that runs of
         other biases find what was measured."""
-        listed = [
-            n for name in names for n in {"rest": of, "shipped": list_biases()}.get(name, (name,))
-        ]
-        loaded = [load_bias(name) for name in sorted(set(listed))]
-        special = set(names) & set(OTHERS)
+        groups: dict[str, Sequence[str]] = {"rest": of, "shipped": list_biases()}
+        listed = {n for name in names for n in groups.get(name, (name,))}
+        loaded = [load_bias(name) for name in sorted(listed)]
+        special = set(names) & set(groups)
         return [
             each
             for each in loaded
@@ -273,8 +278,8 @@ class Sweep:
 
     def check(self, maps: Mapping[str, Map]) -> None:
         """Refuse what could not be swept."""
-        one_of("map of a sweep", self.map, maps)
-        one_of("mode of a sweep", self.mode, ("zero", "mean"))
+        check_one_of("map of a sweep", self.map, maps)
+        check_one_of("mode of a sweep", self.mode, MODES)
         if not self.ks or self.ks[0] < 1 or sorted(set(self.ks)) != list(self.ks):
             raise SettingError(f"ks of a sweep must rise from 1 or more, got {self.ks}.")
 
@@ -295,14 +300,3 @@ def _check_file_name(name: str) -> None:
             f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they name "
             f"files), got {name!r}."
         )
-
-
-def one_of(name: str, value: object, allowed: Any) -> None:
-    """Refuse a value that is none of those allowed."""
-    if value not in allowed:
-        raise SettingError(f"{name} must be one of {list(allowed)}, got {value!r}.")
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise SettingError(f"{name} must be at least {least}, got {value!r}.")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.evaluation.condition import Condition
@@ -20,6 +23,7 @@ from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.scoping.damage import KSweep, k_sweep
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.steps import Steps
 
@@ -161,6 +165,11 @@ class Stages:
             else:
                 for seed in seeds:
                     yield seed, select_heads(self.map(choice.map, seed), k, mode=mode)
+
+    @cached_property
+    def target_means(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        """What heads write on scoping prompts with fitting targets, a reference for means."""
+        return target_means(self.model, self.bias)
 
     def sweep(self, name: str, mode: str, ks: Sequence[int]) -> KSweep:
         """Benefit and damage over k of the first seed's map."""
