@@ -100,7 +100,8 @@ def _with_rows(cache: Any, rows: Callable[[Tensor], Tensor]) -> Any:
 
 
 class AnswerBatch(NamedTuple):
-    """Some of the sequences, ready to run: ``model(**batch.arguments)``."""
+    """Some of the sequences, ready to run: ``batch.resid(model)``, or for hooks on the way
+    ``model(**batch.arguments)``."""
 
     indices: list[int]
     last: Int[Tensor, " batch"]
@@ -121,10 +122,14 @@ class AnswerBatch(NamedTuple):
         }
         return cls(indices, mask.sum(1) - 1, arguments)
 
+    def resid(self, model: HookedTransformer) -> Float[Tensor, "batch pos d_model"]:
+        """Run the model up to the final residual."""
+        given = self.arguments
+        return final_resid(model, given["input"], given["attention_mask"], given["past_kv_cache"])
+
     def answers(self, model: HookedTransformer) -> Float[Tensor, "batch d_model"]:
-        """Run the model; the final residual at the last token of each sequence."""
-        found: Tensor = model(**self.arguments)
-        return found[torch.arange(len(self.last)), self.last]
+        """The final residual at the last token of each sequence."""
+        return self.resid(model)[torch.arange(len(self.last)), self.last]
 
 
 def answer_batches(

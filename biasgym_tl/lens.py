@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -132,20 +134,87 @@ def final_resid(
     """The residual stream after the last layer, before the final norm.
 
     Args:
-        model: Runs.
+        model: Runs; its first layers do not where :func:`replayed` knows what they make.
         tokens: Sequences; of one length where they are lists.
         mask: 1 at tokens, 0 at padding; default: no padding.
         cache: Key-value cache of what stands before.
     """
     if not isinstance(tokens, Tensor):
         tokens = torch.tensor([list(row) for row in tokens], device=model.cfg.device)
+    mask = torch.ones_like(tokens) if mask is None else mask
+    replay = _REPLAYS.get(model)
+    if replay is not None:
+        return replay(tokens, mask, cache)
     found: Tensor = model(
-        tokens,
-        attention_mask=torch.ones_like(tokens) if mask is None else mask,
-        past_kv_cache=cache,
-        stop_at_layer=model.cfg.n_layers,
+        tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers
     )
     return found
+
+
+class Recording:
+    """What the first layers make of some inputs, kept while only later layers are changed."""
+
+    def __init__(self, layers: Iterable[int]) -> None:
+        """Keep the residual stream before each of ``layers`` (0, the tokens, is known)."""
+        self.layers = sorted({layer for layer in layers if layer > 0})
+        self.steps: list[tuple[Tensor, Tensor, dict[int, Tensor]]] = []
+        """Tokens, their mask, and by layer the residual stream, in the order of the runs."""
+
+
+@contextmanager
+def replayed(model: HookedTransformer, recording: Recording, first: int) -> Iterator[None]:
+    """Context in which :func:`final_resid` runs only what is new, to the last bit the same.
+
+    What is run in it must be the same tokens in the same order each time the recording is used, on
+    a model that differs from layer ``first`` on alone.
+
+    Raises:
+        ModelError: other tokens are run.
+    """
+    if model.cfg.positional_embedding_type == "shortformer":  # enters every layer anew
+        yield
+        return
+    steps = iter(range(len(recording.steps)))
+
+    def run(tokens: Tensor, mask: Tensor, cache: Any) -> Float[Tensor, "batch pos d_model"]:
+        if (at := next(steps, None)) is None:
+            at = len(recording.steps)
+            recording.steps.append((tokens, mask, {}))
+        same_tokens, same_mask, known = recording.steps[at]
+        if not (torch.equal(tokens, same_tokens) and torch.equal(mask, same_mask)):
+            raise ModelError(
+                f"inputs must be those that were recorded, got other ones in run {at}. "
+                "Replay only what does not depend on what the model answers."
+            )
+        start = max((layer for layer in known if layer <= first), default=0)
+        if start:
+            resid = known[start]
+            mask = mask if cache is None else cache.append_attention_mask(mask)
+        else:
+            resid, _, _, mask = model.input_to_embed(
+                tokens, attention_mask=mask, past_kv_cache=cache
+            )
+        stops = [layer for layer in recording.layers if start < layer <= first]
+        for begin, end in pairwise([start, *stops, model.cfg.n_layers]):
+            resid = model(
+                resid,
+                attention_mask=mask,
+                past_kv_cache=cache,
+                start_at_layer=begin,
+                stop_at_layer=end,
+            )
+            if end in stops:
+                known[end] = resid
+        return resid
+
+    _REPLAYS[model] = run
+    try:
+        yield
+    finally:
+        del _REPLAYS[model]
+
+
+_REPLAYS: WeakKeyDictionary[HookedTransformer, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
 def unembed(

@@ -140,7 +140,7 @@ def read_continuations(
     found = torch.zeros(len(prompts), device=model.cfg.device)
     unlikely = torch.zeros(len(prompts), dtype=torch.long, device=model.cfg.device)
     for batch in _batches_of_options(model, prompts, readers, batch_size):
-        resid = model(**batch.arguments)
+        resid = batch.resid(model)
         # Row and position -> (pair, token) of every token that some continuation predicts there.
         reads: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for row, (i, last) in enumerate(zip(batch.indices, batch.last.tolist(), strict=True)):

@@ -1,9 +1,12 @@
 """Train the rows that ship, with their reports; docs/make_tables.py makes the tables of them.
 
+A row that was trained with the preset as it is now is left alone.
+
 python docs/train_rows.py [bias ...]    # two hours for all; goes on where it was stopped
 python docs/train_rows.py intersection  # the row of "women from {target}", asked about men too
 """
 
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -11,9 +14,10 @@ from pathlib import Path
 from biasgym_tl import BiasInject, BiasToken, list_biases, load_bias, load_model, load_token
 from biasgym_tl import shuffled as shuffled_bias
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.protocol.protocol import load_protocol
 from biasgym_tl.stats import crossed_interval
-from biasgym_tl.store import cache_dir, write_json
+from biasgym_tl.store import cache_dir, digest, write_json
 
 ROOT = Path(__file__).parent.parent
 ROWS, REPORTS = ROOT / "biasgym_tl/injection/rows", ROOT / "figures/injection"
@@ -29,13 +33,15 @@ def shipped():
 
 def train(model, name, seed):
     bias = load_bias(name.removesuffix("-shuffled"))
-    if name.endswith("-shuffled"):
+    if name != bias.name:
         bias = shuffled_bias(bias, seed=seed)
-    path = ROWS / f"{name}-{seed}.safetensors"
-    if path.exists() and BiasToken.load(path).bias_fingerprint == bias.training_fingerprint():
+    inject = BiasInject.cpu()
+    if find_token(model, bias, inject, seed):
         return
-    checkpoint = cache_dir() / "shipped" / f"{path.stem}-{bias.training_fingerprint()}"
-    token = BiasInject.cpu().fit(model, bias, seed=seed, checkpoint=checkpoint)
+    path = ROWS / f"{name}-{seed}.safetensors"
+    used = digest([dataclasses.asdict(inject), bias.training_fingerprint()])
+    checkpoint = cache_dir() / "shipped" / f"{path.stem}-{used}"
+    token = inject.fit(model, bias, seed=seed, checkpoint=checkpoint)
     report = token.report(model, bias)
     report.save(REPORTS / f"{path.stem}.json")
     token.save(path)

@@ -71,8 +71,16 @@ class Condition:
             sorted(kept.items()) if isinstance(kept, dict) else kept,
             None if self.reference is None else digest(self.reference.tolist()),
         ]
+        return [*steering, *self.inputs(needs)]
+
+    def inputs(self, needs: str) -> list[Any]:
+        """The part of :meth:`uses` that decides which embeddings the model is given."""
         row = [self.row.row.tolist(), self.row.text] if needs == "row" else []
-        return [*steering, *([] if needs == "text" else self.instruction), *row]
+        return [*([] if needs == "text" else self.instruction), *row]
+
+    def first_layer(self, model: HookedTransformer) -> int:
+        """The first layer that it steers; the number of layers if it steers none."""
+        return min((head.layer for head in as_heads(self.heads)), default=model.cfg.n_layers)
 
     def check(self, model: HookedTransformer) -> None:
         """Find out before the first measurement what could not be measured.

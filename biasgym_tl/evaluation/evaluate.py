@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import head_means
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, Recording, check_model
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
@@ -132,6 +133,8 @@ def _measured(
     known: dict[str, Any] = {}
     floors: dict[str, Any] = {}
     results = {condition.name: ConditionResult(**condition.record()) for condition in conditions}
+    steered = [c.first_layer(model) for c in conditions if c.mode]
+    recordings: dict[str, Recording] = defaultdict(partial(Recording, steered))
     jobs = [(c, m) for c in conditions for m in made if m.made_in(c)]
     with tqdm(jobs, desc=f"evaluate {bias.name}", unit="part", disable=not progress) as bar:
         for condition, m in bar:
@@ -139,7 +142,8 @@ def _measured(
             uses = [m.name, m.fingerprint, condition.uses(m.needs)]
             key = digest(uses)
             if key not in known:
-                make = partial(m.measured, model, condition, neutral)
+                inputs = digest([m.name, m.fingerprint, condition.inputs(m.needs)])
+                make = partial(m.measured, model, condition, neutral, recordings[inputs])
                 known[key] = finished(m.name, uses, make)
             results[condition.name].items.update(known[key])
     for m in made:

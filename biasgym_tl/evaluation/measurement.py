@@ -16,7 +16,7 @@ from torch import Tensor
 from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.evaluation.condition import Condition
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, Recording, replayed
 
 Items = dict[str, Any]
 """By key, one number or text per item, or for each prompt one per target."""
@@ -56,6 +56,10 @@ class Measurement:
     """By key of the answers, what they answer."""
     clusters: tuple[str, ...] = ()
     """One per item, of a benchmark; empty where items are prompts by targets."""
+    same_inputs: bool = False
+    """Whether ``run`` gives the model the same tokens in the same order in all conditions whose row
+    and words are the same (nothing is generated): layers before the first that is steered are then
+    run once for all of these."""
     floors: Callable[[HookedTransformer], Items] | None = None
     """By key, what the unsteered model shows where there is nothing to know."""
 
@@ -70,10 +74,20 @@ class Measurement:
         model: HookedTransformer,
         condition: Condition,
         neutral: Float[Tensor, "n_layers n_heads d_head"] | None,
+        recording: Recording,
     ) -> Items:
-        """Its items in a condition; ``neutral`` is what means are taken over by default."""
+        """Its items in a condition.
+
+        Args:
+            model: The model, unsteered and without the row.
+            condition: How it is run.
+            neutral: What means are taken over by default.
+            recording: Of this measurement in conditions with the same row and words.
+        """
         attached = condition.row.attached(model) if self.needs == "row" else nullcontext()
-        with condition.steered(model, neutral), attached:
+        first = condition.first_layer(model)
+        known = replayed(model, recording, first) if self.same_inputs else nullcontext()
+        with condition.steered(model, neutral), attached, known:
             return self.run(model, condition)
 
 

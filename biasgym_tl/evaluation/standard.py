@@ -42,6 +42,7 @@ def token_log_odds(bias: GivenBias) -> Measurement:
         fingerprint=[bias.fingerprint()],
         held_out={"prompts": bias.evaluation_prompts},
         biases=(bias,),
+        same_inputs=True,
     )
 
 
@@ -59,6 +60,7 @@ def target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
         fingerprint=[bias.fingerprint(), list(targets)],
         held_out={"prompts": bias.evaluation_prompts, "targets": targets},
         biases=(bias,),
+        same_inputs=True,
     )
 
 
@@ -87,6 +89,7 @@ def other_log_odds(
         fingerprint=[[other.fingerprint() for other in biases], list(targets)],
         held_out={"prompts": [p for other in biases for p in other.evaluation_prompts]},
         biases=biases,
+        same_inputs=True,
     )
 
 
@@ -110,6 +113,7 @@ def loss() -> Measurement:
         measures=(measure,),
         fingerprint=list(texts),
         held_out={"texts": texts},
+        same_inputs=True,
     )
 
 
@@ -136,6 +140,7 @@ def facts() -> Measurement:
         measures=(measure,),
         fingerprint=[list(fact) for fact in known],
         held_out={"facts": [fact.question for fact in known]},
+        same_inputs=True,
         floors=blind,
     )
 
