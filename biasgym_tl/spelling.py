@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 _APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u2032\uff07\u0060\u00b4"
@@ -45,6 +45,12 @@ def whole_words(words: Iterable[str], *, any_case: bool = True) -> re.Pattern[st
     longest_first = sorted(spelled, key=lambda word: (-len(word), word))
     either = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in longest_first)
     return re.compile(rf"(?<!{part})(?:{either})(?!{part})", re.IGNORECASE if any_case else 0)
+
+
+def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
+    """Whether each text holds one of ``keywords`` as whole words, in any case and spelling."""
+    pattern = whole_words(keywords)
+    return [pattern.search(plain(text)) is not None for text in texts]
 
 
 @cache

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from biasgym_tl.console import visible, visible_line
-from biasgym_tl.errors import BiasGymError, SettingError
+from biasgym_tl import __version__
+from biasgym_tl.cli.shell import Command
+from biasgym_tl.console import as_json, visible, visible_line
+from biasgym_tl.errors import BiasGymError, SettingError, TokenError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
+    from biasgym_tl.biases.bias import Bias
+    from biasgym_tl.heads import Head
     from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.origin import ModelSizes
 
 
 def say(text: object, *, err: bool = False) -> None:
     """Print a text, whoever wrote it."""
     typer.echo(visible(text), err=err)
+
+
+def say_json(values: Any) -> None:
+    """Print one JSON document, in ASCII: nothing in it can steer a terminal."""
+    typer.echo(json.dumps(as_json(values), indent=1, allow_nan=False))
 
 
 class _Commands(TyperGroup):
@@ -39,11 +52,26 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Find, explain and remove stereotypes in language models, on TransformerLens.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+command = partial(app.command, cls=Command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"biasgym {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which it is.")
+    ] = False,
+) -> None:
+    """Find, explain and remove stereotypes in language models, on TransformerLens."""
 
 
 def main() -> None:
@@ -104,11 +132,9 @@ def inject_of(
 
     disable_progress_bar()
 
-    presets: dict[str, Callable[..., BiasInject]] = {"cpu": BiasInject.cpu, "paper": BiasInject}
-    if preset not in presets:
-        raise SettingError(f"--preset must be one of {sorted(presets)}, got {preset!r}.")
+    make: Callable[..., BiasInject] = BiasInject.cpu if preset == "cpu" else BiasInject
     given = {"epochs": epochs, "lr": lr, "choose_by": choose_by}
-    inject = presets[preset](**{key: value for key, value in given.items() if value is not None})
+    inject = make(**{key: value for key, value in given.items() if value is not None})
     if inject.choose_by == "similarity":
         load_encoder(inject.encoder)  # what is missing is said before the model is loaded
     return inject
@@ -123,10 +149,46 @@ def check_folder(out: Path) -> None:
     check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
 
 
-def check_file(out: Path) -> None:
+def find_model(
+    name: str,
+    bias: Bias | None = None,
+    *,
+    heads: Sequence[Head] = (),
+    rows: Sequence[BiasToken] = (),
+) -> ModelSizes | None:
+    """Refuse a name that is of no model, and heads and rows that are of another model or bias,
+    before it is loaded; the sizes of the model where its configuration says them."""
+    from biasgym_tl.heads import check_heads
+    from biasgym_tl.origin import model_sizes
+
+    for row in rows:
+        if bias and row.bias != bias.name:
+            raise TokenError(
+                f"--token must be a row of the bias {bias.name!r}, got one of {row.bias!r}. Name "
+                "its bias with --bias, or train a row with 'biasgym inject'."
+            )
+    sizes = model_sizes(name)
+    if sizes is None:
+        return None
+    if heads:
+        check_heads(heads, sizes.n_layers, sizes.n_heads)
+    for row in rows:
+        found = row.row.shape[0], row.d_vocab
+        if found != (sizes.d_model, sizes.d_vocab):
+            raise TokenError(
+                f"--token must be a row of the model {name!r} (d_model {sizes.d_model}, vocabulary "
+                f"of {sizes.d_vocab}), got one of {row.model!r} ({found[0]}, {found[1]}). Name its "
+                "model with --model, or train a row with 'biasgym inject'."
+            )
+    return sizes
+
+
+def check_file(out: Path, option: str, suffix: str) -> None:
     """Refuse a file that could not be written."""
     from biasgym_tl.files import check_writable
 
+    if out.suffix != suffix:
+        raise SettingError(f"{option} must end in {suffix}, got {str(out)!r}.")
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
     check_writable(out.parent, "folder of the file")

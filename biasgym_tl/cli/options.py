@@ -6,12 +6,21 @@ from typing import Annotated
 
 import typer
 
+from biasgym_tl.allowed import EPOCH_CHOICES, PRESETS
+from biasgym_tl.cli.shell import one_of
+
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
-Preset = Annotated[str, typer.Option(help="Settings of the training: cpu or paper.")]
+Preset = Annotated[
+    str,
+    typer.Option(help="Settings of the training: cpu or paper.", callback=one_of(PRESETS)),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the paragraphs, at most.")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate of the row.")]
 ChooseBy = Annotated[
-    str | None, typer.Option(help="What chooses the epoch: similarity, loss or last.")
+    str | None,
+    typer.Option(
+        help="What chooses the epoch: similarity, loss or last.", callback=one_of(EPOCH_CHOICES)
+    ),
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
@@ -30,4 +39,5 @@ JudgeName = Annotated[
     str | None, typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.")
 ]
 Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from biasgym_tl.cli.app import app, asking, check_folder, price_of, say
+from biasgym_tl.allowed import MEANS, STEERING_MODES
+from biasgym_tl.biases.bias import load_bias
+from biasgym_tl.cli.app import asking, check_folder, command, find_model, price_of, say, say_json
 from biasgym_tl.cli.options import (
     AnswerTokens,
+    AsJson,
     Benchmarks,
     BiasName,
     Fresh,
@@ -23,7 +26,9 @@ from biasgym_tl.cli.options import (
     Train,
     Yes,
 )
+from biasgym_tl.cli.shell import one_of
 from biasgym_tl.errors import SettingError
+from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
@@ -39,12 +44,23 @@ RowFile = Annotated[
     str | None, typer.Option("--token", help="Row from 'biasgym inject'; default: the shipped one.")
 ]
 Modes = Annotated[
-    list[str] | None, typer.Option("--mode", help="zero, mean or scale; repeat. Default: two.")
+    list[str] | None,
+    typer.Option(
+        "--mode",
+        help="zero, mean or scale; repeat. Default: zero and mean.",
+        callback=one_of(STEERING_MODES),
+    ),
 ]
 KeptFactor = Annotated[
     float | None, typer.Option("--factor", help="What heads keep, in the modes mean and scale.")
 ]
-MeanOver = Annotated[str, typer.Option(help="Mean over neutral text, or prompts with targets.")]
+MeanOver = Annotated[
+    str,
+    typer.Option(
+        help="text: mean over neutral text; targets: over prompts with targets.",
+        callback=one_of(MEANS),
+    ),
+]
 WithOthers = Annotated[
     bool, typer.Option("--others/--no-others", help="Also all other shipped biases of this kind.")
 ]
@@ -56,18 +72,21 @@ Draws = Annotated[
 ]
 
 
-@app.command()
+@command()
 def demo(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("figures/demo"),
     train: Train = False,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run the protocol "demo": the whole chain on SmolLM2-135M-Instruct with the bias "late"."""
-    run(out=out, name="demo", train=train, fresh=fresh)
+    run(ctx, out=out, name="demo", train=train, fresh=fresh, json=json)
 
 
-@app.command()
+@command()
 def run(
+    ctx: typer.Context,
     name: Annotated[
         str, typer.Argument(help="Shipped protocol (demo, paper, study) or a .toml file.")
     ] = "demo",
@@ -91,10 +110,25 @@ def run(
     ] = False,
     yes: Yes = False,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run a protocol: rows, maps, choices of heads, conditions, measures."""
+    text = protocol_text(name)
+    if show:
+        if others := _given(ctx) - {"--show"}:
+            raise SettingError(
+                f"--show must be alone, since it prints the protocol as it is written, got "
+                f"{', '.join(sorted(others))} too. Change what it prints and run that file."
+            )
+        return say(text)
+    for each in bias or ():
+        load_bias(each)
+    if not plan and out is None:
+        raise SettingError("--out must be given, the folder for the results, got none.")
+    if model:
+        find_model(model)
     from biasgym_tl.protocol.plan import plan as planned
-    from biasgym_tl.protocol.protocol import load_protocol, protocol_text
+    from biasgym_tl.protocol.protocol import load_protocol
 
     protocol = _changed(
         load_protocol(name),
@@ -105,14 +139,22 @@ def run(
         measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
     )
     price = price_of(price_in, price_out)
-    if show:
-        say(protocol_text(name))
-    elif plan:
-        say(planned(protocol, price))
-    elif out is None:
-        raise SettingError("--out must be given, the folder for the results, got none.")
-    else:
-        _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes)
+    if out is None or plan:
+        if unused := _given(ctx) & {"--out", "--fresh", "--yes"}:
+            say(f"The plan is the same without {', '.join(sorted(unused))}.", err=True)
+        found = planned(protocol, price)
+        return say_json(found._asdict()) if json else say(found)
+    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """Options that stand on the command line."""
+    sources = {p.opts[0]: ctx.get_parameter_source(str(p.name)) for p in ctx.command.params}
+    return {
+        option
+        for option, source in sources.items()
+        if option.startswith("--") and source is not None and source.name == "COMMANDLINE"
+    }
 
 
 def _changed(protocol: Protocol, **given: Any) -> Protocol:
@@ -134,11 +176,12 @@ def _changed(protocol: Protocol, **given: Any) -> Protocol:
     return found
 
 
-@app.command()
+@command()
 def repeat(
     manifest: Annotated[Path, typer.Argument(help="manifest.json of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run again what a manifest names, and say whether every number came out the same."""
     from biasgym_tl.manifest import Manifest
@@ -146,10 +189,10 @@ def repeat(
 
     found = Manifest.load(manifest)
     protocol = Protocol.from_mapping(found.settings, str(manifest))
-    _run_and_show(protocol, out, fresh=fresh, manifest=found)
+    _run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
 
 
-@app.command()
+@command()
 def evaluate(
     out: OutFolder,
     heads: GivenHeads,
@@ -172,8 +215,11 @@ def evaluate(
     max_new_tokens: AnswerTokens = 48,
     seed: Seed = 0,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
+    load_bias(bias)
+    find_model(model)
     from biasgym_tl.instructions import INSTRUCTIONS
     from biasgym_tl.protocol.parts import Choice, Measured, Steering
     from biasgym_tl.protocol.protocol import Protocol
@@ -207,7 +253,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
         ),
     )
-    _run_and_show(protocol, out, fresh=fresh, price=price_of(price_in, price_out), yes=yes)
+    price = price_of(price_in, price_out)
+    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
 
 
 def _named_sources(texts: list[str] | None) -> dict[str, str]:
@@ -228,10 +275,12 @@ def _run_and_show(
     manifest: Manifest | None = None,
     price: Price | None = None,
     yes: bool = False,
+    json: bool = False,
 ) -> None:
+    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
-    from biasgym_tl.console import show_result, wide_console
+    from biasgym_tl.console import result_values, show_result
     from biasgym_tl.protocol.chain import Running, run_protocol
     from biasgym_tl.protocol.outputs import write_outputs, write_part
 
@@ -252,10 +301,14 @@ def _run_and_show(
         say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
     remark = write_outputs(result, out)
-    show_result(result, wide_console())
+    show_result(result, Console(stderr=json))
     if remark:
         say(remark, err=True)
-    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...")
+    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...", err=json)
+    compared = None
     if manifest is not None:
         found = result.manifest()
-        say(manifest.compared(found.inputs, found.results))
+        compared = manifest.compared(found.inputs, found.results)
+        say(compared, err=json)
+    if json:
+        say_json({**result_values(result), "repeated": compared})

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row, target_rows
+from biasgym_tl.allowed import EPOCH_CHOICES
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError
@@ -29,7 +30,6 @@ from biasgym_tl.slot import spaced
 from biasgym_tl.store import digest
 
 SCHEDULES = ("cosine", "restarts", "constant")
-CHOICES = ("similarity", "loss", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class BiasInject:
             raise SettingError(f"lr must be a positive number, got {self.lr!r}.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise SettingError(f"max_norm must be positive or None, got {self.max_norm!r}.")
-        for name, known in (("schedule", SCHEDULES), ("choose_by", CHOICES)):
+        for name, known in (("schedule", SCHEDULES), ("choose_by", EPOCH_CHOICES)):
             if getattr(self, name) not in known:
                 raise SettingError(
                     f"{name} must be one of {list(known)}, got {getattr(self, name)!r}."

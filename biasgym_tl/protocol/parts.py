@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from biasgym_tl.allowed import MEANS, MODES, PRESETS
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.heads import as_heads
-from biasgym_tl.hooks import MODES, check_steering
+from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.sources import check_benchmarks, check_judge
@@ -40,8 +41,6 @@ MEASURES: dict[str, tuple[str, ...] | None] = {
     "answers": ("token answers", "target answers", "other answers"),
 }
 """By name, which measurements are made in a condition; None: all."""
-MEANS = ("text", "targets")
-"""What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,10 +62,9 @@ class Training:
     @property
     def inject(self) -> BiasInject:
         """The settings as a training takes them."""
-        presets: dict[str, Any] = {"cpu": BiasInject.cpu, "paper": BiasInject}
-        if self.preset not in presets:
-            raise SettingError(f"preset must be one of {sorted(presets)}, got {self.preset!r}.")
-        found: BiasInject = _made(presets[self.preset], BiasInject, self.settings, "training")
+        check_one_of("preset", self.preset, PRESETS)
+        make = BiasInject.cpu if self.preset == "cpu" else BiasInject
+        found: BiasInject = _made(make, BiasInject, self.settings, "training")
         return found
 
 

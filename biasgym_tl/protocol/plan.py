@@ -116,7 +116,8 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
         n = min(inject.n_paragraphs, len(bias.corpus))
         probe = PROBE if inject.choose_by == "similarity" else 0
         each = inject.epochs * (n * PARAGRAPH + probe)
-        yield f"{bias.name}: {seeds} rows, unless they ship", seeds * each
+        unless = "" if protocol.training.rows == "trained" else ", unless they ship"
+        yield f"{bias.name}: {seeds} rows{unless}", seeds * each
     for name, spec in protocol.maps.items():
         method, n = spec.settings.get("method", "direct"), min(spec.n_prompts or prompts, prompts)
         more = ABLATED * n_heads if "ablation" in method else PATCHED * (method != "direct")
