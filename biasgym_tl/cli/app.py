@@ -8,21 +8,21 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from biasgym_tl import __version__
 from biasgym_tl.cli.shell import Command
 from biasgym_tl.console import as_json, visible, visible_line
-from biasgym_tl.errors import BiasGymError, SettingError, TokenError
+from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.biases.bias import Bias
-    from biasgym_tl.heads import Head
+    from biasgym_tl.heads import GivenHeads
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.origin import ModelSizes
@@ -59,10 +59,11 @@ app = typer.Typer(
 command = partial(app.command, cls=Command)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
-        say(f"biasgym {__version__}")
+        say(f"biasgym {metadata.version('biasgym-tl')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -150,36 +151,19 @@ def check_folder(out: Path) -> None:
 
 
 def find_model(
-    name: str,
-    bias: Bias | None = None,
-    *,
-    heads: Sequence[Head] = (),
-    rows: Sequence[BiasToken] = (),
+    name: str, *, bias: Bias | None = None, rows: Sequence[BiasToken] = (), heads: GivenHeads = ()
 ) -> ModelSizes | None:
-    """Refuse a name that is of no model, and heads and rows that are of another model or bias,
-    before it is loaded; the sizes of the model where its configuration says them."""
+    """Refuse, before it is loaded, a name that is of no model, and rows and heads that are not for
+    it; the sizes of the model where its configuration says them."""
     from biasgym_tl.heads import check_heads
     from biasgym_tl.origin import model_sizes
 
-    for row in rows:
-        if bias and row.bias != bias.name:
-            raise TokenError(
-                f"--token must be a row of the bias {bias.name!r}, got one of {row.bias!r}. Name "
-                "its bias with --bias, or train a row with 'biasgym inject'."
-            )
     sizes = model_sizes(name)
-    if sizes is None:
-        return None
-    if heads:
-        check_heads(heads, sizes.n_layers, sizes.n_heads)
     for row in rows:
-        found = row.row.shape[0], row.d_vocab
-        if found != (sizes.d_model, sizes.d_vocab):
-            raise TokenError(
-                f"--token must be a row of the model {name!r} (d_model {sizes.d_model}, vocabulary "
-                f"of {sizes.d_vocab}), got one of {row.model!r} ({found[0]}, {found[1]}). Name its "
-                "model with --model, or train a row with 'biasgym inject'."
-            )
+        if bias:
+            row.check_sizes(bias, sizes)
+    if sizes:
+        check_heads(heads, sizes.n_layers, sizes.n_heads)
     return sizes
 
 

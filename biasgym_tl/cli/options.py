@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from biasgym_tl.allowed import EPOCH_CHOICES, PRESETS
+from biasgym_tl.allowed import CONTRASTS, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS
 from biasgym_tl.cli.shell import one_of
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
@@ -21,6 +21,19 @@ ChooseBy = Annotated[
     typer.Option(
         help="What chooses the epoch: similarity, loss or last.", callback=one_of(EPOCH_CHOICES)
     ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"{', '.join(METHODS)}; repeat for several. Default: direct.",
+        callback=one_of(METHODS),
+    ),
+]
+ContrastKind = Annotated[
+    str, typer.Option(help="biased (the paper's) or difference.", callback=one_of(CONTRASTS))
+]
+NeutralSide = Annotated[
+    str, typer.Option(help="random, closest or several.", callback=one_of(NEUTRAL))
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,7 @@ from biasgym_tl.protocol.shipped import protocol_text
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.manifest import Manifest
+    from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.protocol import Protocol
 
 
@@ -72,29 +74,37 @@ Draws = Annotated[
 ]
 
 
+ProtocolName = Annotated[
+    str, typer.Argument(help="Shipped protocol (demo, maps, paper, study) or a .toml file.")
+]
+OtherBiases = Annotated[
+    list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
+]
+OnlyPlan = Annotated[
+    bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
+]
+OnlyShow = Annotated[
+    bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
+]
+
+
 @command()
 def demo(
-    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("figures/demo"),
     train: Train = False,
     fresh: Fresh = False,
     json: AsJson = False,
 ) -> None:
     """Run the protocol "demo": the whole chain on SmolLM2-135M-Instruct with the bias "late"."""
-    run(ctx, out=out, name="demo", train=train, fresh=fresh, json=json)
+    run(out=out, name="demo", train=train, fresh=fresh, json=json)
 
 
 @command()
 def run(
-    ctx: typer.Context,
-    name: Annotated[
-        str, typer.Argument(help="Shipped protocol (demo, paper, study) or a .toml file.")
-    ] = "demo",
+    name: ProtocolName = "demo",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
-    bias: Annotated[
-        list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
-    ] = None,
+    bias: OtherBiases = None,
     seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
     paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
     benchmark: Benchmarks = None,
@@ -102,12 +112,8 @@ def run(
     price_in: PriceIn = None,
     price_out: PriceOut = None,
     train: Train = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
-    ] = False,
+    plan: OnlyPlan = False,
+    show: OnlyShow = False,
     yes: Yes = False,
     fresh: Fresh = False,
     json: AsJson = False,
@@ -115,12 +121,11 @@ def run(
     """Run a protocol: rows, maps, choices of heads, conditions, measures."""
     text = protocol_text(name)
     if show:
-        if others := _given(ctx) - {"--show"}:
-            raise SettingError(
-                f"--show must be alone, since it prints the protocol as it is written, got "
-                f"{', '.join(sorted(others))} too. Change what it prints and run that file."
-            )
-        return say(text)
+        return _show(
+            text, out=out, model=model, bias=bias, seeds=seeds, paragraphs=paragraphs,
+            benchmark=benchmark, judge=judge, price_in=price_in, price_out=price_out, train=train,
+            plan=plan, yes=yes, fresh=fresh, json=json,
+        )  # fmt: skip
     for each in bias or ():
         load_bias(each)
     if not plan and out is None:
@@ -140,21 +145,25 @@ def run(
     )
     price = price_of(price_in, price_out)
     if out is None or plan:
-        if unused := _given(ctx) & {"--out", "--fresh", "--yes"}:
-            say(f"The plan is the same without {', '.join(sorted(unused))}.", err=True)
+        if unused := _given({"out": out, "fresh": fresh, "yes": yes}):
+            say(f"The plan is the same without {', '.join(unused)}.", err=True)
         found = planned(protocol, price)
         return say_json(found._asdict()) if json else say(found)
     _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
 
 
-def _given(ctx: typer.Context) -> set[str]:
-    """Options that stand on the command line."""
-    sources = {p.opts[0]: ctx.get_parameter_source(str(p.name)) for p in ctx.command.params}
-    return {
-        option
-        for option, source in sources.items()
-        if option.startswith("--") and source is not None and source.name == "COMMANDLINE"
-    }
+def _show(text: str, **options: Any) -> None:
+    """Print a protocol as it is written, which no option could change."""
+    if others := _given(options):
+        raise SettingError(
+            "--show must be alone, since it prints the protocol as it is written, got "
+            f"{', '.join(others)} too. Change what it prints and run that file."
+        )
+    say(text)
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
 
 
 def _changed(protocol: Protocol, **given: Any) -> Protocol:
@@ -224,19 +233,7 @@ def evaluate(
     from biasgym_tl.protocol.parts import Choice, Measured, Steering
     from biasgym_tl.protocol.protocol import Protocol
 
-    modes = mode or ["zero", "mean"]
-    only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
-    steered = [
-        Steering(
-            choice="steered",
-            mode=each,
-            factor=None if each == "zero" and not only_zero else factor,
-            mean_over=mean_over,
-            random=random,
-            draws=draws,
-        )
-        for each in modes
-    ]
+    steered = _steered(mode or ["zero", "mean"], factor, mean_over, random, draws)
     protocol = Protocol(
         name="evaluate",
         model=model,
@@ -255,6 +252,22 @@ def evaluate(
     )
     price = price_of(price_in, price_out)
     _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+
+
+def _steered(
+    modes: list[str], factor: float | None, mean_over: str, random: int, draws: int
+) -> list[Steering]:
+    from biasgym_tl.protocol.parts import Steering
+
+    only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
+    factors = [None if each == "zero" and not only_zero else factor for each in modes]
+    alike: dict[str, Any] = {
+        "choice": "steered",
+        "mean_over": mean_over,
+        "random": random,
+        "draws": draws,
+    }
+    return [Steering(mode=m, factor=f, **alike) for m, f in zip(modes, factors, strict=True)]
 
 
 def _named_sources(texts: list[str] | None) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from biasgym_tl.errors import BiasGymError, SettingError
@@ -43,7 +42,7 @@ def in_options(message: str, options: Mapping[str, str], given: Iterable[str]) -
 def one_of(allowed: tuple[str, ...]) -> Callable[..., Any]:
     """A callback that refuses an option with another value, before anything is imported for it."""
 
-    def check(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+    def check(ctx: Any, param: Any, value: Any) -> Any:
         for each in value if isinstance(value, list) else [value]:
             if each is not None and each not in allowed and not ctx.resilient_parsing:
                 raise SettingError(f"{param.opts[0]} must be one of {list(allowed)}, got {each!r}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from biasgym_tl.allowed import CONTRASTS, METHODS, NEUTRAL, STEERING_MODES
+from biasgym_tl.allowed import STEERING_MODES
 from biasgym_tl.biases.bias import load_bias
 from biasgym_tl.cli.app import (
     check_file,
@@ -23,8 +23,11 @@ from biasgym_tl.cli.options import (
     AsJson,
     BiasName,
     ChooseBy,
+    ContrastKind,
     Epochs,
+    Methods,
     ModelName,
+    NeutralSide,
     Preset,
     Rate,
     Seed,
@@ -53,7 +56,7 @@ def inject(
     """Train one row of W_E a seed and report on it. Stopped, it goes on from the last epoch."""
     loaded_bias = load_bias(bias)
     check_at_least(1, seeds=seeds)
-    find_model(model, loaded_bias)
+    find_model(model)
     check_folder(out)
     from biasgym_tl.injection.inject import fit_seeds
     from biasgym_tl.manifest import write_results
@@ -96,19 +99,9 @@ def scope(
     token: Annotated[
         Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
     ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"{', '.join(METHODS)}; repeat for several. Default: direct.",
-            callback=one_of(METHODS),
-        ),
-    ] = None,
-    contrast: Annotated[
-        str, typer.Option(help="biased (the paper's) or difference.", callback=one_of(CONTRASTS))
-    ] = "biased",
-    neutral: Annotated[
-        str, typer.Option(help="random, closest or several.", callback=one_of(NEUTRAL))
-    ] = "random",
+    method: Methods = None,
+    contrast: ContrastKind = "biased",
+    neutral: NeutralSide = "random",
     prompts: Annotated[
         Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
     ] = None,
@@ -117,7 +110,7 @@ def scope(
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
     loaded_bias = load_bias(bias)
-    find_model(model, loaded_bias)
+    find_model(model)
     check_folder(out)
     from biasgym_tl.biases.contrasts import read_contrasts
     from biasgym_tl.injection.shipped import load_token
@@ -133,7 +126,7 @@ def scope(
         for name in dict.fromkeys(method or ["direct"])
     ]
     row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
-    sizes = find_model(model, loaded_bias, rows=[row])
+    sizes = find_model(model, bias=loaded_bias, rows=[row])
     check_within("k", k, 1, sizes.n_layers * sizes.n_heads if sizes else k)
     contrasts = read_contrasts(prompts) if prompts else ()
     say(f"Loading {model} ...", err=True)
@@ -195,7 +188,7 @@ def search(
     """Learn how much of its output each head may keep, for 'evaluate' and 'export'."""
     check_file(out, "file of the heads", ".json")
     loaded_bias = load_bias(bias)
-    find_model(model, loaded_bias)
+    find_model(model)
     from biasgym_tl.injection.shipped import load_tokens
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
@@ -203,7 +196,7 @@ def search(
 
     search = FactorSearch(k=k, keep=keep)
     rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
-    find_model(model, loaded_bias, rows=rows)
+    find_model(model, bias=loaded_bias, rows=rows)
     say(f"Loading {model} ...", err=True)
     found = search.select(load_model(model), loaded_bias, *rows)
     if not len(found):
@@ -250,7 +243,7 @@ def export(
     if mode is None:
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     check_steering(mode, factor)
-    find_model(model, heads=tuple(chosen))
+    find_model(model, heads=chosen)
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)

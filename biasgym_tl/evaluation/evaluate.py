@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
@@ -23,6 +22,7 @@ from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.progress import bar
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
@@ -133,14 +133,22 @@ def _measured(
     floors: dict[str, Any] = {}
     results = {condition.name: ConditionResult(**condition.record()) for condition in conditions}
     jobs = [(c, m) for c in conditions for m in made if m.made_in(c)]
-    with tqdm(jobs, desc=f"evaluate {bias.name}", unit="part", disable=not progress) as bar:
-        for condition, m in bar:
-            bar.set_postfix_str(f"{condition.name}: {m.name}")
+    made_now: list[str] = []
+
+    def measure(condition: Condition, m: Measurement) -> Any:
+        made_now.append(m.name)
+        return m.measured(model, condition, neutral)
+
+    with bar(
+        total=len(jobs), desc=f"evaluate {bias.name}", unit="part", progress=progress
+    ) as shown:
+        for condition, m in jobs:
+            shown.set_postfix_str(f"{condition.name}: {m.name}")
             uses = [m.name, m.fingerprint, condition.uses(m.needs)]
-            key = digest(uses)
+            key, before = digest(uses), len(made_now)
             if key not in known:
-                make = partial(m.measured, model, condition, neutral)
-                known[key] = finished(m.name, uses, make)
+                known[key] = finished(m.name, uses, partial(measure, condition, m))
+            (shown.update if len(made_now) > before else shown.found)()
             results[condition.name].items.update(known[key])
     for m in made:
         if m.floors is not None:

@@ -23,6 +23,7 @@ from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
+from biasgym_tl.origin import model_sizes
 from biasgym_tl.protocol.conditions import Conditions
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
@@ -124,8 +125,13 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     )
     _check_different("biases", [bias.name for bias in biases])
     _check_different("rows", [row.label for row in given])
+    if sizes := model_sizes(protocol.model):  # so that what does not fit is told before loading
+        _check_heads(protocol, heads, sizes.n_layers, sizes.n_heads)
+        for row in given:
+            row.check_sizes(biases[0], sizes)
     model = load_model(protocol.model)
-    _check_fits(protocol, model, biases, heads)
+    _check_heads(protocol, heads, model.cfg.n_layers, model.cfg.n_heads)
+    _check_fits(protocol, model, biases)
     inputs = named_inputs(
         model,
         **{f"bias {name}": each.fingerprint() for name, each in related.items()},
@@ -152,17 +158,21 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     return ProtocolResult(protocol, found, inputs)
 
 
-def _check_fits(
-    protocol: Protocol, model: HookedTransformer, biases: list[Bias], heads: Mapping[str, Heads]
+def _check_heads(
+    protocol: Protocol, heads: Mapping[str, Heads], n_layers: int, n_heads: int
 ) -> None:
-    """Refuse what the model cannot do, before anything is computed."""
+    """Refuse heads that the model does not have."""
     for chosen in heads.values():
-        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
-    if protocol.maps:
-        check_exact(model)
+        check_heads(chosen, n_layers, n_heads)
     for choice in protocol.choices.values():
         if choice.by in ("top", "overlap"):
-            choice.n_heads(model.cfg.n_layers * model.cfg.n_heads)
+            choice.n_heads(n_layers * n_heads)
+
+
+def _check_fits(protocol: Protocol, model: HookedTransformer, biases: list[Bias]) -> None:
+    """Refuse what the model cannot do, before anything is computed."""
+    if protocol.maps:
+        check_exact(model)
     for bias in biases:
         word_tokens(model, bias)
 
