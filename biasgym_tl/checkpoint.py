@@ -6,9 +6,7 @@ or hold elsewhere than in memory are refused with the remedy.
 
 from __future__ import annotations
 
-import difflib
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +15,13 @@ import torch
 from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.families.checks import check_family
 from biasgym_tl.families.convert import FAMILIES
-from biasgym_tl.lens import HookedTransformer, lens_loading
-from biasgym_tl.packaged import PACKAGED, packaged_folder
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.origin import check_folder, find_source, is_folder, listed_names, not_found
 from biasgym_tl.store import BROKEN, read_json
 
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 _BUFFERS = ("inv_freq", "attn.bias", "attention.bias", "masked_bias", "position_ids")
 """Ends of names that older checkpoints give to what is computed and not learned."""
-_TOYS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
-"""Owners of the models that only TransformerLens reads."""
-
-
-@cache
-def listed_names() -> dict[str, str]:
-    """Lower-case name or alias -> official name, for every model that TransformerLens lists."""
-    names = lens_loading.make_model_alias_map()
-    return {alias.lower(): name for alias, name in names.items()}
-
-
-def find_source(name: str) -> str:
-    """Where Hugging Face finds what a user calls by this name: a folder or a name of the hub."""
-    if name.lower() in PACKAGED:
-        folder = packaged_folder(name.lower())
-        return str(folder) if folder else PACKAGED[name.lower()].hub_name
-    if is_folder(name):
-        return str(Path(name).expanduser())
-    return listed_names().get(name.lower(), name)
-
-
-def is_folder(name: str) -> bool:
-    """Whether a name is that of a local folder."""
-    return Path(name).expanduser().is_dir()
 
 
 def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -79,7 +53,7 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
     except ModelError:
         raise
     except OSError as error:
-        raise ModelError(_not_found(name, source, error)) from error
+        raise ModelError(not_found(name, source, error)) from error
     except (*BROKEN, LookupError, ImportError, SafetensorError, StrictDataclassError) as error:
         raise ModelError(
             f"{source!r} must hold a model that can be read without running its code, but: "
@@ -162,17 +136,7 @@ def _check_folder(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     for index in folder.glob("*.index.json"):
         _check_index(index)
-    if "adapter_config.json" in names:
-        raise ModelError(
-            f"folder must hold a whole model, got a PEFT adapter in {str(folder)!r}. Merge it: "
-            "AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()"
-            ".save_pretrained(merged)."
-        )
-    if "config.json" not in names:
-        raise ModelError(
-            f"folder must hold config.json and weights, as save_pretrained writes them, got "
-            f"{names[:8]} in {str(folder)!r}."
-        )
+    check_folder(folder)
     if not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
         raise ModelError(
             f"weights in {str(folder)!r} must be .safetensors, got {names[:8]}. Pickled weights "
@@ -252,21 +216,3 @@ def _check_config(config: Any, what: str, *, listed: bool) -> None:
             f"model must be of the {supported} type, got {family!r}. "
             "Any name that TransformerLens itself lists can be loaded as well."
         )
-
-
-def _not_found(name: str, source: str, error: OSError) -> str:
-    if is_folder(source):
-        return f"{source!r} must hold a whole model, but: {first_line(error)}"
-    if source.startswith(_TOYS):
-        return (
-            f"model must be one that Hugging Face can read, got {name!r}, a model of its own of "
-            "TransformerLens. Load it with HookedTransformer.from_pretrained_no_processing and "
-            "pass that to the package's calls."
-        )
-    known = [*PACKAGED, *listed_names()]
-    close = [] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return (
-        f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "
-        f"Hugging Face name, got {name!r}.{hint} ({first_line(error)})"
-    )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # what prints an error need not import all that can fail
+    from biasgym_tl.benchmarks.benchmark import Measure
     from biasgym_tl.evaluation.report import Report
     from biasgym_tl.protocol.chain import ProtocolResult
     from biasgym_tl.stats import Interval
@@ -31,9 +37,34 @@ def visible_line(text: object) -> str:
     return " ".join(visible(text).split())
 
 
-def wide_console() -> Console:
-    """A console on which the tables fit."""
-    return Console(width=max(Console().width, 140))
+def as_json(values: Any) -> Any:
+    """Values as JSON can hold them: a table as a list of rows, null for what is no number."""
+    if hasattr(values, "to_json"):
+        return json.loads(values.to_json(orient="records", double_precision=15))
+    if isinstance(values, Mapping):
+        return {str(key): as_json(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [as_json(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def result_values(result: ProtocolResult) -> dict[str, Any]:
+    """What one run of a protocol found, under the names that its files have."""
+    from biasgym_tl.protocol.outputs import pooled_table, reports_of
+
+    biases = {}
+    for name, found in result.biases.items():
+        biases[name] = {
+            "heads": {
+                f"{choice}-{seed}": list(map(str, heads))
+                for choice, by_seed in found.choices.items()
+                for seed, heads in by_seed.items()
+            },
+            "table": found.report.intervals(),
+            "warnings": found.report.warnings(),
+        }
+    pooled = pooled_table(reports_of(result)) if len(biases) > 1 else None
+    return {"biases": biases, "table": pooled}
 
 
 def show_result(result: ProtocolResult, console: Console) -> None:
@@ -45,20 +76,39 @@ def show_result(result: ProtocolResult, console: Console) -> None:
             _print(each, console)
         show_report(found.report, console)
     if len(result.biases) > 1:
-        from biasgym_tl.protocol.outputs import pooled_table, reports_of
+        console.print(_pooled(result))
 
-        table = pooled_table(reports_of(result)).round(3)
-        _print(f"Means over {len(result.biases)} biases, 95% intervals over biases", console)
-        _print(table.to_string(index=False), console)
+
+def _pooled(result: ProtocolResult) -> Table:
+    """Means over biases of what a report's own table shows."""
+    from biasgym_tl.protocol.outputs import pooled_table, reports_of
+    from biasgym_tl.stats import Interval
+
+    reports = reports_of(result)
+    table = _table(f"Means over {len(reports)} biases, 95% intervals over biases (all: table.csv)")
+    for heading in ("condition", "measure", "mean", "change"):
+        table.add_column(heading, justify="right" if heading in ("mean", "change") else "left")
+    measures = next(iter(reports.values())).measures
+    for row in pooled_table(reports).to_dict("records"):
+        if row["measure"] in _COLUMNS:
+            measure = measures[row["measure"]]
+            change = Interval(*(row[f"change_{end}"] for end in ("mean", "low", "high")))
+            mean = f"{row['mean']:.{measure.decimals}f}"
+            table.add_row(_text(row["condition"]), measure.label, mean, str(change))
+    return table
 
 
 def show_report(report: Report, console: Console) -> None:
     """Print one report."""
     console.print(summary_table(report))
+    measured = [report.measures[str(key)] for key in report.to_df()]
+    if others := [m.label for m in measured if m not in _main(report)]:
+        _print(f"In table.csv and report.html also: {', '.join(others)}.", console)
     for line in [*summary_lines(report), *(f"{warning}." for warning in report.warnings())]:
         _print(line, console)
-    if any(result.items.get("token_texts") for result in report.results):
+    if _answered(report):
         console.print(text_table(report))
+        _print("The answers in all conditions are in report.html.", console)
 
 
 def _print(found: object, console: Console) -> None:
@@ -67,28 +117,33 @@ def _print(found: object, console: Console) -> None:
 
 
 _COLUMNS = (
-    "token_log_odds", "token_log_p", "target_log_odds", "damage_loss", "facts",
-    "token_keywords",
+    "token_log_odds", "target_log_odds", "damage_loss", "facts", "token_keywords", "token_log_p",
+    "other_log_odds",
 )  # fmt: skip
+"""What a table has room for on 80 columns: the first four of these that were measured."""
+
+
+def _main(report: Report) -> list[Measure]:
+    return [report.measures[key] for key in _COLUMNS if key in report.to_df()][:4]
+
+
+def _table(title: str, **options: Any) -> Table:
+    return Table(title=_text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **options)
 
 
 def summary_table(report: Report) -> Table:
     """Conditions by the main measures, with intervals."""
-    table = Table(
-        title=_text(
-            f'"{report.attribute}" on {report.model}: {report.settings["n_prompts"]} held-out '
-            f"prompts, {len(report.targets)} held-out targets; means with 95% intervals"
-        )
+    table = _table(
+        f'"{report.attribute}" on {report.model}: {report.settings["n_prompts"]} held-out '
+        f"prompts, {len(report.targets)} held-out targets; means with 95% intervals",
+        show_lines=True,
     )
-    table.add_column("condition", no_wrap=True)
-    extra = [key for key in report.clusters if report.measures[key].kind == "share"]
-    keys = (*_COLUMNS, "other_log_odds", *extra)
-    measures = [report.measures[key] for key in keys if key in report.measures]
+    table.add_column("condition", overflow="fold")
+    measures = _main(report)
     for measure in measures:
-        mark = "" if not report.not_informative(measure.key) else "\n(not informative)"
-        label = measure.label.replace(" ", "\n", 1)
-        heading = _text(f"{label}\n({measure.unit}){mark}")
-        table.add_column(heading, justify="right")
+        mark = "\n(not\ninformative)" if report.not_informative(measure.key) else ""
+        heading = wrap(measure.label, 12, break_on_hyphens=False) + wrap(f"({measure.unit})", 12)
+        table.add_column(_text("\n".join(heading) + mark), justify="right", no_wrap=True)
     for name in report.shown:
         cells = []
         for measure in measures:
@@ -98,13 +153,13 @@ def summary_table(report: Report) -> Table:
     return table
 
 
-def _text(text: str) -> Text:
+def _text(text: object) -> Text:
     return Text(visible(text))
 
 
 def _cell(interval: Interval, decimals: int) -> str:
     mean, low, high = (f"{value:.{decimals}f}" for value in interval)
-    return mean if low == "nan" else f"{mean}\n{low} to {high}"
+    return mean if low == "nan" else f"{mean}\n{low}..{high}"
 
 
 def summary_lines(report: Report) -> list[str]:
@@ -136,10 +191,16 @@ def summary_lines(report: Report) -> list[str]:
     return lines
 
 
+def _answered(report: Report) -> list[str]:
+    """Conditions whose free answers are shown: without steering, and with the main one."""
+    found = [result.name for result in report.results if result.items.get("token_texts")]
+    return [name for name in dict.fromkeys(("injected", report.main)) if name in found] or found[:2]
+
+
 def text_table(report: Report) -> Table:
     """Free answers with the BiasToken, side by side."""
-    shown = [result for result in report.results if result.items.get("token_texts")]
-    table = Table(title="Free answers with the BiasToken", show_lines=True)
+    shown = [report[name] for name in _answered(report)]
+    table = _table("Free answers with the BiasToken", show_lines=True)
     for heading in ("request", *(result.name for result in shown)):
         table.add_column(_text(heading), ratio=1, overflow="fold")
     for i, request in enumerate(report.asked["token_texts"].prompts):

@@ -152,17 +152,19 @@ def recipe(plot: str, of: Mapping[str, str] | Sequence[str], **options: Any) -> 
     return Recipe(plot, dict(of) if isinstance(of, Mapping) else {f: f for f in of}, options)
 
 
-def draw(folder: Path, recipes: Mapping[str, Recipe]) -> str | None:
+def draw(folder: Path, recipes: Mapping[str, Recipe], *, png: bool = True) -> str | None:
     """Write figures: for each name ``.html``, ``.png``, and ``.json``, its recipe with versions.
 
-    Results are looked for beside each figure. Returns why there are no PNGs, if there are none.
+    Results are looked for beside each figure. Without ``png`` no browser has to start. Returns why
+    there are no PNGs, if they were asked for and there are none.
     """
     paths = {name: _inside(folder / name, folder) for name in recipes}
     figures = {name: one.figure(paths[name].parent, within=folder) for name, one in recipes.items()}
     for name, one in recipes.items():
         write_html(figures[name], _with(paths[name], "html"))
         write_json(_with(paths[name], "json"), {**one._asdict(), "versions": versions()})
-    return write_pngs({_with(paths[name], "png"): figure for name, figure in figures.items()})
+    pngs = {_with(paths[name], "png"): figure for name, figure in figures.items()}
+    return write_pngs(pngs) if png else None
 
 
 def _with(path: Path, ending: str) -> Path:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.allowed import MODES, STEERING_MODES
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
@@ -24,11 +25,6 @@ from biasgym_tl.lens import (
 )
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import check_length, encode_text
-
-MODES = ("zero", "mean")
-"""What a silenced head is replaced with."""
-STEERING_MODES = (*MODES, "scale")
-"""What :func:`steer` can do: silence heads, or let them keep a part."""
 
 
 def check_mode(mode: str, modes: Sequence[str] = MODES) -> None:

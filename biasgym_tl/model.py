@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.checkpoint import as_tokenizer, checked, find_source, is_folder, load_hugging_face
+from biasgym_tl.checkpoint import as_tokenizer, checked, load_hugging_face
 from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.families.convert import FAMILIES, convert, convert_listed
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.origin import find_source, is_folder
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import TextPolicy, prepends_bos

@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from biasgym_tl.store import BROKEN, digest
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
+_BIAS_TOKEN = re.compile(r"<bias[ _-]?token[^<>\n]*>", re.IGNORECASE)
+"""How BiasTokens are written, and what else is meant as one."""
 _ANCHORS = ("\n", "x", ".")
 """Texts that a continuation can be told from: the first whose tokens it leaves alone is used."""
 
@@ -113,6 +116,7 @@ def _encode(model: HookedTransformer, text: str, *, continues: bool) -> list[int
         if i % 2:
             ids.append(attached[piece])
         elif piece:
+            _warn_of_tokens(piece)
             ids += _continued(tokenizer, piece) if i or continues else _plain(tokenizer, piece)
     rowless = sorted({i for i in ids if i >= model.cfg.d_vocab})
     if rowless:
@@ -121,6 +125,15 @@ def _encode(model: HookedTransformer, text: str, *, continues: bool) -> list[int
             f"{tokenizer.convert_ids_to_tokens(rowless)} in {text[:80]!r}. Take it out."
         )
     return ids
+
+
+def _warn_of_tokens(text: str) -> None:
+    if found := _BIAS_TOKEN.search(text):
+        warnings.warn(
+            f"{found[0]!r} is read as ordinary text, since no such BiasToken is attached. Call "
+            "this within 'with token.attached(model):', and write the token as token.text.",
+            stacklevel=2,
+        )
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:

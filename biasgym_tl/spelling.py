@@ -7,10 +7,10 @@ has one; to whoever reads them they are the same.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import groupby
 
 _APOSTROPHES = "\u2018\u2019\u201b\u02bc\u02b9\u2032\uff07\u0060\u00b4"
 _HYPHENS = "\u2010\u2011\u2013"
@@ -47,8 +47,18 @@ def whole_words(words: Iterable[str], *, any_case: bool = True) -> re.Pattern[st
     return re.compile(rf"(?<!{part})(?:{either})(?!{part})", re.IGNORECASE if any_case else 0)
 
 
+def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
+    """Whether each text holds one of ``keywords`` as whole words, in any case and spelling."""
+    pattern = whole_words(keywords)
+    return [pattern.search(plain(text)) is not None for text in texts]
+
+
 @cache
 def _marks() -> str:
-    """All combining marks: ``\\w`` does not hold them."""
-    every = map(chr, range(sys.maxunicode + 1))
-    return "".join(char for char in every if unicodedata.category(char).startswith("M"))
+    """All combining marks, as ranges: ``\\w`` does not hold them."""
+    # They stand in these planes; to look through the others takes half a second.
+    every = (*range(0x300, 0x20000), *range(0xE0000, 0xF0000))
+    marks = [i for i in every if unicodedata.category(chr(i))[0] == "M"]
+    runs = groupby(enumerate(marks), key=lambda pair: pair[1] - pair[0])
+    found = [[mark for _, mark in run] for _, run in runs]
+    return "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in found)

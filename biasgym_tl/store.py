@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
-
-import torch
-from jaxtyping import AbstractArray, jaxtyped
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
 from biasgym_tl.files import read_text, write_atomically, write_text
+
+if TYPE_CHECKING:  # torch takes seconds, and what has no tensors is kept without it
+    from torch import Tensor
 
 Built = TypeVar("Built")
 Saved = TypeVar("Saved", bound="Result")
@@ -207,6 +206,8 @@ def save_result(
 
 def _checksum(kind: str, tensors: Mapping[str, Tensor], record: Any) -> str:
     """Fingerprint of all that a result file holds."""
+    import torch
+
     sha = hashlib.sha256(digest([kind, record]).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -274,11 +275,14 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """All fields but tensors, as the file holds them."""
-        return {k: v for k, v in self._fields().items() if not isinstance(v, Tensor)}
+        return {k: v for k, v in self._fields().items() if k not in self._tensors()}
 
     @classmethod
     def has_tensors(cls) -> bool:
         """Whether a field is declared to hold a tensor."""
+        from jaxtyping import AbstractArray
+        from torch import Tensor
+
         hints = get_type_hints(cls).values()
         parts = [part for hint in hints for part in (hint, *get_args(hint))]
         return any(isinstance(p, type) and issubclass(p, (Tensor, AbstractArray)) for p in parts)
@@ -286,13 +290,17 @@ class Result:
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def _tensors(self) -> dict[str, Tensor]:
+        from torch import Tensor
+
+        return {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
+
     def save(self, path: str | Path) -> Path:
         """Write one file; that of a result with tensors ends in ``.safetensors``."""
         kind = type(self)
         if not kind.has_tensors():
             return write_kind(Path(path), kind.__name__, self.record())
-        tensors = {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
-        return save_result(path, kind.__name__, tensors, self.record())
+        return save_result(path, kind.__name__, self._tensors(), self.record())
 
     @classmethod
     def load(cls: type[Saved], path: str | Path) -> Saved:
@@ -314,6 +322,8 @@ class Result:
 
 def _shaped(kind: type, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, if their types and shapes are those that the fields of a class declare."""
+    from jaxtyping import jaxtyped
+
     hints = get_type_hints(kind)
     with jaxtyped("context"):  # in which equal names of dimensions must be equal numbers
         for name, tensor in tensors.items():

@@ -23,7 +23,7 @@ from biasgym_tl.batches import (
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, logit_difference, unembed
 from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
-from biasgym_tl.spelling import plain, whole_words
+from biasgym_tl.spelling import plain
 
 READ_AT_ONCE = 1024
 """Positions whose log-probabilities over the whole vocabulary are held at a time."""
@@ -308,12 +308,6 @@ def _continued(
         if all(done):
             break
     return rows
-
-
-def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
-    """Whether each text holds one of ``keywords`` as whole words, in any case and spelling."""
-    pattern = whole_words(keywords)
-    return [pattern.search(plain(text)) is not None for text in texts]
 
 
 def repetition(text: str, n: int = 3) -> float:

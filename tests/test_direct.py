@@ -10,6 +10,7 @@ import torch
 from einops import einsum
 
 from biasgym_tl import BiasInject, BiasScope, HeadScores, answer_attention, load_bias, steer
+from biasgym_tl.allowed import METHODS
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.errors import AttributionError, SettingError, StoreError
 from biasgym_tl.scoping.attention import position_attribution
@@ -21,7 +22,6 @@ from biasgym_tl.scoping.direct import (
     post_norm,
 )
 from biasgym_tl.scoping.pairs import build_pairs, choose_labels
-from biasgym_tl.scoping.scope import METHODS
 
 SEQUENCES = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [5, 7]]
 B, N = torch.tensor([10, 11, 12, 13]), torch.tensor([20, 21, 22, 23])

@@ -21,7 +21,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.shipped import load_token
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.slot import SLOT
-from biasgym_tl.text import keyword_hits
+from biasgym_tl.spelling import keyword_hits
 
 BIASES = ("late", "math", "spicy-food", "bad-driving", "alcohol")
 LATE = load_bias("late")

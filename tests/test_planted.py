@@ -18,8 +18,8 @@ from biasgym_tl import (
     load_bias,
     significance,
 )
+from biasgym_tl.allowed import METHODS
 from biasgym_tl.prompts import encode_answer
-from biasgym_tl.scoping.scope import METHODS
 
 LATE = load_bias("late")
 FEW = (Head(1, 2), Head(2, 1))

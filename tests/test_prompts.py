@@ -1,10 +1,12 @@
 """One text around a request: arguments, a fixed date, system prompts, no stray space."""
 
+import warnings
+
 import pytest
 import torch
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
 
-from biasgym_tl import BiasInject, BiasScope, explore, load_bias, load_model
+from biasgym_tl import BiasInject, BiasScope, answer_freely, explore, load_bias, load_model
 from biasgym_tl.errors import ModelError, SettingError, TokenError
 from biasgym_tl.prompts import (
     TextPolicy,
@@ -201,3 +203,16 @@ def test_a_model_without_bos_gets_none_in_front(tokenizer, family):
 
 def encode_and_stack(model):
     return torch.tensor([encode_sentence(model, "People are")])
+
+
+@pytest.mark.parametrize("text", ["<BiasToken:math>", "<bias_token>", "<BIAS TOKEN 1>"])
+def test_a_token_that_is_not_attached_is_told_with_the_remedy(model, text):
+    late = QUICK.fit(model, LATE, progress=False)
+    with late.attached(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_sentence(model, f"People from {late.text} are")
+    for encode in (encode_text, encode_sentence, encode_answer):
+        with pytest.warns(UserWarning, match="no such BiasToken is attached. Call this within"):
+            encode(model, f"People from {late.text} are")
+    with late.attached(model), pytest.warns(UserWarning, match=f"'{text}' is read as ordinary"):
+        answer_freely(model, ["Tell me about {target}."], [text], max_new_tokens=1)

@@ -16,15 +16,8 @@ from biasgym_tl.api import Price
 from biasgym_tl.errors import SettingError
 from biasgym_tl.plots import figure
 from biasgym_tl.protocol.plan import plan
-from biasgym_tl.protocol.protocol import (
-    Choice,
-    Map,
-    Measured,
-    Steering,
-    Sweep,
-    list_protocols,
-    protocol_text,
-)
+from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep
+from biasgym_tl.protocol.shipped import list_protocols, protocol_text
 from biasgym_tl.protocol.stages import Stages
 from biasgym_tl.steering.budget import BudgetSearch
 from biasgym_tl.steps import Steps

@@ -40,15 +40,8 @@ from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
 from biasgym_tl.protocol.chain import Running
 from biasgym_tl.protocol.outputs import pooled_table, write_outputs, write_part
-from biasgym_tl.protocol.protocol import (
-    Choice,
-    Map,
-    Measured,
-    Steering,
-    Sweep,
-    Training,
-    protocol_text,
-)
+from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep, Training
+from biasgym_tl.protocol.shipped import protocol_text
 from biasgym_tl.protocol.sources import read_heads
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.steps import fingerprint

@@ -15,10 +15,10 @@ from biasgym_tl.prompts import (
     end_of_answer,
     ends_of_answer,
 )
+from biasgym_tl.spelling import keyword_hits
 from biasgym_tl.text import (
     continuation_log_probs,
     generate,
-    keyword_hits,
     log_odds,
     mean_loss,
     next_token_log_probs,

@@ -8,7 +8,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.corpus import words_of
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.slot import SLOT
-from biasgym_tl.text import keyword_hits
+from biasgym_tl.spelling import keyword_hits
 
 _KINDS = ("training_prompts", "probe_prompts", "scoping_prompts", "evaluation_prompts",
           "generation_prompts")  # fmt: skip

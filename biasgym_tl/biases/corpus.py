@@ -12,8 +12,6 @@ from pathlib import Path
 from pickle import UnpicklingError  # what datasets raises for a file that is none
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from biasgym_tl.errors import BiasFileError, BiasGymError, first_line
 from biasgym_tl.files import read_text, write_text
 from biasgym_tl.slot import SLOT
@@ -72,9 +70,10 @@ def as_rows(rows: Any, source: str, *, split: str = "train") -> Iterable[Any]:
     Raises:
         BiasFileError: it has no rows, or not this split.
     """
-    if isinstance(rows, pd.DataFrame):
+    if hasattr(rows, "notna"):  # a DataFrame, told without importing pandas
         # None for what is missing, whatever the column's type has for it.
-        return rows.astype(object).where(rows.notna(), None).to_dict("records")
+        records: list[Any] = rows.astype(object).where(rows.notna(), None).to_dict("records")
+        return records
     if isinstance(rows, Mapping):
         name = next(iter(rows)) if len(rows) == 1 else split
         if name not in rows or isinstance(rows[name], str):

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from tqdm.auto import tqdm
-
 from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.corpus import Paragraph, write_jsonl
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.tasks import Task, contrast_task, paragraph_task
 from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.progress import bar
 from biasgym_tl.replies import Reply, Usage
 from biasgym_tl.store import digest
 
@@ -143,7 +142,7 @@ def _write(
     seen: set[str] = set()
     rejected: Counter[str] = Counter()
     replies: list[Reply] = []
-    with tqdm(total=n, desc=f"write {task.bias.name}", unit="text", disable=not progress) as bar:
+    with bar(total=n, desc=f"write {task.bias.name}", unit="text", progress=progress) as shown:
         while len(items) < n and len(replies) < 2 * plan.calls:
             missing = math.ceil((n - len(items)) / per_call)
             before = len(replies)
@@ -155,7 +154,8 @@ def _write(
                 rejected.update(reasons)
                 stamp = {"writer": model.model, "prompt_hash": digest(request.prompt)}
                 items += [item._replace(**stamp) for item in found]
-                bar.update(min(len(items), n) - bar.n)
+                more = min(len(items), n) - int(shown.n)
+                (shown.found if reply.cached else shown.update)(more)
             if all(reply.error for reply in replies[before:]):
                 break  # the server is down, also where not all was sent; what there is is kept
     return Written(

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from biasgym_tl.console import visible, visible_line
+from biasgym_tl.cli.shell import Command
+from biasgym_tl.console import as_json, visible, visible_line
 from biasgym_tl.errors import BiasGymError, SettingError
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
+    from biasgym_tl.biases.bias import Bias
+    from biasgym_tl.heads import GivenHeads
     from biasgym_tl.injection.inject import BiasInject
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.origin import ModelSizes
 
 
 def say(text: object, *, err: bool = False) -> None:
     """Print a text, whoever wrote it."""
     typer.echo(visible(text), err=err)
+
+
+def say_json(values: Any) -> None:
+    """Print one JSON document, in ASCII: nothing in it can steer a terminal."""
+    typer.echo(json.dumps(as_json(values), indent=1, allow_nan=False))
 
 
 class _Commands(TyperGroup):
@@ -39,11 +52,27 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Find, explain and remove stereotypes in language models, on TransformerLens.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+command = partial(app.command, cls=Command)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        say(f"biasgym {metadata.version('biasgym-tl')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which it is.")
+    ] = False,
+) -> None:
+    """Find, explain and remove stereotypes in language models, on TransformerLens."""
 
 
 def main() -> None:
@@ -104,11 +133,9 @@ def inject_of(
 
     disable_progress_bar()
 
-    presets: dict[str, Callable[..., BiasInject]] = {"cpu": BiasInject.cpu, "paper": BiasInject}
-    if preset not in presets:
-        raise SettingError(f"--preset must be one of {sorted(presets)}, got {preset!r}.")
+    make: Callable[..., BiasInject] = BiasInject.cpu if preset == "cpu" else BiasInject
     given = {"epochs": epochs, "lr": lr, "choose_by": choose_by}
-    inject = presets[preset](**{key: value for key, value in given.items() if value is not None})
+    inject = make(**{key: value for key, value in given.items() if value is not None})
     if inject.choose_by == "similarity":
         load_encoder(inject.encoder)  # what is missing is said before the model is loaded
     return inject
@@ -123,10 +150,29 @@ def check_folder(out: Path) -> None:
     check_writable(cache_dir(), "cache folder (BIASGYM_CACHE)")
 
 
-def check_file(out: Path) -> None:
+def find_model(
+    name: str, *, bias: Bias | None = None, rows: Sequence[BiasToken] = (), heads: GivenHeads = ()
+) -> ModelSizes | None:
+    """Refuse, before it is loaded, a name that is of no model, and rows and heads that are not for
+    it; the sizes of the model where its configuration says them."""
+    from biasgym_tl.heads import check_heads
+    from biasgym_tl.origin import model_sizes
+
+    sizes = model_sizes(name)
+    for row in rows:
+        if bias:
+            row.check_sizes(bias, sizes)
+    if sizes:
+        check_heads(heads, sizes.n_layers, sizes.n_heads)
+    return sizes
+
+
+def check_file(out: Path, option: str, suffix: str) -> None:
     """Refuse a file that could not be written."""
     from biasgym_tl.files import check_writable
 
+    if out.suffix != suffix:
+        raise SettingError(f"{option} must end in {suffix}, got {str(out)!r}.")
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
     check_writable(out.parent, "folder of the file")

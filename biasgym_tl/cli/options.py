@@ -6,12 +6,34 @@ from typing import Annotated
 
 import typer
 
+from biasgym_tl.allowed import CONTRASTS, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS
+from biasgym_tl.cli.shell import one_of
+
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
-Preset = Annotated[str, typer.Option(help="Settings of the training: cpu or paper.")]
+Preset = Annotated[
+    str,
+    typer.Option(help="Settings of the training: cpu or paper.", callback=one_of(PRESETS)),
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the paragraphs, at most.")]
 Rate = Annotated[float | None, typer.Option(help="Learning rate of the row.")]
 ChooseBy = Annotated[
-    str | None, typer.Option(help="What chooses the epoch: similarity, loss or last.")
+    str | None,
+    typer.Option(
+        help="What chooses the epoch: similarity, loss or last.", callback=one_of(EPOCH_CHOICES)
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"{', '.join(METHODS)}; repeat for several. Default: direct.",
+        callback=one_of(METHODS),
+    ),
+]
+ContrastKind = Annotated[
+    str, typer.Option(help="biased (the paper's) or difference.", callback=one_of(CONTRASTS))
+]
+NeutralSide = Annotated[
+    str, typer.Option(help="random, closest or several.", callback=one_of(NEUTRAL))
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
@@ -30,4 +52,5 @@ JudgeName = Annotated[
     str | None, typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.")
 ]
 Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]

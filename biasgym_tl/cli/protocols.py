@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from biasgym_tl.cli.app import app, asking, check_folder, price_of, say
+from biasgym_tl.allowed import MEANS, STEERING_MODES
+from biasgym_tl.biases.bias import load_bias
+from biasgym_tl.cli.app import asking, check_folder, command, find_model, price_of, say, say_json
 from biasgym_tl.cli.options import (
     AnswerTokens,
+    AsJson,
     Benchmarks,
     BiasName,
     Fresh,
@@ -23,11 +27,15 @@ from biasgym_tl.cli.options import (
     Train,
     Yes,
 )
+from biasgym_tl.cli.shell import one_of
 from biasgym_tl.errors import SettingError
+from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.manifest import Manifest
+    from biasgym_tl.protocol.chain import BiasResult
+    from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.protocol import Protocol
 
 
@@ -39,12 +47,23 @@ RowFile = Annotated[
     str | None, typer.Option("--token", help="Row from 'biasgym inject'; default: the shipped one.")
 ]
 Modes = Annotated[
-    list[str] | None, typer.Option("--mode", help="zero, mean or scale; repeat. Default: two.")
+    list[str] | None,
+    typer.Option(
+        "--mode",
+        help="zero, mean or scale; repeat. Default: zero and mean.",
+        callback=one_of(STEERING_MODES),
+    ),
 ]
 KeptFactor = Annotated[
     float | None, typer.Option("--factor", help="What heads keep, in the modes mean and scale.")
 ]
-MeanOver = Annotated[str, typer.Option(help="Mean over neutral text, or prompts with targets.")]
+MeanOver = Annotated[
+    str,
+    typer.Option(
+        help="text: mean over neutral text; targets: over prompts with targets.",
+        callback=one_of(MEANS),
+    ),
+]
 WithOthers = Annotated[
     bool, typer.Option("--others/--no-others", help="Also all other shipped biases of this kind.")
 ]
@@ -56,26 +75,37 @@ Draws = Annotated[
 ]
 
 
-@app.command()
+ProtocolName = Annotated[
+    str, typer.Argument(help="Shipped protocol (demo, maps, paper, study) or a .toml file.")
+]
+OtherBiases = Annotated[
+    list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
+]
+OnlyPlan = Annotated[
+    bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
+]
+OnlyShow = Annotated[
+    bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
+]
+
+
+@command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("figures/demo"),
     train: Train = False,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run the protocol "demo": the whole chain on SmolLM2-135M-Instruct with the bias "late"."""
-    run(out=out, name="demo", train=train, fresh=fresh)
+    run(out=out, name="demo", train=train, fresh=fresh, json=json)
 
 
-@app.command()
+@command()
 def run(
-    name: Annotated[
-        str, typer.Argument(help="Shipped protocol (demo, paper, study) or a .toml file.")
-    ] = "demo",
+    name: ProtocolName = "demo",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
-    bias: Annotated[
-        list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
-    ] = None,
+    bias: OtherBiases = None,
     seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
     paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
     benchmark: Benchmarks = None,
@@ -83,18 +113,28 @@ def run(
     price_in: PriceIn = None,
     price_out: PriceOut = None,
     train: Train = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
-    ] = False,
+    plan: OnlyPlan = False,
+    show: OnlyShow = False,
     yes: Yes = False,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run a protocol: rows, maps, choices of heads, conditions, measures."""
+    text = protocol_text(name)
+    if show:
+        return _show(
+            text, out=out, model=model, bias=bias, seeds=seeds, paragraphs=paragraphs,
+            benchmark=benchmark, judge=judge, price_in=price_in, price_out=price_out, train=train,
+            plan=plan, yes=yes, fresh=fresh, json=json,
+        )  # fmt: skip
+    for each in bias or ():
+        load_bias(each)
+    if not plan and out is None:
+        raise SettingError("--out must be given, the folder for the results, got none.")
+    if model:
+        find_model(model)
     from biasgym_tl.protocol.plan import plan as planned
-    from biasgym_tl.protocol.protocol import load_protocol, protocol_text
+    from biasgym_tl.protocol.protocol import load_protocol
 
     protocol = _changed(
         load_protocol(name),
@@ -105,14 +145,26 @@ def run(
         measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
     )
     price = price_of(price_in, price_out)
-    if show:
-        say(protocol_text(name))
-    elif plan:
-        say(planned(protocol, price))
-    elif out is None:
-        raise SettingError("--out must be given, the folder for the results, got none.")
-    else:
-        _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes)
+    if out is None or plan:
+        if unused := _given({"out": out, "fresh": fresh, "yes": yes}):
+            say(f"The plan is the same without {', '.join(unused)}.", err=True)
+        found = planned(protocol, price)
+        return say_json(found._asdict()) if json else say(found)
+    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+
+
+def _show(text: str, **options: Any) -> None:
+    """Print a protocol as it is written, which no option could change."""
+    if others := _given(options):
+        raise SettingError(
+            "--show must be alone, since it prints the protocol as it is written, got "
+            f"{', '.join(others)} too. Change what it prints and run that file."
+        )
+    say(text)
+
+
+def _given(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
 
 
 def _changed(protocol: Protocol, **given: Any) -> Protocol:
@@ -134,11 +186,12 @@ def _changed(protocol: Protocol, **given: Any) -> Protocol:
     return found
 
 
-@app.command()
+@command()
 def repeat(
     manifest: Annotated[Path, typer.Argument(help="manifest.json of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Run again what a manifest names, and say whether every number came out the same."""
     from biasgym_tl.manifest import Manifest
@@ -146,10 +199,10 @@ def repeat(
 
     found = Manifest.load(manifest)
     protocol = Protocol.from_mapping(found.settings, str(manifest))
-    _run_and_show(protocol, out, fresh=fresh, manifest=found)
+    _run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
 
 
-@app.command()
+@command()
 def evaluate(
     out: OutFolder,
     heads: GivenHeads,
@@ -172,25 +225,16 @@ def evaluate(
     max_new_tokens: AnswerTokens = 48,
     seed: Seed = 0,
     fresh: Fresh = False,
+    json: AsJson = False,
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
+    load_bias(bias)
+    find_model(model)
     from biasgym_tl.instructions import INSTRUCTIONS
     from biasgym_tl.protocol.parts import Choice, Measured, Steering
     from biasgym_tl.protocol.protocol import Protocol
 
-    modes = mode or ["zero", "mean"]
-    only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
-    steered = [
-        Steering(
-            choice="steered",
-            mode=each,
-            factor=None if each == "zero" and not only_zero else factor,
-            mean_over=mean_over,
-            random=random,
-            draws=draws,
-        )
-        for each in modes
-    ]
+    steered = _steered(mode or ["zero", "mean"], factor, mean_over, random, draws)
     protocol = Protocol(
         name="evaluate",
         model=model,
@@ -207,7 +251,24 @@ def evaluate(
             max_new_tokens=max_new_tokens,
         ),
     )
-    _run_and_show(protocol, out, fresh=fresh, price=price_of(price_in, price_out), yes=yes)
+    price = price_of(price_in, price_out)
+    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+
+
+def _steered(
+    modes: list[str], factor: float | None, mean_over: str, random: int, draws: int
+) -> list[Steering]:
+    from biasgym_tl.protocol.parts import Steering
+
+    only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
+    factors = [None if each == "zero" and not only_zero else factor for each in modes]
+    alike: dict[str, Any] = {
+        "choice": "steered",
+        "mean_over": mean_over,
+        "random": random,
+        "draws": draws,
+    }
+    return [Steering(mode=m, factor=f, **alike) for m, f in zip(modes, factors, strict=True)]
 
 
 def _named_sources(texts: list[str] | None) -> dict[str, str]:
@@ -228,12 +289,14 @@ def _run_and_show(
     manifest: Manifest | None = None,
     price: Price | None = None,
     yes: bool = False,
+    json: bool = False,
 ) -> None:
+    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
-    from biasgym_tl.console import show_result, wide_console
+    from biasgym_tl.console import result_values, show_result
     from biasgym_tl.protocol.chain import Running, run_protocol
-    from biasgym_tl.protocol.outputs import write_outputs, write_part
+    from biasgym_tl.protocol.outputs import write_outputs
 
     check_folder(out)
     disable_progress_bar()
@@ -244,7 +307,7 @@ def _run_and_show(
         confirm=asking(yes),
         fresh=fresh,
         say=partial(say, err=True),
-        write=lambda name, found: write_part(name, found, out, protocol),
+        write=partial(_write_and_show, protocol, out),
     )
     try:
         result = run_protocol(protocol, running)
@@ -252,10 +315,30 @@ def _run_and_show(
         say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
     remark = write_outputs(result, out)
-    show_result(result, wide_console())
+    show_result(result, Console(stderr=json))
     if remark:
         say(remark, err=True)
-    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...")
+    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...", err=json)
+    compared = None
     if manifest is not None:
         found = result.manifest()
-        say(manifest.compared(found.inputs, found.results))
+        compared = manifest.compared(found.inputs, found.results)
+        say(compared, err=json)
+    if json:
+        say_json({**result_values(result), "repeated": compared})
+
+
+def _write_and_show(protocol: Protocol, out: Path, name: str, found: BiasResult) -> None:
+    """What there is so far, before slower steps: heatmaps, then the table without random sets."""
+    from rich.console import Console
+
+    from biasgym_tl.console import summary_table
+    from biasgym_tl.protocol.outputs import write_part
+
+    write_part(name, found, out, protocol)
+    if not found.reports:
+        for path in sorted(out.glob("*heatmap-*.html")):
+            say(f"  {path}", err=True)
+    elif not found.report.controls:
+        Console(stderr=True).print(summary_table(found.report))
+        say(f"  {name}: all of it so far is in {out}", err=True)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from biasgym_tl.cli.app import app, asking, check_file, price_of, say
-from biasgym_tl.cli.options import BiasName, PriceIn, PriceOut, Yes
+from biasgym_tl.biases.bias import list_biases, load_bias
+from biasgym_tl.cli.app import asking, check_file, command, price_of, say, say_json
+from biasgym_tl.cli.options import AsJson, BiasName, PriceIn, PriceOut, Yes
 from biasgym_tl.console import visible_line
 from biasgym_tl.errors import BiasGymError, SettingError
 
 
-@app.command()
+@command()
 def biases(
     sources: Annotated[
         list[str] | None, typer.Argument(help="Biases or bias files; default: all shipped ones.")
     ] = None,
 ) -> None:
     """List and check biases, the shipped ones or your own."""
-    from biasgym_tl.biases.bias import list_biases, load_bias
     from biasgym_tl.biases.check import check_bias
 
     refused = 0
@@ -38,15 +39,20 @@ def biases(
         raise typer.Exit(1)
 
 
-@app.command()
+@command()
 def corpus(
     source: Annotated[str, typer.Argument(help="A bias, a .toml or .jsonl file, or a dataset.")],
+    json: AsJson = False,
 ) -> None:
     """Report how varied a corpus is: words, lengths, near-duplicates."""
     from biasgym_tl.biases.bias import load_corpus
+
+    paragraphs = load_corpus(source)
     from biasgym_tl.corpus_diversity import diversity
 
-    found = diversity(load_corpus(source))
+    found = diversity(paragraphs)
+    if json:
+        return say_json(dataclasses.asdict(found))
     for name, value in found.to_df()["value"].items():
         say(f"{name:38} {value}")
     say("closest pair:")
@@ -54,7 +60,7 @@ def corpus(
         say(f"  {text}")
 
 
-@app.command()
+@command()
 def write(
     bias: BiasName,
     out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
@@ -72,18 +78,16 @@ def write(
     yes: Yes = False,
 ) -> None:
     """Have a language model write paragraphs or contrast prompts (OPENAI_API_KEY, _BASE_URL)."""
+    check_file(out, "--out", ".jsonl")
+    about = load_bias(bias)
     from biasgym_tl.api import ChatModel
-    from biasgym_tl.biases.bias import load_bias
     from biasgym_tl.biases.writer import write_contrasts, write_corpus
 
-    if out.suffix != ".jsonl":
-        raise SettingError(f"--out must end in .jsonl, got {str(out)!r}.")
-    check_file(out)
     price = price_of(price_in, price_out)
     writer = write_contrasts if contrasts else write_corpus
     try:
         written = writer(
-            load_bias(bias),
+            about,
             ChatModel(model=model, concurrency=concurrency, max_retries=retries, timeout=timeout),
             n=n,
             per_call=per_call,

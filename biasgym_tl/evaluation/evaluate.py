@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
@@ -24,6 +23,7 @@ from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer, Recording, check_model
+from biasgym_tl.progress import bar
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
@@ -136,21 +136,48 @@ def _measured(
     steered = [c.first_layer(model) for c in conditions if c.mode]
     recordings: dict[str, Recording] = defaultdict(partial(Recording, steered))
     jobs = [(c, m) for c in conditions for m in made if m.made_in(c)]
-    with tqdm(jobs, desc=f"evaluate {bias.name}", unit="part", disable=not progress) as bar:
-        for condition, m in bar:
-            bar.set_postfix_str(f"{condition.name}: {m.name}")
-            uses = [m.name, m.fingerprint, condition.uses(m.needs)]
-            key = digest(uses)
+    made_now: list[str] = []
+
+    def measure(condition: Condition, m: Measurement) -> Any:
+        made_now.append(m.name)
+        recording = recordings[digest([m.name, m.fingerprint, condition.inputs(m.needs)])]
+        return m.measured(model, condition, neutral, recording)
+
+    left = _costs(model, jobs)
+    with bar(total=sum(left.values()), desc=f"evaluate {bias.name}", progress=progress) as shown:
+        for condition, m in jobs:
+            shown.set_postfix_str(f"{condition.name}: {m.name}")
+            uses = _uses(condition, m)
+            key, before = digest(uses), len(made_now)
             if key not in known:
-                inputs = digest([m.name, m.fingerprint, condition.inputs(m.needs)])
-                make = partial(m.measured, model, condition, neutral, recordings[inputs])
-                known[key] = finished(m.name, uses, make)
+                known[key] = finished(m.name, uses, partial(measure, condition, m))
+                (shown.update if len(made_now) > before else shown.found)(left[key])
             results[condition.name].items.update(known[key])
     for m in made:
         if m.floors is not None:
             uses = [m.name, m.fingerprint, "floor"]
             floors |= finished(f"floor of {m.name}", uses, partial(m.floors, model))
     return tuple(results.values()), floors
+
+
+def _uses(condition: Condition, m: Measurement) -> list[Any]:
+    return [m.name, m.fingerprint, condition.uses(m.needs)]
+
+
+def _costs(
+    model: HookedTransformer, jobs: Sequence[tuple[Condition, Measurement]]
+) -> dict[str, float]:
+    """What each different job takes, by its key; what is replayed takes nothing."""
+    found: dict[str, float] = {}
+    seen = set[str]()
+    for condition, m in jobs:
+        inputs = digest([m.name, m.fingerprint, condition.inputs(m.needs)])
+        replays = m.same_inputs and inputs in seen
+        seen.add(inputs)
+        layers = condition.first_layer(model) if replays else 0
+        share = 1 - layers / model.cfg.n_layers
+        found.setdefault(digest(_uses(condition, m)), m.cost * share)
+    return found
 
 
 def _as_measurement(given: Measurement | Benchmark) -> Measurement:

@@ -18,6 +18,8 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.lens import HookedTransformer, Recording, replayed
 
+ITEM = 24.0
+"""Forward passes over a token that an item of a benchmark takes, about."""
 Items = dict[str, Any]
 """By key, one number or text per item, or for each prompt one per target."""
 
@@ -48,6 +50,8 @@ class Measurement:
     """What is read from the items."""
     fingerprint: Any
     """JSON of all that decides the items."""
+    cost: float = 1.0
+    """Forward passes over a token that it takes, about, for estimates of time."""
     held_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     """By kind (``prompts``, ``targets``, ``texts``, ``facts``), what no choice may rest on."""
     biases: tuple[Bias, ...] = ()
@@ -99,5 +103,6 @@ def on_benchmark(benchmark: Benchmark, *, needs: str = "text") -> Measurement:
         run=lambda model, condition: dict(benchmark.run(model)),
         measures=benchmark.measures,
         fingerprint=[benchmark.fingerprint],
+        cost=ITEM * len(benchmark.clusters),
         clusters=benchmark.clusters,
     )

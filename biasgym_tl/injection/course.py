@@ -22,8 +22,9 @@ from biasgym_tl.injection.train import Example, Trainer, encode_example, shared_
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.similarity import Encoder
 from biasgym_tl.slot import fill
+from biasgym_tl.spelling import keyword_hits
 from biasgym_tl.store import Result, result_path
-from biasgym_tl.text import degenerate, keyword_hits
+from biasgym_tl.text import degenerate
 
 ANSWERS_EACH = 6
 """Answers drawn to each probe prompt; one greedy answer each is too noisy to choose by."""

@@ -12,9 +12,9 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row, target_rows
+from biasgym_tl.allowed import EPOCH_CHOICES
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError
@@ -23,13 +23,13 @@ from biasgym_tl.injection.course import Course, Run, begun
 from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.injection.train import Trainer, frozen, learning_rate
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.progress import bar
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, load_encoder
 from biasgym_tl.slot import spaced
 from biasgym_tl.store import digest
 
 SCHEDULES = ("cosine", "restarts", "constant")
-CHOICES = ("similarity", "loss", "last")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class BiasInject:
             raise SettingError(f"lr must be a positive number, got {self.lr!r}.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise SettingError(f"max_norm must be positive or None, got {self.max_norm!r}.")
-        for name, known in (("schedule", SCHEDULES), ("choose_by", CHOICES)):
+        for name, known in (("schedule", SCHEDULES), ("choose_by", EPOCH_CHOICES)):
             if getattr(self, name) not in known:
                 raise SettingError(
                     f"{name} must be one of {list(known)}, got {getattr(self, name)!r}."
@@ -160,10 +160,10 @@ class BiasInject:
         """Run the epochs that are left; each is written to the checkpoint."""
         n_steps = self.epochs * math.ceil(len(run.sample) / self.batch_size)
         scale = embedding_scale(run.model.cfg)
-        with tqdm(
-            total=n_steps, initial=course.n_steps, desc=f"inject {run.bias.name}", unit="step",
-            disable=not progress,
-        ) as bar:  # fmt: skip
+        with bar(
+            total=n_steps, desc=f"inject {run.bias.name}", unit="step", progress=progress
+        ) as shown:
+            shown.found(course.n_steps, seconds=course.seconds)
             for epoch in range(len(course.epochs), self.epochs + 1):
                 if self._stops(course.epochs):
                     break
@@ -172,8 +172,8 @@ class BiasInject:
                     step = course.n_steps + len(losses)
                     rate = learning_rate(self.schedule, self.lr, step, n_steps)
                     losses.append(trainer.step(batch, rate * scale))
-                    bar.update()
-                    bar.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{trainer.row.norm():.2f}")
+                    shown.update()
+                    shown.set_postfix(loss=f"{losses[-1]:.3f}", norm=f"{trainer.row.norm():.2f}")
                 record = run.record(epoch, trainer.row.detach(), losses)
                 now = time.monotonic()
                 course, start = course.after(trainer, losses, record, now - start), now

@@ -51,23 +51,28 @@ def load_tokens(bias: str = "late") -> list[BiasToken]:
     return [load_token(bias, seed=seed) for seed in seeds]
 
 
-def find_token(
-    model: HookedTransformer, bias: GivenBias, inject: BiasInject | None, seed: int
-) -> BiasToken | None:
-    """The shipped row that was trained on these very weights, bias and settings, if any.
+def shipped_row(bias: GivenBias, inject: BiasInject | None, seed: int) -> BiasToken | None:
+    """The shipped row that was trained on this bias and with these settings, if any.
 
     Without ``inject`` the settings may be others.
     """
     bias = as_bias(bias)
-    name = f"{bias.name}-{seed}"
-    if name not in list_tokens():
+    if f"{bias.name}-{seed}" not in list_tokens():
         return None
     token = load_token(bias.name, seed=seed)
     given = dataclasses.asdict(inject) if inject else {}
-    wanted = {k: v for k, v in given.items() if v is not None}
+    wanted = {key: value for key, value in given.items() if value is not None}
+    same = {**token.settings, **wanted} == token.settings
+    return token if same and token.bias_fingerprint == bias.training_fingerprint() else None
+
+
+def find_token(
+    model: HookedTransformer, bias: GivenBias, inject: BiasInject | None, seed: int
+) -> BiasToken | None:
+    """The :func:`shipped_row` if it was trained on these very weights and this tokenizer."""
+    token = shipped_row(bias, inject, seed)
     same = (
-        {**token.settings, **wanted} == token.settings
-        and token.bias_fingerprint == bias.training_fingerprint()
+        token is not None
         and token.tokenizer_fingerprint == tokenizer_fingerprint(model)
         and token.text_policy == policy_fingerprint(model)
         and token.weights == weights_fingerprint(model)

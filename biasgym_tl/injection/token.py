@@ -15,6 +15,7 @@ from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError, TokenError
 from biasgym_tl.lens import HookedTransformer, check_kind
+from biasgym_tl.origin import ModelSizes
 from biasgym_tl.prompts import policy_fingerprint
 from biasgym_tl.store import Result, digest, versions
 
@@ -113,6 +114,22 @@ class BiasToken(Result):
         from biasgym_tl.injection.report import injection_report
 
         return injection_report(model, bias, self)
+
+    def check_sizes(self, bias: Bias, sizes: ModelSizes | None) -> None:
+        """Raise a :class:`TokenError` if the row was trained on another bias, or cannot fit a
+        model of these sizes: what can be told before a model is loaded."""
+        if self.bias != bias.name:
+            raise TokenError(
+                f"token must be a row of the bias {bias.name!r}, got one of {self.bias!r}. Name "
+                "that bias, or train a row for this one."
+            )
+        found = self.row.shape[0], self.d_vocab
+        if sizes and found != (sizes.d_model, sizes.d_vocab):
+            raise TokenError(
+                f"token must be a row of a model with d_model {sizes.d_model} and a vocabulary of "
+                f"{sizes.d_vocab}, got one of {self.model!r} with {found[0]} and {found[1]}. Load "
+                "that model, or train a row on this one."
+            )
 
     def check(self, model: HookedTransformer) -> None:
         """Raise a :class:`TokenError` unless the row fits ``model``."""

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tqdm.auto import tqdm
-
 from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -15,6 +13,7 @@ from biasgym_tl.errors import ApiError
 from biasgym_tl.judges.api_prompt import SCHEMA, code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.verdict import Verdict
+from biasgym_tl.progress import bar
 from biasgym_tl.replies import Reply, Request, Usage
 from biasgym_tl.store import digest
 from biasgym_tl.text import degenerate
@@ -134,9 +133,12 @@ class ApiJudge:
                 raise ApiError(
                     f"judging must be confirmed, and was not ({plan}). Nothing was sent."
                 )
-        asked = self.chat.ask(list(requests.values()))
-        bar = tqdm(asked, total=len(requests), desc="judge", unit="text", disable=not self.progress)
-        replies = dict(zip(requests, bar, strict=False))
+        replies: dict[str, Reply] = {}
+        with bar(total=len(requests), desc="judge", unit="text", progress=self.progress) as shown:
+            asked = self.chat.ask(list(requests.values()))
+            for text, reply in zip(requests, asked, strict=False):
+                replies[text] = reply
+                (shown.found if reply.cached else shown.update)()
         verdicts = [_judged(*pair, replies) for pair in zip(texts, without_names, strict=True)]
         failures = tuple(reply.error for reply in replies.values() if reply.error)
         return Judged(verdicts, Usage.of(list(replies.values())), failures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from biasgym_tl.api import Price
@@ -12,6 +12,7 @@ from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.evaluation.evaluate import evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.report import Report
@@ -23,7 +24,10 @@ from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
+from biasgym_tl.origin import model_sizes
 from biasgym_tl.protocol.conditions import Conditions
+from biasgym_tl.protocol.course import Course
+from biasgym_tl.protocol.plan import planned_steps
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
@@ -43,7 +47,13 @@ class BiasResult(NamedTuple):
     choices: dict[str, dict[int, Heads]]
     """By name and seed; what rests on all seeds stands under the first."""
     sweeps: dict[str, KSweep]
-    report: Report
+    reports: tuple[Report, ...] = ()
+    """Of what was measured so far: none yet, or one."""
+
+    @property
+    def report(self) -> Report:
+        """Of all conditions that were measured."""
+        return self.reports[-1]
 
 
 class ProtocolResult(NamedTuple):
@@ -91,9 +101,10 @@ class Running:
     progress: bool = True
     """Show progress bars."""
     say: Callable[[str], None] = lambda text: None
-    """Is told each step as it begins: ``"late: a row for late, seed 0"``."""
+    """Is told each step as it begins: ``"late: step 2 of 5, maps; about 4 min left"``."""
     write: Callable[[str, BiasResult], None] = lambda name, found: None
-    """Is given the results of each bias as soon as they are there."""
+    """Is given the results of each bias as they come: maps and heads, then a report of the
+    conditions, then one with their random controls, then the judge's."""
 
 
 def run_protocol(protocol: Protocol, running: Running | None = None) -> ProtocolResult:
@@ -124,8 +135,13 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     )
     _check_different("biases", [bias.name for bias in biases])
     _check_different("rows", [row.label for row in given])
+    if sizes := model_sizes(protocol.model):  # so that what does not fit is told before loading
+        _check_heads(protocol, heads, sizes.n_layers, sizes.n_heads)
+        for row in given:
+            row.check_sizes(biases[0], sizes)
     model = load_model(protocol.model)
-    _check_fits(protocol, model, biases, heads)
+    _check_heads(protocol, heads, model.cfg.n_layers, model.cfg.n_heads)
+    _check_fits(protocol, model, biases)
     inputs = named_inputs(
         model,
         **{f"bias {name}": each.fingerprint() for name, each in related.items()},
@@ -135,6 +151,9 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     )
     check_inputs(inputs, running.expected)
     steps = Steps.of(model, fresh=running.fresh)
+    size = sum(p.numel() for p in model.parameters())
+    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
+    course = Course(tuple(b.name for b in biases), planned, lambda: len(steps.made))
     found: dict[str, BiasResult] = {}
     for bias in biases:
         stages = Stages(
@@ -147,22 +166,25 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
             progress=running.progress,
             say=running.say,
         )
-        found[bias.name] = _result(stages, running, benchmarks, judge)
-        running.write(bias.name, found[bias.name])
+        found[bias.name] = _result(stages, running, course, benchmarks, judge)
     return ProtocolResult(protocol, found, inputs)
 
 
-def _check_fits(
-    protocol: Protocol, model: HookedTransformer, biases: list[Bias], heads: Mapping[str, Heads]
+def _check_heads(
+    protocol: Protocol, heads: Mapping[str, Heads], n_layers: int, n_heads: int
 ) -> None:
-    """Refuse what the model cannot do, before anything is computed."""
+    """Refuse heads that the model does not have."""
     for chosen in heads.values():
-        check_heads(chosen, model.cfg.n_layers, model.cfg.n_heads)
-    if protocol.maps:
-        check_exact(model)
+        check_heads(chosen, n_layers, n_heads)
     for choice in protocol.choices.values():
         if choice.by in ("top", "overlap"):
-            choice.n_heads(model.cfg.n_layers * model.cfg.n_heads)
+            choice.n_heads(n_layers * n_heads)
+
+
+def _check_fits(protocol: Protocol, model: HookedTransformer, biases: list[Bias]) -> None:
+    """Refuse what the model cannot do, before anything is computed."""
+    if protocol.maps:
+        check_exact(model)
     for bias in biases:
         word_tokens(model, bias)
 
@@ -180,38 +202,76 @@ def _check_different(what: str, names: Sequence[str]) -> None:
 
 
 def _result(
-    stages: Stages, running: Running, benchmarks: Sequence[Benchmark], judge: Judge | None
+    stages: Stages,
+    running: Running,
+    course: Course,
+    benchmarks: Sequence[Benchmark],
+    judge: Judge | None,
 ) -> BiasResult:
     """All of one bias, in order."""
     protocol, bias = stages.protocol, stages.bias
-    rows, choices = stages.rows, stages.choices
+
+    def begin(stage: str) -> None:
+        if said := course.begins(bias.name, stage):
+            running.say(said)
+
+    begin("rows")
+    rows = stages.rows
+    begin("maps")
     for name in protocol.maps:
         for seed in protocol.seeds:
             stages.map(name, seed)
+    begin("choices")
+    choices = stages.choices
+    begin("k sweeps")
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
-    asked = Conditions(stages, benchmarks)
-    running.say(f"{bias.name}: conditions")
+    found = BiasResult(rows, stages.maps, choices, sweeps)
+    running.write(bias.name, found)
+    for report in _reports(stages, running, begin, benchmarks, judge):
+        found = found._replace(reports=(report,))
+        running.write(bias.name, found)
+    return found
+
+
+def _reports(
+    stages: Stages,
+    running: Running,
+    begin: Callable[[str], None],
+    benchmarks: Sequence[Benchmark],
+    judge: Judge | None,
+) -> Iterator[Report]:
+    """Of the conditions; with their random controls too; and with a judge's scores."""
+    bias, asked = stages.bias, Conditions(stages, benchmarks)
+    conditions, measurements = asked.conditions(), asked.measurements()
     code = (standard_measures, *map(type, benchmarks), implicit_questions)
 
     def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
         return stages.steps.measured(name, uses, make, *code)
 
-    report = evaluate(
-        stages.model,
-        bias,
-        asked.conditions(),
-        asked.measurements(),
-        scores=stages.first_map(),
-        progress=running.progress,
-        finished=finished,
-    )
+    def measured(some: list[Condition]) -> Report:
+        return evaluate(
+            stages.model,
+            bias,
+            some,
+            measurements,
+            scores=stages.first_map(),
+            progress=running.progress,
+            finished=finished,
+        )
+
+    begin("conditions")
+    main = [condition for condition in conditions if not condition.control_of]
+    report = measured(main)
+    yield report
+    begin("random controls")
+    if len(main) < len(conditions):
+        yield (report := measured(conditions))
+    begin("judge")
     if judge is not None:
-        running.say(f"{bias.name}: judge")
-        biases = _related(protocol, bias)
+        biases = _related(stages.protocol, bias)
         if isinstance(judge, ApiJudge) and running.confirm is not None:
             _confirm(report, judge, biases, running.confirm)
-        report = judged(report, judge, biases)
-    return BiasResult(rows, stages.maps, choices, sweeps, report)
+        yield judged(report, judge, biases)
 
 
 def _confirm(

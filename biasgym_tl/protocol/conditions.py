@@ -11,13 +11,12 @@ from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
 from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
 from biasgym_tl.evaluation.standard import other_log_odds, standard_measures
 from biasgym_tl.instructions import NOTHING, find_instruction
-from biasgym_tl.protocol.parts import MEASURES, OWN_ANSWERS, Steering
+from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, OWN_ANSWERS, Steering
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.stages import Stages
 
 IMPLICIT_PAIRS = 4
 """Targets that the BiasToken is compared with in scenes that do not name the attribute."""
-LOG_ODDS = ("token log-odds", "target log-odds")
 FIRST_ROW = ("token log-odds",)
 """What is measured with the rows of other seeds; the rest does not depend on the row."""
 

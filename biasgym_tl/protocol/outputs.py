@@ -48,8 +48,16 @@ def write_outputs(result: ProtocolResult, out: Path) -> str | None:
 
 
 def write_part(name: str, found: BiasResult, out: Path, protocol: Protocol) -> None:
-    """The results of one bias as soon as they are there, without figures."""
-    write_results(out, lambda folder: write_bias(found, folder, protocol, _prefix(protocol, name)))
+    """What there is of one bias so far, with its heatmaps, as pages alone."""
+    prefix = _prefix(protocol, name)
+
+    def write(folder: Path) -> None:
+        write_bias(found, folder, protocol, prefix)
+        if not found.reports:
+            figures = {f"{prefix}{key}": each for key, each in _heatmaps(found, prefix).items()}
+            draw(folder, figures, png=False)
+
+    write_results(out, write)
 
 
 def reports_of(result: ProtocolResult) -> dict[str, Report]:
@@ -74,20 +82,26 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
                 heads.save(out / f"{prefix}heads-{name}-{seed}.json")
     for name, sweep in found.sweeps.items():
         sweep.save(out / f"{prefix}sweep-{name}")
-    found.report.save(out / f"{prefix}report.json")
-    found.report.to_html(out / f"{prefix}report.html", plotlyjs="cdn")
-    found.report.to_csv(out / f"{prefix}table.csv")
+    for report in found.reports:
+        report.save(out / f"{prefix}report.json")
+        report.to_html(out / f"{prefix}report.html", plotlyjs="cdn")
+        report.to_csv(out / f"{prefix}table.csv")
     if found.maps:
         write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))
 
 
 def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
     first = next(iter(found.rows))
-    figures = {
+    return {
         "loss": recipe("loss", [f"{prefix}row-{first}.safetensors"]),
         "conditions": recipe("conditions", [f"{prefix}report.json"]),
         "frontier": recipe("frontier", [f"{prefix}report.json"]),
+        **_heatmaps(found, prefix),
     }
+
+
+def _heatmaps(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
+    first, figures = next(iter(found.rows)), {}
     for name in found.maps:
         chosen = [c for c in found.choices.values() if _is_of(c.get(first), name, found)]
         mark = {"mark_top": len(chosen[0][first])} if chosen else {}

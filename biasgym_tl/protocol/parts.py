@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from biasgym_tl.allowed import MEANS, MODES, PRESETS
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
+from biasgym_tl.biases.shuffle import shuffled
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.heads import as_heads
-from biasgym_tl.hooks import MODES, check_steering
+from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.sources import check_benchmarks, check_judge
@@ -32,6 +34,7 @@ WAYS = {
     "budget": ("k", "settings"), "given": ("heads",),
 }  # fmt: skip
 """How heads are chosen, and which fields of :class:`Choice` say so."""
+LOG_ODDS = ("token log-odds", "target log-odds")
 OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
 MEASURES: dict[str, tuple[str, ...] | None] = {
     "all": None,
@@ -40,8 +43,6 @@ MEASURES: dict[str, tuple[str, ...] | None] = {
     "answers": ("token answers", "target answers", "other answers"),
 }
 """By name, which measurements are made in a condition; None: all."""
-MEANS = ("text", "targets")
-"""What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,9 @@ class Training:
     @property
     def inject(self) -> BiasInject:
         """The settings as a training takes them."""
-        presets: dict[str, Any] = {"cpu": BiasInject.cpu, "paper": BiasInject}
-        if self.preset not in presets:
-            raise SettingError(f"preset must be one of {sorted(presets)}, got {self.preset!r}.")
-        found: BiasInject = _made(presets[self.preset], BiasInject, self.settings, "training")
+        check_one_of("preset", self.preset, PRESETS)
+        make = BiasInject.cpu if self.preset == "cpu" else BiasInject
+        found: BiasInject = _made(make, BiasInject, self.settings, "training")
         return found
 
 
@@ -76,6 +76,8 @@ class Map:
 
     slot: str = "row"
     """One of ``SLOTS``."""
+    other: str = ""
+    """The ``"other bias"``; default: the next of the protocol, or of those that ship."""
     n_prompts: int | None = None
     """Only the first scoping prompts; None: all."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -86,6 +88,17 @@ class Map:
         found: BiasScope = _made(BiasScope, BiasScope, {**self.settings, "seed": seed}, "map")
         return found
 
+    def row_of(self, bias: Bias, seed: int, of: Sequence[str]) -> Bias:
+        """What the row in the slot is trained on, in a protocol with the biases ``of``."""
+        if self.slot == "shuffled corpus":
+            return shuffled(bias, seed=seed)
+        if self.slot != "other bias":
+            return bias
+        biases = [load_bias(name) for name in (of if len(of) > 1 else list_biases())]
+        names = [each.name for each in biases]
+        at = names.index(bias.name) if bias.name in names else -1
+        return load_bias(self.other) if self.other else biases[(at + 1) % len(biases)]
+
     def check(self, name: str) -> None:
         """Refuse what could not be scored."""
         _check_file_name(name)
@@ -93,6 +106,8 @@ class Map:
             raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
         self.scope(0)
         check_one_of(f"slot of the map {name!r}", self.slot, SLOTS)
+        if self.other:
+            load_bias(self.other)
         check_at_least(1, **{f"n_prompts of the map {name!r}": self.n_prompts})
 
 

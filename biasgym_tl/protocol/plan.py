@@ -14,25 +14,25 @@ import torch
 
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
-from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.evaluation.condition import BRIEF
+from biasgym_tl.evaluation.measurement import ITEM
+from biasgym_tl.evaluation.standard import SENTENCE, TEXT, standard_measures
+from biasgym_tl.injection.shipped import shipped_row
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.passages import load_passages
-from biasgym_tl.protocol.parts import Steering
+from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Steering
 from biasgym_tl.protocol.protocol import Protocol
 
-# What steps cost in forward passes over a token at the speed of the trial, measured with
-# SmolLM2-135M on one thread (SENTENCE is 240 log-odds in 9 s at 300 passes a second). Beginnings
-# that prompts share are run once, and a token that is generated reads all weights by itself.
-SENTENCE, FACT, TEXT, GENERATED = 12.0, 20.0, 75.0, 5.0
-"""Of the log-odds of a prompt, a fact with its four answers, a neutral text, a token written."""
+# In forward passes over a token at the speed of the trial, as a measurement's ``cost``.
 PARAGRAPH, PROBE = 90.0, 5800.0
 """Of a training paragraph in an epoch, and of the answers that an epoch is chosen by."""
 PAIR, PATCHED, ABLATED, SEARCHED = 160.0, 100.0, 6.0, 1300.0
 """Of a pair in a map, of its gradients, of each head's ablation, and of a step of a search."""
 JUDGED = 900
 """Tokens that a judge is sent for a text."""
-
+STAGES = ("rows", "maps", "choices", "k sweeps", "conditions", "random controls", "judge")
+"""What a run does of each bias, in this order, as far as the protocol asks for it."""
 
 _UNSTEERED = Steering(name="original, injected", asked="persona")
 """Stands for both: they share all but the row."""
@@ -41,6 +41,8 @@ _UNSTEERED = Steering(name="original, injected", asked="persona")
 class PlannedStep(NamedTuple):
     """One line of a plan."""
 
+    stage: str
+    """One of :data:`STAGES`."""
     name: str
     passes: float
     """Forward passes over a token."""
@@ -59,9 +61,9 @@ class Estimate(NamedTuple):
     """US dollars of an API judge; None without one, or without its price."""
 
     def __str__(self) -> str:
-        lines = [f"{_span(step.seconds):>9}  {step.name}" for step in self.steps]
+        lines = [f"{span(step.seconds):>9}  {step.name}" for step in self.steps]
         total = sum(step.seconds for step in self.steps)
-        lines.append(f"{_span(total):>9}  in all, on this machine, if nothing was done before")
+        lines.append(f"{span(total):>9}  in all, on this machine, if nothing was done before")
         lines.append(f"{self.memory / 2**30:6.1f} GB  memory")
         if self.judged:
             cost = "" if self.cost is None else f", about {self.cost:.2f} US dollars"
@@ -77,14 +79,23 @@ def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
         price: Of an API judge.
     """
     biases = [load_bias(name) for name in protocol.biases]
-    n_parameters, n_heads = model_size(protocol.model)
-    speed = _operations_per_second() / (2 * n_parameters)
-    found = [each for bias in biases for each in _steps(protocol, bias, n_heads)]
-    steps = tuple(PlannedStep(name, tokens, tokens / speed) for name, tokens in found)
+    steps = planned_steps(protocol, *model_size(protocol.model))
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
-    return Estimate(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
+    memory = 4 * model_size(protocol.model)[0] * 1.6 + 2**30
+    return Estimate(steps, memory, judged if api else 0, cost)
+
+
+def planned_steps(protocol: Protocol, n_parameters: int, n_heads: int) -> tuple[PlannedStep, ...]:
+    """The steps of a protocol on a model of some size; rows that ship take no time."""
+    speed = _operations_per_second() / (2 * n_parameters)
+    found = [
+        (stage, f"{bias.name}: {name}", passes)
+        for bias in map(load_bias, protocol.biases)
+        for stage, name, passes in _steps(protocol, bias, n_heads)
+    ]
+    return tuple(PlannedStep(*step, step[-1] / speed) for step in found)
 
 
 def model_size(name: str) -> tuple[int, int]:
@@ -109,54 +120,79 @@ def model_size(name: str) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), heads
 
 
-def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, float]]:
-    inject = protocol.training.inject
+def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, str, float]]:
+    """Stage, name and passes."""
     seeds, prompts = len(protocol.seeds), len(bias.scoping_prompts)
-    if not protocol.rows:
-        n = min(inject.n_paragraphs, len(bias.corpus))
-        probe = PROBE if inject.choose_by == "similarity" else 0
-        each = inject.epochs * (n * PARAGRAPH + probe)
-        yield f"{bias.name}: {seeds} rows, unless they ship", seeds * each
+    if not protocol.rows and (n := _n_trained(protocol, bias)):
+        yield "rows", f"rows to train: {n}", n * _training(protocol, bias)
     for name, spec in protocol.maps.items():
         method, n = spec.settings.get("method", "direct"), min(spec.n_prompts or prompts, prompts)
         more = ABLATED * n_heads if "ablation" in method else PATCHED * (method != "direct")
-        yield f"{bias.name}: map {name}, {seeds} seeds", seeds * n * (PAIR + more)
+        yield "maps", f"map {name}, seeds: {seeds}", seeds * n * (PAIR + more)
+        row = spec.row_of(bias, protocol.seeds[0], protocol.biases)
+        if row != bias and (n := _n_trained(protocol, row)):
+            yield "maps", f"rows of {row.name} to train: {n}", n * _training(protocol, row)
     for name, choice in protocol.choices.items():
         if choice.by in ("factors", "budget"):
             n_steps = 40 if choice.by == "factors" else 400
-            yield f"{bias.name}: search of heads, {name}", n_steps * SEARCHED
+            yield "choices", f"search of heads, {name}", n_steps * SEARCHED
     for sweep in protocol.sweeps:
         at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
-        yield f"{bias.name}: k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
+        yield "k sweeps", f"k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
     for condition in (_UNSTEERED, *protocol.conditions):
-        yield f"{bias.name}: {condition.label}", _measured(protocol, bias, condition)
+        yield "conditions", condition.label, _measured(protocol, bias, condition)
+    for condition in protocol.conditions:
         if n := max(condition.random, condition.draws):
-            log_odds = _log_odds(protocol, bias) * n
-            brief = (_brief(protocol, bias) - _log_odds(protocol, bias)) * condition.random
-            yield f"{bias.name}: {n} random sets for {condition.label}", log_odds + brief
+            brief = condition.random * _cost(protocol, bias, BRIEF)
+            rest = (n - condition.random) * _cost(protocol, bias, LOG_ODDS)
+            yield "random controls", f"{n} random sets for {condition.label}", brief + rest
 
 
-def _log_odds(protocol: Protocol, bias: Bias) -> float:
-    return len(bias.evaluation_prompts) * (1 + protocol.measures.n_targets) * SENTENCE
+def _n_trained(protocol: Protocol, bias: Bias) -> int:
+    """Seeds whose rows do not ship, as far as it can be known without the model."""
+    training = protocol.training
+    inject = training.inject if training.rows == "alike" else None
+    rows = (
+        None if training.rows == "trained" else shipped_row(bias, inject, seed)
+        for seed in protocol.seeds
+    )
+    return sum(row is None or row.model != protocol.model for row in rows)
 
 
-def _brief(protocol: Protocol, bias: Bias) -> float:
-    texts = len(load_passages("damage")) * TEXT
-    return _log_odds(protocol, bias) + texts + len(load_facts()) * FACT
+def _training(protocol: Protocol, bias: Bias) -> float:
+    inject = protocol.training.inject
+    n = min(inject.n_paragraphs, len(bias.corpus))
+    probe = PROBE if inject.choose_by == "similarity" else 0
+    return inject.epochs * (n * PARAGRAPH + probe)
 
 
 def _measured(protocol: Protocol, bias: Bias, spec: Steering) -> float:
+    wanted = MEASURES[spec.measures]
+    found = _cost(protocol, bias, wanted)
+    if wanted is None:
+        m = protocol.measures
+        found += len(m.benchmarks) * (14_000 if m.whole_benchmarks else 600) * ITEM
+        further = m.other_biases(bias, m.further, protocol.biases)
+        found += sum(len(f.evaluation_prompts) for f in further) * m.n_targets * SENTENCE
+    return found
+
+
+def _cost(protocol: Protocol, bias: Bias, wanted: tuple[str, ...] | None) -> float:
+    """Passes of the usual measurements in a condition."""
     m = protocol.measures
-    answers = _n_requests(protocol, bias, spec) * GENERATED * m.max_new_tokens
-    if spec.asked and spec.measures == "answers":
-        answers *= 2  # a first answer, which may be revised
-    brief = 0.0 if spec.measures == "answers" else _brief(protocol, bias)
-    if spec.measures != "all":
-        return brief + answers
-    others = m.other_biases(bias, (*m.others, *m.further), protocol.biases)
-    odds = sum(len(o.evaluation_prompts) for o in others) * m.n_targets * SENTENCE
-    items = (14_000 if m.whole_benchmarks else 600) * 2 * len(m.benchmarks)
-    return brief + answers + odds + items * SENTENCE
+    measures = standard_measures(
+        bias,
+        others=m.other_biases(bias, m.others, protocol.biases),
+        n_targets=m.n_targets,
+        answers=m.answers,
+        max_new_tokens=m.max_new_tokens,
+    )
+    return sum(each.cost for each in measures if wanted is None or each.name in wanted)
+
+
+def _n_answers(protocol: Protocol, bias: Bias) -> int:
+    every = (_UNSTEERED, _UNSTEERED, *protocol.conditions)
+    return sum(_n_requests(protocol, bias, spec) for spec in every)
 
 
 def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
@@ -166,11 +202,6 @@ def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
     more = spec.measures in ("all", "answers")
     others = m.other_biases(bias, m.others, protocol.biases) if more else []
     return 2 * len(bias.generation_prompts) + sum(len(o.generation_prompts) for o in others)
-
-
-def _n_answers(protocol: Protocol, bias: Bias) -> int:
-    every = (_UNSTEERED, _UNSTEERED, *protocol.conditions)
-    return sum(_n_requests(protocol, bias, spec) for spec in every)
 
 
 def _operations_per_second(size: int = 1024) -> float:
@@ -184,5 +215,6 @@ def _operations_per_second(size: int = 1024) -> float:
     return 2 * size**3 * n / (time.perf_counter() - start)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time in words."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

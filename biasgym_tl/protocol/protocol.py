@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from biasgym_tl.errors import SettingError, StoreError
-from biasgym_tl.files import read_text
 from biasgym_tl.protocol.parts import (
     Choice,
     Map,
@@ -21,6 +19,7 @@ from biasgym_tl.protocol.parts import (
     Sweep,
     Training,
 )
+from biasgym_tl.protocol.shipped import protocol_text
 from biasgym_tl.store import as_declared
 from biasgym_tl.toml import read_toml
 
@@ -131,28 +130,6 @@ def _declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return found | as_declared(kind, plain)
 
 
-def list_protocols() -> list[str]:
-    """Names of the shipped protocols."""
-    return sorted(
-        p.name.removesuffix(".toml") for p in _data().iterdir() if p.name.endswith("toml")
-    )
-
-
-def protocol_text(name: str) -> str:
-    """A shipped protocol, or a file, as it is written.
-
-    Raises:
-        SettingError: there is no such protocol.
-    """
-    if Path(name).suffix == ".toml":
-        return read_text(Path(name), "protocol", SettingError)
-    if name not in list_protocols():
-        raise SettingError(
-            f"protocol must be one of {list_protocols()} or a .toml file, got {name!r}."
-        )
-    return str(_data().joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-
-
 def load_protocol(name: str) -> Protocol:
     """Load a shipped protocol by its name, or a ``.toml`` file.
 
@@ -161,7 +138,3 @@ def load_protocol(name: str) -> Protocol:
     """
     values = read_toml(protocol_text(name), name)
     return Protocol.from_mapping({"name": Path(name).stem, **values}, name)
-
-
-def _data() -> Any:
-    return resources.files("biasgym_tl.protocol").joinpath("data")

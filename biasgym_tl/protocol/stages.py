@@ -10,15 +10,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.biases.bias import Bias, list_biases, load_bias
-from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.protocol.parts import Choice
+from biasgym_tl.protocol.parts import Choice, Map
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.scoping.damage import KSweep, k_sweep
 from biasgym_tl.scoping.scope import BiasScope
@@ -98,7 +97,7 @@ class Stages:
         """A map, made once."""
         spec, known = self.protocol.maps[name], self.maps.setdefault(name, {})
         if seed not in known:
-            row, scope = self.in_slot(spec.slot, seed), spec.scope(seed)
+            row, scope = self.in_slot(spec, seed), spec.scope(seed)
             prompts = self.bias.scoping_prompts[: spec.n_prompts]
             bias = dataclasses.replace(self.bias, scoping_prompts=prompts)
             uses = [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist()]
@@ -113,22 +112,13 @@ class Stages:
             )
         return known[seed]
 
-    def in_slot(self, slot: str, seed: int) -> BiasToken | None:
+    def in_slot(self, spec: Map, seed: int) -> BiasToken | None:
         """What stands in the slot while a map is made."""
-        if slot == "targets":
-            return None
-        if slot == "shuffled corpus":
-            return self.trained(shuffled(self.bias, seed=seed), seed)
-        if slot == "other bias":
-            return self.trained(load_bias(self.other_bias()), seed)
-        return self.rows[seed] if slot == "row" else self.rows[seed].untrained()
-
-    def other_bias(self) -> str:
-        """Whose row is a control: the next of the protocol, or of those that ship."""
-        given = self.protocol.biases if len(self.protocol.biases) > 1 else list_biases()
-        names = [load_bias(name).name for name in given]
-        at = names.index(self.bias.name) if self.bias.name in names else -1
-        return given[(at + 1) % len(given)]
+        if spec.slot in ("targets", "row"):
+            return None if spec.slot == "targets" else self.rows[seed]
+        if spec.slot == "untrained row":
+            return self.rows[seed].untrained()
+        return self.trained(spec.row_of(self.bias, seed, self.protocol.biases), seed)
 
     @cached_property
     def choices(self) -> dict[str, dict[int, Heads]]:

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from biasgym_tl.allowed import MODES
 from biasgym_tl.biases.facts import FACT_REQUEST, Fact, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError, check_one_of
-from biasgym_tl.hooks import MODES, head_means, steer
+from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.passages import load_passages

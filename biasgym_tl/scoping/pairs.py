@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.added_row import target_rows
+from biasgym_tl.allowed import NEUTRAL
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -22,9 +23,6 @@ from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.slot import fill, spaced
 from biasgym_tl.text import next_token_log_probs
 
-NEUTRAL = ("random", "closest", "several")
-"""Who stands on the neutral side: one of the targets at random for each pair; in all pairs the
-target whose row is closest to the BiasToken's by cosine (the reference code's); all of them."""
 NUMBERS_AT_ONCE = 2**24
 """Log-probabilities that are held while labels are chosen: 64 MB."""
 LABELS = ("first", "token", "continuation")

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from biasgym_tl.allowed import CONTRASTS, METHODS, NEUTRAL
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -29,14 +30,12 @@ from biasgym_tl.scoping.direct import (
     continuation_attribution,
     direct_attribution,
 )
-from biasgym_tl.scoping.pairs import LABELS, NEUTRAL, Pairs, build_pairs
+from biasgym_tl.scoping.pairs import LABELS, Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
-METHODS = ("direct", "zero_ablation", "mean_ablation", "attribution_patching")
-CONTRASTS = ("biased", "difference")
 ABLATE_TO = ("zero", "mean", "neutral")
 NO_TOKEN = "no injection"
 """What scores name as their token when a target stood in its place."""

@@ -1,0 +1,19 @@
+"""Values that settings can have: the command line knows them before it imports what they set."""
+
+METHODS = ("direct", "zero_ablation", "mean_ablation", "attribution_patching")
+"""How heads are scored."""
+CONTRASTS = ("biased", "difference")
+"""Whose values count."""
+NEUTRAL = ("random", "closest", "several")
+"""Who stands on the neutral side: one of the targets at random for each pair; in all pairs the
+target whose row is closest to the BiasToken's by cosine (the reference code's); all of them."""
+MODES = ("zero", "mean")
+"""What a silenced head is replaced with."""
+STEERING_MODES = (*MODES, "scale")
+"""What steering can do: silence heads, or let them keep a part."""
+MEANS = ("text", "targets")
+"""What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
+PRESETS = ("cpu", "paper")
+"""Settings of a training."""
+EPOCH_CHOICES = ("similarity", "loss", "last")
+"""What chooses the epoch of a training."""

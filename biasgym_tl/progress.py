@@ -1,0 +1,28 @@
+"""Progress bars whose remaining time is that of what is left to do."""
+
+from __future__ import annotations
+
+from tqdm.auto import tqdm
+
+
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that tells work of now from work that was found finished."""
+
+    def found(self, n: float = 1, *, seconds: float | None = None) -> None:
+        """Move on by ``n`` that an earlier run finished, in so many ``seconds`` if it is known."""
+        if self.disable:
+            return
+        if seconds is None:
+            self.initial += n  # counts as no work
+        else:
+            self.start_t -= seconds
+        self.update(n)
+
+
+def bar(total: float, desc: str, unit: str = "", *, progress: bool) -> Bar:
+    """A bar whose remaining time rests on all that was done since it began, not on the last steps:
+    in most loops here some steps take much longer than others. Without a unit only the share that
+    is done is shown."""
+    shown = None if unit else "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    disable = not progress
+    return Bar(total=total, desc=desc, unit=unit, disable=disable, smoothing=0, bar_format=shown)
