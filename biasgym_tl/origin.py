@@ -121,7 +121,10 @@ def not_found(name: str, source: str, error: Exception) -> str:
             "pass that to the package's calls."
         )
     known = [*PACKAGED, *listed_names()]
-    close = [] if name.lower() in known else difflib.get_close_matches(name.lower(), known, n=3)
+    wanted = name.lower()
+    close = difflib.get_close_matches(wanted, known, n=3)
+    close = close or [each for each in known if each.startswith(wanted)][:3]
+    close = [] if wanted in known else close
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return (
         f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "

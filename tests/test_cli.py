@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from command import biasgym
@@ -20,6 +24,7 @@ from biasgym_tl import (
 )
 from biasgym_tl.biases.bias import load_corpus
 from biasgym_tl.biases.corpus import save_corpus
+from biasgym_tl.cli.shell import in_options
 from biasgym_tl.injection.report import InjectionReport
 
 pytestmark = pytest.mark.usefixtures("few_facts")
@@ -49,6 +54,8 @@ def test_a_corpus_is_described(tmp_path):
     assert found.returncode == 0, found.stderr
     assert re.search(r"paragraphs +30\n", found.stdout) and "closest pair" in found.stdout
     assert re.search(r"exact duplicates +0\n", found.stdout)
+    values = json.loads(biasgym("corpus", path, "--json").stdout)
+    assert values["n"] == 30 and len(values["closest"]) == 2
     nothing = biasgym("corpus", tmp_path / "none.jsonl")
     assert nothing.returncode == 1 and "corpus file must exist" in nothing.stderr
 
@@ -66,6 +73,9 @@ def test_rows_are_trained_and_reported(tiny_folder, tmp_path):
         assert report.seconds > 0 and report.norm == pytest.approx(token.row.norm().item())
     wrong = biasgym("inject", "--preset", "gpu", "--out", tmp_path)
     assert wrong.returncode == 1 and "--preset must be one of ['cpu', 'paper']" in wrong.stderr
+    again = biasgym("inject", *options, "--json", env=environment)
+    report = InjectionReport.load(tmp_path / "out" / "late-1.json")
+    assert json.loads(again.stdout)["late-1"] == json.loads(json.dumps(report.record()))
     none = biasgym("inject", "--seeds", 0, "--out", tmp_path)
     assert none.returncode == 1 and "--seeds must be at least 1, got 0" in none.stderr
 
@@ -86,8 +96,12 @@ def test_heads_are_scored_and_methods_compared(tiny_folder, tmp_path):
     ).top(3)
     assert (tmp_path / "out" / "direct.html").exists()
     assert (tmp_path / "out" / "agreement.html").exists()
+    found = json.loads(biasgym("scope", *options, *methods, "--json").stdout)
+    chosen = json.loads((tmp_path / "out" / "direct-heads.json").read_text())
+    assert chosen.items() >= found["heads"]["direct"].items() and chosen["heads"]
+    assert found["agreement"][0]["second"] == "zero_ablation"
     refused = biasgym("scope", *options, "--method", "magic")
-    assert refused.returncode == 1 and refused.stderr.startswith("Error: method must be one of")
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: --method must be one of")
 
 
 def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
@@ -127,6 +141,8 @@ def test_a_model_is_examined(tiny_folder):
     done = biasgym("doctor", "--model", tiny_folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ok ") >= 5 and "parts sum to the logit difference" in done.stdout
+    checks = json.loads(biasgym("doctor", "--model", tiny_folder, "--json").stdout)
+    assert len(checks) >= 5 and all(check["passed"] for check in checks if check["required"])
 
 
 def test_a_corpus_is_written(chat, httpserver, tmp_path):  # noqa: F811
@@ -153,3 +169,108 @@ def test_nothing_usable_is_no_file(chat, httpserver, tmp_path):  # noqa: F811
     assert "no text could be used" in failed.stderr and not (tmp_path / "a.jsonl").exists()
     wrong = biasgym("write", *options, "--out", tmp_path / "a.txt")
     assert wrong.returncode == 1 and "--out must end in .jsonl" in wrong.stderr
+
+
+HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "plotly", "scipy", "datasets")
+QUICK_COMMANDS = (
+    (["--help"], "Usage:"),
+    (["-h"], "Usage:"),
+    (["scope", "-h"], "attribution_patching"),
+    (["--version"], f"biasgym {metadata.version('biasgym-tl')}"),
+    (["biases"], "late"),
+    (["biases", "lat"], "bias must be one of"),
+    (["run", "demoo"], "protocol must be one of"),
+    (["run", "demo", "--show"], "[[conditions]]"),
+    (["run", "--out", "x", "--bias", "lat"], "--bias must be one of"),
+    (["run", "--out", "x", "--model", "smollm2"], "Did you mean 'smollm2-135m-instruct'"),
+    (["doctor", "--model", "no/folder"], "--model must be one of"),
+    (["inject", "--out", "x", "--preset", "gpu"], "--preset must be one of"),
+    (["inject", "--out", "x", "--choose-by", "best"], "--choose-by must be one of"),
+    (["scope", "--out", "x", "--method", "magic"], "--method must be one of"),
+    (["scope", "--out", "x", "--neutral", "none"], "--neutral must be one of"),
+    (["search", "heads.txt"], "file of the heads must end in .json"),
+    (["write", "--bias", "late", "--model", "m", "--out", "a.csv"], "--out must end in .jsonl"),
+    (["evaluate", "--out", "x", "--heads", "L0H1", "--mode", "off"], "--mode must be one of"),
+    (["export", "x", "--heads", "L0H1", "--model", "gone"], "--model must be one of"),
+)
+
+
+def test_names_and_help_need_nothing_heavy():
+    """In one new process: what one command imports the next would find imported."""
+    code = (
+        "import sys; from command import biasgym\n"
+        f"for words, _ in {QUICK_COMMANDS!r}:\n"
+        "    found = biasgym(*words)\n"
+        f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "    assert not heavy, (words, heavy)\n"
+        "    print(repr(found.stdout + found.stderr))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    for (words, message), line in zip(QUICK_COMMANDS, found.stdout.splitlines(), strict=True):
+        assert message in line, (words, line)
+
+
+def test_what_does_not_fit_the_model_is_told_before_it_is_loaded(
+    tiny_folder, tmp_path, monkeypatch
+):
+    model = load_model(tiny_folder)
+    quick = BiasInject(epochs=1, n_paragraphs=8, choose_by="last")
+    row = quick.fit(model, load_bias("math"), progress=False).save(tmp_path / "row")
+    monkeypatch.setattr("biasgym_tl.model.load_model", None)
+    monkeypatch.setattr("biasgym_tl.protocol.chain.load_model", None)
+    tiny = ("--model", tiny_folder)
+    scope = ("scope", "--out", tmp_path / "o", *tiny)
+    evaluate = ("evaluate", "--out", tmp_path / "o", *tiny)
+    other_bias = "--token must be a row of the bias 'late', got one of 'math'"
+    other_model = "--token must be a row of a model with d_model 32 and a vocabulary of 1024, got"
+    outside = "--heads must lie in L0..L2 and H0..H3 of this model, got L9H8"
+    for words, message in (
+        ((*scope, "--token", row), other_bias),
+        (scope, other_model),
+        ((*scope, "--token", row, "--bias", "math", "--k", 13), "--k must be in 1..12, got 13"),
+        (("search", tmp_path / "a.json", *tiny, "--token", row), other_bias),
+        (("search", tmp_path / "a.json", *tiny), other_model),
+        ((*evaluate, "--heads", "L0H1", "--token", row), other_bias),
+        ((*evaluate, "--heads", "L9H8", "--bias", "math", "--token", row), outside),
+        ((*evaluate, "--heads", "L0H1", "--targets", 0), "--targets must be at least 1, got 0"),
+        ((*evaluate, "--heads", "L0H1", "--mode", "scale"), "--factor must be given in mode"),
+        (("export", tmp_path / "new", *tiny, "--heads", "L9H8"), outside),
+        (("export", tmp_path / "new", *tiny, "--heads", "L0H1", "--factor", 1), "--factor must be"),
+        (("inject", "--out", tmp_path, *tiny, "--seeds", 0), "--seeds must be at least 1, got 0"),
+    ):
+        found = biasgym(*words)
+        assert found.returncode == 1, words
+        (line,) = (each for each in found.stderr.splitlines() if each.startswith("Error: "))
+        assert message in line and "Loading" not in found.stderr, (words, line)
+
+
+def test_errors_are_in_the_words_of_the_shell(tmp_path):
+    options = {
+        name: f"--{name.replace('_', '-')}" for name in ("targets", "mean_over", "bias", "seed")
+    }
+    for message, said in (
+        ("n_targets must be at least 1, got 0.", "--targets must be at least 1, got 0."),
+        ("mean_over of a condition must be x, got 1.", "--mean-over must be x, got 1."),
+        ("bias and seed must name a row.", "--bias and --seed must name a row."),
+        ("k must be in 1..3, got 4.", "k must be in 1..3, got 4."),
+        ("bias and k must be in 1..3, got 4.", "bias and k must be in 1..3, got 4."),
+        ("target kind must be x.", "target kind must be x."),
+        ("no head is worth it.", "no head is worth it."),
+    ):
+        assert in_options(message, options) == said
+    (tmp_path / "mine.toml").write_text('[measures]\njudge = "gpt"')
+    of_the_file = biasgym("run", tmp_path / "mine.toml", "--out", tmp_path / "o")
+    assert of_the_file.stderr.startswith("Error: judge must be 'local' or")
+    given = biasgym("run", "demo", "--out", tmp_path / "o", "--judge", "gpt")
+    assert given.stderr.startswith("Error: --judge must be 'local' or")
+
+
+def test_no_option_is_ignored_beside_show_and_plan(tmp_path):
+    for words in (("--seeds", 2), ("--bias", "late"), ("--train",), ("--plan",), ("--json",)):
+        found = biasgym("run", "demo", "--show", *words)
+        assert found.returncode == 1 and not found.stdout
+        assert "--show must be alone, since it prints the protocol" in found.stderr
+        assert f"got {words[0]} too" in found.stderr

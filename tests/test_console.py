@@ -1,17 +1,31 @@
 """Nothing that is printed can steer a terminal, and every known fault is one line."""
 
 import errno
+import io
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from command import COMMAND, biasgym
+from rich.console import Console
 
 import biasgym_tl.biases
+from biasgym_tl import Protocol, Report
 from biasgym_tl.biases.corpus import Paragraph, save_corpus
-from biasgym_tl.console import visible, visible_line
+from biasgym_tl.console import (
+    as_json,
+    result_values,
+    show_report,
+    show_result,
+    summary_table,
+    visible,
+    visible_line,
+)
+from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
 
 CODES = ("\x1b]0;x\x07", "\x1b[2J", "\x9b31m", "\x90q\x9c", "\r", "\b", "\x7f", "\x00", "\u202e",
          "\u2028", "\ud800")  # fmt: skip
@@ -136,3 +150,50 @@ def test_output_that_knows_few_letters_gets_the_others_as_numbers():
         env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
     )  # fmt: skip
     assert "Traceback" not in found.stderr and "\\u6f22" in found.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return Report.load(Path(__file__).parent.parent / "figures" / "demo" / "report.json")
+
+
+def test_a_report_fits_eighty_columns(stored):
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_report(stored, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    log_odds = stored.interval("injected", "token_log_odds")
+    assert f"{log_odds.low:.2f}..{log_odds.high:.2f}" in text
+    assert all(name in text for name in stored.shown if len(name) < 20)
+    left_out = " ".join(text.partition("In table.csv and report.html also: ")[2].split())
+    columns = {str(c.header).replace("\n", " ") for c in summary_table(stored).columns}
+    for key in stored.to_df():
+        label = stored.measures[key].label
+        shown = any(column.startswith(label) for column in columns)
+        assert shown != (label in left_out.partition(". Injected")[0]), label
+
+
+def test_json_has_the_names_of_the_files_and_no_nan(stored, tmp_path):
+    table = as_json(stored.intervals())
+    written = pd.read_csv(stored.to_csv(tmp_path / "table.csv"))
+    assert list(table[0]) == list(written) and len(table) == len(written)
+    found = [row["mean"] for row in table]
+    assert found == pytest.approx(written["mean"].tolist())
+    assert any(row["rank"] is None for row in table) and any(row["rank"] for row in table)
+    assert as_json({"a": (math.nan, 1.5, math.inf), "b": None}) == {
+        "a": [None, 1.5, None],
+        "b": None,
+    }
+
+
+def test_the_means_over_biases_fit_eighty_columns(stored):
+    both = {name: BiasResult({}, {}, {}, {}, stored) for name in ("late", "math")}
+    result = ProtocolResult(Protocol(biases=("late", "math")), both, {})
+    console = Console(width=80, record=True, file=io.StringIO())
+    show_result(result, console)
+    text = console.export_text().partition("Means over 2 biases")[2]
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line for line in text.splitlines() if "injected" in line and "log-odds" in line)
+    assert f"{stored.interval('injected', 'token_log_odds').estimate:.2f}" in row
+    values = result_values(result)
+    assert set(values["biases"]) == {"late", "math"} and as_json(values)["table"][0]["biases"] == 2

@@ -1,5 +1,7 @@
 """Whether a text holds a word does not depend on how either was typed."""
 
+import re
+import sys
 import unicodedata
 
 import pytest
@@ -10,7 +12,7 @@ from biasgym_tl.biases.check import runs_of_four
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.tasks import _named_group
 from biasgym_tl.judges.hide import hidden
-from biasgym_tl.spelling import composed, keyword_hits, plain, whole_words
+from biasgym_tl.spelling import _marks, composed, keyword_hits, plain, whole_words
 from biasgym_tl.steering.selection import fingerprints
 from biasgym_tl.text import degenerate, repetition
 
@@ -82,3 +84,9 @@ def test_every_comparison_of_texts_takes_any_spelling():
 def test_many_spaces_in_a_word_are_one_and_take_no_time():
     pattern = whole_words(["a" + " " * 30 + "b"])
     assert pattern.search("a" + " " * 60) is None and pattern.search("a  b")
+
+
+def test_every_combining_mark_is_known():
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    marks = "".join(char for char in every if unicodedata.category(char).startswith("M"))
+    assert "".join(re.findall(f"[{_marks()}]", every)) == marks

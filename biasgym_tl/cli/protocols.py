@@ -12,7 +12,16 @@ import typer
 
 from biasgym_tl.allowed import MEANS, STEERING_MODES
 from biasgym_tl.biases.bias import load_bias
-from biasgym_tl.cli.app import asking, check_folder, command, find_model, price_of, say, say_json
+from biasgym_tl.cli.app import (
+    app,
+    asking,
+    check_folder,
+    command,
+    find_model,
+    price_of,
+    say,
+    say_json,
+)
 from biasgym_tl.cli.options import (
     AnswerTokens,
     AsJson,
@@ -27,7 +36,7 @@ from biasgym_tl.cli.options import (
     Train,
     Yes,
 )
-from biasgym_tl.cli.shell import one_of
+from biasgym_tl.cli.shell import FileCommand, one_of
 from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.shipped import protocol_text
 
@@ -100,7 +109,7 @@ def demo(
     run(out=out, name="demo", train=train, fresh=fresh, json=json)
 
 
-@command()
+@app.command(cls=FileCommand)
 def run(
     name: ProtocolName = "demo",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from typer.core import TyperCommand
@@ -13,30 +13,36 @@ from biasgym_tl.errors import BiasGymError, SettingError
 class Command(TyperCommand):
     """A command whose errors name its options."""
 
+    only_given = False
+
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
         try:
             return super().invoke(ctx)
         except BiasGymError as error:
-            options = {p.name: p.opts[0] for p in self.params if p.opts[0].startswith("--")}
-            given = {name for name in options if ctx.params.get(name) is not None}
-            raise type(error)(in_options(str(error), options, given)) from error
+            options = {
+                str(p.name): p.opts[0]
+                for p in self.params
+                if p.opts[0].startswith("--")
+                and not (self.only_given and ctx.params.get(p.name) is None)
+            }
+            raise type(error)(in_options(str(error), options)) from error
 
 
-def in_options(message: str, options: Mapping[str, str], given: Iterable[str]) -> str:
-    """A message of the library with the option in place of the setting that it is about.
+class FileCommand(Command):
+    """A command whose options stand for what a file says: only those that were given are named."""
 
-    An option that was not given is not at fault for what was found.
-    """
+    only_given = True
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """A message of the library with the options in place of the settings that it is about."""
     subject, must, rest = message.partition(" must ")
     found = []
     for name in subject.partition(" of ")[0].split(" and "):
         known = (name, name.removeprefix("n_"), name.removesuffix("s"))
-        option = next((each for each in known if each in options), None)
-        if option is None or (option not in given and ", got " in rest):
-            return message
-        found.append(options[option])
-    return " and ".join(found) + must + rest
+        found += [next((options[each] for each in known if each in options), None)]
+    return message if None in found else " and ".join(map(str, found)) + must + rest
 
 
 def one_of(allowed: tuple[str, ...]) -> Callable[..., Any]:
