@@ -447,8 +447,8 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
     model, token, _ = setup
     monkeypatch.setattr(Measurement, "measured", None)
 
-    def run(*more, measures=standard()):
-        evaluate(model, LATE, [*conditions(token), *more], measures, progress=False)
+    def run(*more, measures=None):
+        evaluate(model, LATE, [*conditions(token), *more], measures or standard(), progress=False)
 
     for make, message in BAD:
         with pytest.raises(SteeringError, match=message):
