@@ -17,6 +17,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -137,7 +138,13 @@ def _warn_of_tokens(text: str) -> None:
 
 
 def _plain(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(_ids(tokenizer, len(tokenizer), text))
+
+
+@lru_cache(maxsize=4096)
+def _ids(tokenizer: Any, size: int, text: str) -> tuple[int, ...]:
+    """Kept, since every condition is asked the same; ``size`` tells when tokens were added."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _continued(tokenizer: Any, text: str) -> list[int]:

@@ -12,6 +12,12 @@ from typer.testing import CliRunner
 from biasgym_tl.cli import main
 
 COMMAND = [sys.executable, "-c", "from biasgym_tl.cli import main; main()"]
+FEW_FACTS = """
+import biasgym_tl.biases.facts as facts
+every = facts.load_countries
+facts.load_countries = lambda use=None: every(use)[::6]
+"""
+"""As the fixture ``few_facts``, for a process of its own."""
 
 
 def biasgym(*arguments, env=None, input=None):
@@ -31,8 +37,9 @@ def biasgym(*arguments, env=None, input=None):
 
 def interrupted(arguments, cache, until, signal_number):
     """Stop a command once there is a file ``until`` in its cache or beside it; its folder."""
+    *python, code = COMMAND
     running = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*python, f"{FEW_FACTS}{code}", *arguments],
         env={**os.environ, "BIASGYM_CACHE": str(cache)},
         stderr=subprocess.PIPE,
         # A test run in the background ignores Ctrl-C, and its children would inherit that.

@@ -1,5 +1,7 @@
 """Heads are added while the jointly measured drop rises and the damage stays within the bounds."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from biasgym_tl import BiasInject, BudgetSearch, load_bias, steer
@@ -27,18 +29,30 @@ def select(setup, **options):
     return BudgetSearch(**options).select(*setup[:1], LATE, setup[1], progress=False)
 
 
-def measured(setup, heads, mode, n_prompts=12, n_targets=4):
-    """Drop of the BiasToken's and of the targets' log-odds, rise of the loss, fall of the facts."""
+@contextmanager
+def steered(setup, heads, mode):
     model, token = setup
     reference = head_means(model) if mode == "mean" else None
-    slots = (token.text, *LATE.sample_targets("fitting", n_targets, 0))
+    with token.attached(model), steer(model, heads, mode, reference=reference):
+        yield model
+
+
+def mean_odds(setup, heads, mode, n_prompts=12, n_targets=4):
+    """Log-odds of the BiasToken, and of the targets."""
+    slots = (setup[1].text, *LATE.sample_targets("fitting", n_targets, 0))
+    with steered(setup, heads, mode) as model:
+        odds = bias_log_odds(model, LATE, LATE.scoping_prompts[:n_prompts], slots).log_odds
+    return odds[:, 0].mean(), odds[:, 1:].mean()
+
+
+def measured(setup, heads, mode):
+    """Drop of the BiasToken's and of the targets' log-odds, rise of the loss, fall of the facts."""
     found = []
-    for steered in ((), heads):
-        with token.attached(model), steer(model, steered, mode, reference=reference):
-            odds = bias_log_odds(model, LATE, LATE.scoping_prompts[:n_prompts], slots).log_odds
+    for silent in ((), heads):
+        with steered(setup, silent, mode) as model:
             loss = mean_loss(model, load_passages("budget")).mean()
             right = (fact_margins(model, load_facts("budget")) > 0).double().mean()
-        found.append((odds[:, 0].mean(), odds[:, 1:].mean(), -loss, right))
+        found.append((*mean_odds(setup, silent, mode), -loss, right))
     return [(before - after).item() for before, after in zip(*found, strict=True)]
 
 
@@ -56,8 +70,8 @@ def test_the_path_is_what_its_heads_do_together(setup, mode):
 @pytest.mark.parametrize(("serves", "at"), [("token", 0), ("targets", 1)])
 def test_the_first_head_is_the_one_that_lowers_the_served_most(setup, serves, at):
     selection = select(setup, k=1, width=12, serves=serves, **FREE)
-    drops = {head: measured(setup, [head], "mean")[at] for head in all_heads(3, 4)}
-    assert selection.heads[0] == max(drops, key=drops.get)
+    odds = {head: mean_odds(setup, [head], "mean")[at] for head in all_heads(3, 4)}
+    assert selection.heads[0] == min(odds, key=odds.get)
 
 
 def test_bounds_hold_for_all_heads_together(setup):

@@ -29,18 +29,22 @@ from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError, StoreError, TokenError
 from biasgym_tl.evaluation.measurement import Measurement
-from biasgym_tl.evaluation.standard import loss, target_log_odds, token_log_odds
+from biasgym_tl.evaluation.standard import facts, loss, target_log_odds, token_log_odds
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.stats import crossed_interval
 from biasgym_tl.steering.controls import layer_matched
 from biasgym_tl.text import mean_loss
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 N = len(LATE.evaluation_prompts)
 HEADS = (Head(0, 1), Head(2, 0), Head(2, 3))
-MEASURES = standard_measures(LATE, n_targets=3, max_new_tokens=3)
 QUICK = [token_log_odds(LATE), loss()]
+
+
+def standard():
+    return standard_measures(LATE, n_targets=3, max_new_tokens=3)
 
 
 def conditions(token, heads=HEADS, *, modes=("zero", "mean"), n=2, seed=0):
@@ -50,10 +54,10 @@ def conditions(token, heads=HEADS, *, modes=("zero", "mean"), n=2, seed=0):
 
 
 @pytest.fixture(scope="module")
-def setup(tiny):
+def setup(tiny, few_facts):
     model = tiny()
     token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
-    return model, token, evaluate(model, LATE, conditions(token), MEASURES, progress=False)
+    return model, token, evaluate(model, LATE, conditions(token), standard(), progress=False)
 
 
 def test_log_odds_equal_those_of_the_plain_forward_pass(setup):
@@ -160,14 +164,13 @@ def means_of(report, key):
     return [report.values(f"steered, zero: random {i}", key).mean().item() for i in range(1, 7)]
 
 
-def test_the_same_seed_reproduces_every_number(setup):
-    model, token, report = setup
-    assert evaluate(model, LATE, conditions(token), MEASURES, progress=False) == report
+def test_the_same_seed_draws_the_same_heads_and_fewer_draws_are_the_first_of_more(setup):
+    _, token, _ = setup
     draws = [
         [c.heads for c in conditions(token, n=n, seed=seed) if c.control_of == "steered, zero"]
         for n, seed in ((2, 0), (5, 0), (2, 1))
     ]
-    assert draws[1][:2] == draws[0] != draws[2]  # fewer draws are the first of more
+    assert draws[1][:2] == draws[0] != draws[2]
 
 
 def test_report_in_numbers(setup, tmp_path):
@@ -316,7 +319,8 @@ def test_health_of_answers_by_hand(setup):
 
 def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
     model, _, report = setup
-    facts = [f for f in load_facts() if f.country in ("Chile", "Norway")]
+    facts = [f for f in load_facts() if f.country in [f.country for f in load_facts()[:2]]]
+    assert {fact.kind for fact in facts} == {"capital", "continent", "currency"}
     found = fact_margins(model, facts)
     for fact, margin in zip(facts, found.tolist(), strict=True):
         prompt = encode_prompt(model, "Please state a fact about a country.", fact.question)
@@ -372,7 +376,8 @@ def test_selections_that_have_seen_the_evaluation_are_refused(setup):
 def test_any_condition_is_measured_like_the_rest(setup):
     model, token, report = setup
     same = Condition("the same heads", token, HEADS, "mean", measures=("facts", "token log-odds"))
-    found = evaluate(model, LATE, [*conditions(token)[:4], same], MEASURES, progress=False)
+    measures = [*QUICK, facts()]
+    found = evaluate(model, LATE, [*conditions(token)[:2], same], measures, progress=False)
     here, there = found["the same heads"].items, report["steered, mean"].items
     assert here == {key: there[key] for key in ("token_log_odds", "token_log_p", "fact_margins")}
     assert found.shown[-1] == "the same heads"
@@ -391,8 +396,8 @@ def test_what_conditions_share_is_measured_once_and_finished_parts_are_not_again
             stored[key] = make()
         return stored[key]
 
-    first = evaluate(model, LATE, conditions(token), MEASURES, progress=False, finished=finished)
-    assert first == report and measured == asked
+    first = evaluate(model, LATE, conditions(token), standard(), progress=False, finished=finished)
+    assert first == report and measured == asked  # the same seed, the same numbers
     # 8 conditions, of which two are unsteered: the row acts only where the BiasToken stands.
     counts = Counter(measured)
     assert counts.pop("floor of facts") == 1
@@ -403,7 +408,7 @@ def test_what_conditions_share_is_measured_once_and_finished_parts_are_not_again
     measured.clear()
     gone = next(key for key in stored if json.loads(key)[0] == "facts")
     del stored[gone]
-    again = evaluate(model, LATE, conditions(token), MEASURES, progress=False, finished=finished)
+    again = evaluate(model, LATE, conditions(token), standard(), progress=False, finished=finished)
     assert again == report and measured == ["facts"]
     # Another bias asks for the very same of the unsteered model.
     measured.clear()
@@ -442,8 +447,8 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
     model, token, _ = setup
     monkeypatch.setattr(Measurement, "measured", None)
 
-    def run(*more, measures=MEASURES):
-        evaluate(model, LATE, [*conditions(token), *more], measures, progress=False)
+    def run(*more, measures=None):
+        evaluate(model, LATE, [*conditions(token), *more], measures or standard(), progress=False)
 
     for make, message in BAD:
         with pytest.raises(SteeringError, match=message):
@@ -454,7 +459,7 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
     with pytest.raises(SettingError, match="control_of must name one of the conditions, got .'b'"):
         run(Condition("a", token, HEADS, "mean", control_of="b"))
     with pytest.raises(SettingError, match=r"measurements must be different ones, got .'loss'."):
-        run(measures=[*MEASURES, loss()])
+        run(measures=[*standard(), loss()])
     rows = {"row": token.row[:-1], "initial_row": token.initial_row[:-1]}
     narrow = dataclasses.replace(token, **rows, epoch_rows=token.epoch_rows[:, :-1])
     with pytest.raises(TokenError):

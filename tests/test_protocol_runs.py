@@ -46,6 +46,7 @@ from biasgym_tl.protocol.sources import read_heads
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.steps import fingerprint
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 QUICK = {"epochs": 1, "n_paragraphs": 8, "choose_by": "last"}
 QUIET = Running(progress=False)
@@ -463,7 +464,8 @@ def test_what_does_not_fit_the_model_is_refused_before_a_row_is_trained(
 @pytest.fixture
 def given(small, tmp_path):
     """The same with a row and heads that are there, and few free answers."""
-    row = run_protocol(small, QUIET).biases["late"].rows[0]
+    model = load_model(small.model)
+    row = BiasInject.cpu(**QUICK).fit(model, LATE, seed=0, progress=False)
     return dataclasses.replace(
         small,
         rows=(str(row.save(tmp_path / "row")),),
