@@ -180,7 +180,7 @@ def _check(scores: Sequence[HeadScores], names: tuple[str, ...], k: int) -> None
             f"scores must be two or more, each with a name of its own, got {len(scores)} named "
             f"{list(names)}. Pass names=..."
         )
-    check_same(scores, ("model", "prompts", "biased_labels", "neutral_labels"))
+    check_same(scores, ("model", "prompts", "neutral_prompts", "biased_labels", "neutral_labels"))
     if len(scores[0].prompts) < 4:
         raise SettingError(
             f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
