@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ from biasgym_tl.errors import SettingError, SteeringError, StoreError
 if TYPE_CHECKING:
     from biasgym_tl.injection.report import InjectionReport
     from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.lens import HookedTransformer
     from biasgym_tl.scoping.scores import HeadScores
 
 
@@ -38,6 +40,8 @@ def inject(
     from biasgym_tl.model import load_model
 
     settings, loaded_bias = inject_of(preset, epochs, lr, choose_by), load_bias(bias)
+    settings.check_bias(loaded_bias)
+    loaded_bias.needs("a report on an injection")
     if seeds < 1:
         raise SettingError(f"--seeds must be at least 1, got {seeds}.")
     check_folder(out)
@@ -65,6 +69,7 @@ def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
 
 @app.command()
 def scope(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
     model: ModelName = "smollm2-135m-instruct",
     bias: BiasName = "late",
@@ -72,10 +77,29 @@ def scope(
     token: Annotated[
         Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
     ] = None,
+    no_injection: Annotated[
+        bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
+    ] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts of your own, without bias and row: a CSV file with the columns first, "
+            "second (not for single prompts), and biased, neutral unless there are --answers."
+        ),
+    ] = None,
+    answers: Annotated[
+        list[tuple[str, str]] | None,
+        typer.Option(help="Of --pairs, biased and neutral: --answers late early; repeat for more."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
+    ] = False,
     method: Annotated[
         list[str] | None, typer.Option(help="Repeat for several; default: direct.")
     ] = None,
-    contrast: Annotated[str, typer.Option(help="biased (the paper's) or difference.")] = "biased",
+    contrast: Annotated[
+        str | None, typer.Option(help="biased (the paper's) or difference (that of --pairs).")
+    ] = None,
     neutral: Annotated[str, typer.Option(help="random, closest or several.")] = "random",
     prompts: Annotated[
         Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
@@ -83,38 +107,99 @@ def scope(
     k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
-    from biasgym_tl.biases.bias import load_bias
-    from biasgym_tl.biases.contrasts import read_contrasts
-    from biasgym_tl.injection.shipped import load_token
-    from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
-    from biasgym_tl.scoping.compare import compare
-    from biasgym_tl.scoping.scope import BiasScope
+    from biasgym_tl.scoping.compare import FEWEST_PROMPTS, compare
 
-    scopes = [
-        BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
-        for name in dict.fromkeys(method or ["direct"])
-    ]
-    loaded_bias = load_bias(bias)
-    row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
-    contrasts = read_contrasts(prompts) if prompts else ()
+    given = {n for n in context.params if "COMMANDLINE" in str(context.get_parameter_source(n))}
+    methods = list(dict.fromkeys(method or ["direct"]))
+    if pairs:
+        _refuse(given & {"bias", "seed", "token", "no_injection", "neutral", "prompts"}, "without")
+        score = _own(pairs, answers or [], methods, contrast, plain)
+    else:
+        _refuse(given & {"answers", "plain"}, "with")
+        settings = {"contrast": contrast or "biased", "neutral": neutral, "seed": seed}
+        score = _of_bias(bias, methods, settings, token, no_injection, prompts)
     check_folder(out)
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
     found = {}
-    for one in scopes:
-        scores = one.attribute(loaded, loaded_bias, row, contrasts=contrasts, progress=True)
-        found[one.method] = scores
+    for name in methods:
+        scores = found[name] = score(loaded, name)
         write_results(out, partial(_write_maps, found, k))  # kept, whatever becomes of the next
         say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}")
         for prompt in scores.left_out:
             say(f"  left out, both answers begin alike: {prompt}")
-    if len(found) > 1:
+    if len(found) > 1 and len(scores.prompts) >= FEWEST_PROMPTS:
         say(repr(compare(list(found.values()), k=k)))
+    elif len(found) > 1:
+        say(f"Methods are compared on {FEWEST_PROMPTS} prompts or more.")
     if remark := write_results(out, partial(_draw_maps, found, k)):
         say(remark, err=True)
     say(f"Written to {out}/")
+
+
+def _refuse(options: set[str], how: str) -> None:
+    if options:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options))
+        raise SettingError(f"{names} must be given {how} --pairs. Leave out one of them.")
+
+
+def _own(
+    path: Path,
+    answers: list[tuple[str, str]],
+    methods: list[str],
+    contrast: str | None,
+    plain: bool,
+) -> Callable[[HookedTransformer, str], HeadScores]:
+    """Scores a model on the prompts of a file, which are found to be right first."""
+    from biasgym_tl.prompts import SENTENCE_REQUEST
+    from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
+
+    own = read_prompts(path, *([pair[side] for pair in answers] for side in (0, 1)))
+    for name in methods:
+        own.scope(contrast, method=name)
+    request = None if plain else SENTENCE_REQUEST
+    return lambda model, name: attribute_prompts(
+        model, *own, method=name, contrast=contrast, request=request, progress=True
+    )
+
+
+def _of_bias(
+    name: str,
+    methods: list[str],
+    settings: dict[str, Any],
+    token: Path | None,
+    no_injection: bool,
+    prompts: Path | None,
+) -> Callable[[HookedTransformer, str], HeadScores]:
+    """Scores a model on a bias, with all that this needs found first."""
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.biases.contrasts import read_contrasts
+    from biasgym_tl.injection.shipped import list_tokens, load_token
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.scoping.scope import BiasScope
+
+    scopes = {method: BiasScope(method=method, **settings) for method in methods}
+    bias, seed = load_bias(name), settings["seed"]
+    row = None if token is None else BiasToken.load(token)
+    if no_injection and token:
+        raise SettingError("--no-injection must be given without --token. Leave out one of them.")
+    if not no_injection and row is None:
+        if f"{bias.name}-{seed}" not in list_tokens():
+            raise SettingError(
+                f"--token must name a row for {bias.name!r}, of which none ships for seed {seed}. "
+                "Train one with 'biasgym inject', or map the targets with --no-injection."
+            )
+        row = load_token(bias.name, seed=seed)
+    contrasts = read_contrasts(prompts) if prompts else ()
+    if not contrasts:
+        bias.needs("scoping")
+    for scope in scopes.values():
+        scope.check_slot(row)
+    return lambda model, method: scopes[method].attribute(
+        model, bias, row, contrasts=contrasts, progress=True
+    )
 
 
 def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str, str]:
@@ -129,10 +214,11 @@ def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str,
 
 def _draw_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
     from biasgym_tl.figures import draw, recipe
+    from biasgym_tl.scoping.compare import FEWEST_PROMPTS
 
     maps = _write_maps(found, k, folder)
     figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
-    if len(found) > 1:
+    if len(found) > 1 and len(next(iter(found.values())).prompts) >= FEWEST_PROMPTS:
         figures["agreement"] = recipe("agreement", maps)
     return draw(folder, figures)
 

@@ -22,6 +22,8 @@ from biasgym_tl.stats import Interval
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+FEWEST_PROMPTS = 4
+"""Of maps that are compared: their halves need two each."""
 Maps = Float[Tensor, "split head"]
 
 
@@ -181,9 +183,10 @@ def _check(scores: Sequence[HeadScores], names: tuple[str, ...], k: int) -> None
             f"{list(names)}. Pass names=..."
         )
     check_same(scores, ("model", "prompts", "neutral_prompts", "biased_labels", "neutral_labels"))
-    if len(scores[0].prompts) < 4:
+    if len(scores[0].prompts) < FEWEST_PROMPTS:
         raise SettingError(
-            f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
+            f"scores must hold at least {FEWEST_PROMPTS} prompts, got {len(scores[0].prompts)}. "
+            "Use more."
         )
     check_within("k", k, 1, scores[0].values.numel())
 

@@ -47,6 +47,21 @@ class OwnPrompts(NamedTuple):
             return "biased answers"
         return " rather than ".join(side.pop() for side in sides)
 
+    def scope(self, contrast: str | None, **settings: Any) -> BiasScope:
+        """Settings of an attribution; without a ``contrast`` the default of these prompts.
+
+        Raises:
+            SettingError: a setting is outside its range, or compares what are no pairs.
+        """
+        paired, patched = len(self.prompts[0]) == 2, settings.get("ablate_to") == "neutral"
+        contrast = contrast or ("difference" if paired and not patched else "biased")
+        if not paired and (contrast == "difference" or patched):
+            raise SettingError(
+                "prompts must be pairs (first, second) to compare both, got single ones. Give "
+                "pairs, or use contrast 'biased' and ablate_to 'zero' or 'mean'."
+            )
+        return BiasScope(contrast=contrast, **settings)
+
 
 def attribute_prompts(
     model: HookedTransformer,
@@ -93,18 +108,10 @@ def attribute_prompts(
     """
     check_exact(model)
     own = own_prompts(prompts, biased, neutral)
-    paired = len(own.prompts[0]) == 2
-    if contrast is None:
-        contrast = "difference" if paired and ablate_to != "neutral" else "biased"
-    scope = BiasScope(
-        method=method, contrast=contrast, label=label, ablate_to=ablate_to,
-        answer_only=answer_only, batch_size=batch_size,
+    scope = own.scope(
+        contrast, method=method, label=label, ablate_to=ablate_to, answer_only=answer_only,
+        batch_size=batch_size,
     )  # fmt: skip
-    if not paired and (contrast == "difference" or ablate_to == "neutral"):
-        raise SettingError(
-            "prompts must be pairs (first, second) to compare both, got single ones. Give pairs, "
-            "or contrast='biased' and ablate_to='zero' or 'mean'."
-        )
     pairs = _pairs(model, own, label, request)
     names = {"bias": own.name, "token": OWN_PROMPTS}
     return scope.score(model, pairs, None, {"request": request}, progress=progress, **names)

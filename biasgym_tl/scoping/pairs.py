@@ -79,9 +79,12 @@ def build_pairs(
     Raises:
         SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an
             answer is not one token under ``"token"``, or all pairs of answers begin alike.
+        BiasFileError: the bias has no prompts or targets to scope on.
     """
     bias = as_bias(bias)
     check_one_of("neutral", neutral, NEUTRAL)
+    if not contrasts:
+        bias.needs("scoping")
     kept, answers, left_out = _answers(model, contrasts, label)
     names = bias.sample_targets("fitting", n_targets, seed)
     prompts = tuple(c.prompt for c in kept) or bias.scoping_prompts

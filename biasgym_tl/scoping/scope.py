@@ -132,6 +132,7 @@ class BiasScope:
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the difference.
             ModelError: the model has no tokenizer, or no word of the bias can count on it.
+            BiasFileError: the bias has no prompts or targets to scope on.
             TokenError: the token does not fit the model.
             SettingError: the contrasts do not fit the label, or there is no token to compare.
         """
