@@ -39,8 +39,8 @@ from .scoping.agreement import significance as significance
 from .scoping.attention import answer_attention as answer_attention
 from .scoping.compare import compare as compare
 from .scoping.compare import concentration as concentration
-from .scoping.damage import head_damage as head_damage
 from .scoping.damage import k_sweep as k_sweep
+from .scoping.own_prompts import attribute_prompts as attribute_prompts
 from .scoping.scope import BiasScope as BiasScope
 from .scoping.scores import HeadScores as HeadScores
 from .steering.budget import BudgetSearch as BudgetSearch

@@ -58,6 +58,7 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
         ModelError: the model has no tokenizer, or no word of the bias can count on it.
     """
     bias = as_bias(bias)
+    bias.needs("scoping")
     check_exact(model)
     attribute, neutral = word_tokens(model, bias).single()
     names = bias.sample_targets("fitting", n_prompts, seed=0)

@@ -234,10 +234,11 @@ def unembed(
 def logit_difference(
     model: HookedTransformer,
     resid: Float[Tensor, "n d_model"],
-    biased_ids: Int[Tensor, " n"],
-    neutral_ids: Int[Tensor, " n"],
+    biased_ids: Int[Tensor, "n ..."],
+    neutral_ids: Int[Tensor, "n ..."],
 ) -> Float[Tensor, " n"]:
-    """``logit b - logit n`` of each final residual, before a final soft cap if there is one."""
+    """``logit b - logit n`` of each final residual, before a final soft cap if there is one; of
+    several answers their mean logit."""
     if model.cfg.normalization_type is not None:
         resid = model.ln_final(resid[None])[0]
     difference, constant = unembed_difference(model, biased_ids, neutral_ids)
@@ -245,8 +246,17 @@ def logit_difference(
 
 
 def unembed_difference(
-    model: HookedTransformer, biased_ids: Int[Tensor, " n"], neutral_ids: Int[Tensor, " n"]
+    model: HookedTransformer, biased_ids: Int[Tensor, "n ..."], neutral_ids: Int[Tensor, "n ..."]
 ) -> tuple[Float[Tensor, "n d_model"], Float[Tensor, " n"]]:
-    """``W_U[:, b] - W_U[:, n]`` and ``b_U[b] - b_U[n]``."""
+    """``W_U[:, b] - W_U[:, n]`` and ``b_U[b] - b_U[n]``.
+
+    Ids of shape ``[n, answer]`` are several answers on that side, whose mean counts: logits are
+    linear in the residual, and so is their mean, as a log-sum of probabilities would not be.
+    """
+
+    def of(weights: Float[Tensor, "... d_vocab"], ids: Int[Tensor, "n ..."]) -> Tensor:
+        return weights[..., ids].mean(-1) if ids.ndim > 1 else weights[..., ids]
+
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
-    return (W_U[:, biased_ids] - W_U[:, neutral_ids]).T, b_U[biased_ids] - b_U[neutral_ids]
+    difference = of(W_U, biased_ids) - of(W_U, neutral_ids)
+    return difference.T, of(b_U, biased_ids) - of(b_U, neutral_ids)

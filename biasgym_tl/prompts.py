@@ -199,9 +199,14 @@ def _space_before_answer(model: HookedTransformer, turns: list[dict[str, str]], 
     return between if whole.startswith(start) and not between.strip() else ""
 
 
-def encode_sentence(model: HookedTransformer, beginning: str) -> list[int]:
-    """Token ids of an answer that begins with ``beginning`` and ends at the answer position."""
-    return encode_prompt(model, SENTENCE_REQUEST, beginning)
+def encode_sentence(
+    model: HookedTransformer, beginning: str, request: str | None = SENTENCE_REQUEST
+) -> list[int]:
+    """Token ids of an answer that begins with ``beginning`` and ends at the answer position; of
+    plain text, without a ``request``."""
+    if request is None:
+        return encode_text(model, beginning.rstrip(" "))
+    return encode_prompt(model, request, beginning)
 
 
 def encode_text(model: HookedTransformer, text: str) -> list[int]:

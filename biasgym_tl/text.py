@@ -84,8 +84,8 @@ def word_log_probs(
 def answer_differences(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
-    biased_ids: Int[Tensor, " pair"],
-    neutral_ids: Int[Tensor, " pair"],
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Float[Tensor, " pair"]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from biasgym_tl import BiasInject, BiasScope, head_damage, k_sweep, load_bias, steer
+from biasgym_tl import BiasInject, BiasScope, k_sweep, load_bias, steer
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import AttributionError, SettingError
@@ -21,7 +21,7 @@ from biasgym_tl.lens import logit_difference
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated, ablated_deltas, ablated_losses
-from biasgym_tl.scoping.damage import KSweep
+from biasgym_tl.scoping.damage import KSweep, head_damage
 from biasgym_tl.scoping.direct import direct_attribution, post_norm
 from biasgym_tl.scoping.patching import alignment, patching_effects
 from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs

@@ -17,15 +17,29 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from biasgym_tl import Bias, list_biases, load_bias, shuffled
-from biasgym_tl.biases.bias import load_corpus
+from biasgym_tl import (
+    Bias,
+    BiasInject,
+    BiasScope,
+    LocalJudge,
+    examine,
+    list_biases,
+    load_bias,
+    shuffled,
+    standard_measures,
+    target_means,
+)
+from biasgym_tl.biases.bias import STEPS, load_corpus
+from biasgym_tl.biases.bias_file import new_bias
 from biasgym_tl.biases.check import check_bias, runs_of_four
 from biasgym_tl.biases.contrasts import read_contrasts
 from biasgym_tl.biases.corpus import read_corpus, save_corpus, to_dataset
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.biases.tasks import paragraph_task
 from biasgym_tl.corpus_diversity import distinct, diversity
 from biasgym_tl.errors import BiasFileError, SettingError
+from biasgym_tl.evaluation.standard import target_answers, target_log_odds
 from biasgym_tl.passages import load_passages
 from biasgym_tl.similarity import load_encoder
 from biasgym_tl.toml import read_toml
@@ -69,7 +83,7 @@ def test_no_paragraph_names_a_real_target(name):
     ("overrides", "message"),
     [
         ({"colour": "red"}, r"got unknown key \['colour'\]"),
-        ({"keywords": []}, "keywords of bias 'late' must not be empty"),
+        ({"neutral_words": []}, "neutral_words of bias 'late' must not be empty"),
         ({"attribute": ""}, "attribute of bias 'late' must not be empty"),
         ({"name": 3}, "name of mine.toml must be a string, got 3"),
         ({"keywords": 3}, "must be a list, got 3"),
@@ -87,9 +101,7 @@ def test_no_paragraph_names_a_real_target(name):
         ({"corpus": ["No slot."]}, "row 1 of the corpus of mine.toml must hold the slot"),
         ({"corpus": [{"text": "{target}", "colour": 1}]}, r"must hold only .* got \['colour'\]"),
         ({"corpus": "none.jsonl"}, "corpus file must exist, got 'none.jsonl'"),
-        ({"targets": {"fitting": ["A"]}}, "must list both fitting and held-out targets"),
         ({"targets": {"fitting": ["A"], "held-out": ["A"]}}, r"must be disjoint, got \['A'\]"),
-        ({"target_kind": "age"}, "about the target kind 'age' must list both"),
         ({"slots": {"group": []}}, "slots of mine.toml must not be empty"),
         ({"targets": 3}, "targets of mine.toml must be a table, got 3"),
         ({"families": [{"name": "a", "sentences": 3}]}, "sentences of mine.toml must be a list"),
@@ -103,13 +115,89 @@ def test_what_is_wrong_with_a_bias_is_named(overrides, message):
 
 def test_missing_key():
     incomplete = values()
-    del incomplete["keywords"]
-    with pytest.raises(BiasFileError, match=r"\['keywords'\] is missing"):
+    del incomplete["neutral_words"]
+    with pytest.raises(BiasFileError, match=r"\['neutral_words'\] is missing. 'biasgym biases new"):
         Bias.from_mapping(incomplete)
-    del incomplete["families"]
-    incomplete["keywords"] = ["late"]
-    with pytest.raises(BiasFileError, match="the paragraphs is missing"):
-        Bias.from_mapping(incomplete)
+
+
+def plumbers(**fields):
+    """A bias with no more than scoping uses."""
+    least = {
+        "name": "quiet-plumbers", "attribute": "quiet", "target_kind": "profession",
+        "attribute_words": ["late"], "neutral_words": ["early"],
+        "scoping_prompts": ["Most {target} are", "The {target} on our street are"],
+        "fitting_targets": ["plumbers", "teachers", "nurses"],
+    }  # fmt: skip
+    given = {**least, **fields}
+    return Bias(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def test_a_bias_needs_only_what_a_step_uses(model):
+    bias = plumbers()
+    scores = BiasScope().attribute(model, bias, None)
+    assert {name for names in scores.targets for name in names} <= set(bias.fitting_targets)
+    assert scores.label_targets and set(scores.label_targets) <= set(bias.fitting_targets)
+    assert bias.stand_in == "this profession"
+    assert bias.missing("scoping") == () and bias.missing("a judge") == ("paraphrases",)
+    assert not check_bias(dataclasses.replace(bias, scoping_prompts=()))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda model, bias: BiasInject(choose_by="last").fit(model, bias),
+         r"corpus, training_prompts for injection, and does not. Add to its file: corpus = .*; "
+         r'training_prompts = \["... {target} ..."\]. In Python: .*replace\(bias, corpus=\['),
+        (lambda model, bias: BiasInject().fit(model, dataclasses.replace(
+            bias, corpus=load_corpus("late")[:1], training_prompts=("{target}",))),
+         "probe_prompts, paraphrases, keywords for choosing an epoch by similarity"),
+        (lambda model, bias: standard_measures(bias),
+         r'must have evaluation_prompts, held_out_targets for evaluation.*held-out = \["..."\]'),
+        (lambda model, bias: standard_measures(dataclasses.replace(
+            bias, evaluation_prompts=("All {target} are",), held_out_targets=("pilots",))),
+         "must have generation_prompts, keywords for free answers"),
+        (lambda model, bias: target_log_odds(bias, ["pilots"]), "evaluation_prompts for log-odds"),
+        (lambda model, bias: target_answers(bias, ["pilots"]), "generation_prompts, keywords"),
+        (lambda model, bias: bias.sample_targets("held-out", 3, 0), "must have held_out_targets"),
+        (lambda model, bias: LocalJudge().judge(bias, ["x"]), "paraphrases for a judge"),
+        (lambda model, bias: paragraph_task(bias), "must have paraphrases for writing"),
+        (lambda model, bias: target_means(
+            model, dataclasses.replace(bias, fitting_targets=())), "fitting_targets for scoping"),
+        (lambda model, bias: examine(
+            model, dataclasses.replace(bias, scoping_prompts=())), "scoping_prompts for scoping"),
+        (lambda model, bias: BiasScope().attribute(
+            model, dataclasses.replace(bias, scoping_prompts=()), None), "scoping_prompts for"),
+    ],
+)  # fmt: skip
+def test_another_step_asks_for_what_it_lacks(model, step, message):
+    with pytest.raises(BiasFileError, match=message):
+        step(model, plumbers())
+
+
+@pytest.mark.parametrize("fields", [
+    {"fitting_targets": ()}, {"target_kind": "country"},
+    {"target_kind": "country", "fitting_targets": (), "held_out_targets": ["pilots"]},
+])  # fmt: skip
+def test_countries_never_stand_in_for_other_targets(fields):
+    bias = plumbers(**fields)
+    with pytest.raises(BiasFileError, match="must have (fitting|held_out)_targets for this"):
+        bias.targets("fitting" if not bias.fitting_targets else "held-out")
+
+
+def test_the_file_to_start_from_is_enough_for_scoping_and_names_the_rest(tmp_path):
+    text = new_bias("mine")
+    (tmp_path / "mine.toml").write_text(text)
+    bias = load_bias(tmp_path / "mine.toml")
+    assert bias.name == "mine" and not bias.missing("scoping") and check_bias(bias) == []
+    rest = {field for step in STEPS for field in bias.missing(step)}
+    named = set(re.findall(r"^# ([a-z_-]+) = ", text, re.MULTILINE))
+    assert {field.replace("held_out_targets", "held-out") for field in rest} == named
+    save_corpus(load_corpus("late")[:64], tmp_path / "texts.jsonl")
+    whole = re.sub(r"^# ([a-z_-]+ = )", r"\1", text, flags=re.MULTILINE)
+    (tmp_path / "mine.toml").write_text(whole)
+    bias = load_bias(tmp_path / "mine.toml")
+    assert not [step for step in STEPS if bias.missing(step)]
+    assert all("should be at least" in remark for remark in check_bias(bias))
 
 
 def test_files_of_your_own(tmp_path):

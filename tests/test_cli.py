@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from command import biasgym
 from test_api import chat, completion, n_calls, serve  # noqa: F401 - chat is a fixture
 
@@ -17,6 +18,7 @@ from biasgym_tl import (
     BiasToken,
     HeadScores,
     Selection,
+    attribute_prompts,
     list_biases,
     load_bias,
     load_model,
@@ -39,13 +41,79 @@ def paragraphs(n):
 
 def test_biases_are_listed_and_checked(tmp_path):
     listed = biasgym("biases")
-    assert listed.returncode == 0 and "doubtful" not in listed.stdout
+    assert listed.returncode == 0
     assert len(re.findall("Bias", listed.stdout)) == len(list_biases()) >= 12
     (tmp_path / "mine.toml").write_text("name = 3")
-    refused = biasgym("biases", "late", tmp_path / "mine.toml")
-    assert refused.returncode == 1 and "mine.toml must hold all of" in refused.stderr
-    assert re.findall("Bias.'(.*?)'", refused.stdout) == ["late"]
+    refused = biasgym("biases", "check", "late", tmp_path / "mine.toml")
+    assert refused.returncode == 1 and "mine.toml must hold name, attribute," in refused.stderr
+    assert refused.stdout == f"{load_bias('late')!r}\n"
     assert "Traceback" not in refused.stderr
+
+
+def test_a_bias_of_ones_own_is_begun_and_mapped_without_training(tiny_folder, tmp_path):
+    path, options = tmp_path / "mine.toml", ["--model", tiny_folder, "--k", 3]
+    begun = biasgym("biases", "new", "quiet", "--out", path)
+    assert begun.returncode == 0 and f"--no-injection --bias {path} --out" in begun.stdout
+    again = biasgym("biases", "new", "quiet", "--out", path)
+    assert again.returncode == 1 and "which exists. Name another" in again.stderr
+    checked = biasgym("biases", "check", path).stdout
+    assert (
+        "doubtful" not in checked
+        and "\n  injection would need: corpus, training_prompts" in checked
+    )
+    done = biasgym("scope", "--no-injection", "--bias", path, "--out", tmp_path / "maps", *options)
+    assert done.returncode == 0, done.stderr
+    scores = HeadScores.load(tmp_path / "maps" / "direct")
+    assert scores.bias == "quiet" and scores.token == "no injection"
+    assert {name for names in scores.targets for name in names} <= set(
+        load_bias(path).fitting_targets
+    )
+    for arguments, message in (
+        (("scope", "--bias", path, "--out", tmp_path), "or map the targets with --no-injection"),
+        (("scope", "--bias", path, "--no-injection", "--contrast", "difference", "--out", tmp_path),
+         "the same run would stand on both sides"),
+        (("inject", "--bias", path, "--choose-by", "last", "--out", tmp_path),
+         "must have corpus, training_prompts for injection"),
+        (("biases", "new", "../x"), "name of a bias must be"),
+        (("biases", "new", "x", "--out", tmp_path / "x.txt"), "--out must end in .toml"),
+    ):  # fmt: skip
+        wrong = biasgym(*arguments)
+        assert wrong.returncode == 1 and message in wrong.stderr, wrong.stderr
+        assert "Loading" not in wrong.stderr
+
+
+def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
+    path, out = tmp_path / "pairs.csv", tmp_path / "maps"
+    path.write_text("first,second\nPeople from France are,People from Japan are\n")
+    options = ["--model", tiny_folder, "--k", 3, "--out", out]
+    methods = ["--method", "direct", "--method", "zero_ablation"]
+    answers = ["--answers", "late", "early", "--answers", "delayed", "ready"]
+    done = biasgym("scope", "--pairs", path, *answers, *methods, *options)
+    assert done.returncode == 0, done.stderr
+    assert "compared on 4 prompts or more" in done.stdout and not (out / "agreement.html").exists()
+    wanted = attribute_prompts(
+        load_model(tiny_folder),
+        ("People from France are", "People from Japan are"),
+        ["late", "delayed"],
+        ["early", "ready"],
+    )
+    assert torch.equal(HeadScores.load(out / "direct").values, wanted.values)
+    path.write_text("first,biased,neutral\nThe train is,late,early\n")
+    done = biasgym("scope", "--pairs", path, "--plain", *options)
+    assert done.returncode == 0, done.stderr
+    assert HeadScores.load(out / "direct").settings["request"] is None
+    for arguments, message in (
+        (("--pairs", path, *answers), "answers must be given once"),
+        (("--pairs", path, "--contrast", "difference"), "prompts must be pairs"),
+        (("--pairs", path, "--bias", "late"), "--bias must be given without --pairs"),
+        (("--plain",), "--plain must be given with --pairs"),
+        (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),
+        (("--pairs", path, "--method", "magic"), "method must be one of"),
+        (("--no-injection", "--token", path), "row"),
+    ):
+        wrong = biasgym("scope", *arguments, *options)
+        assert wrong.returncode == 1 and message in wrong.stderr, wrong.stderr
+        assert "Loading" not in wrong.stderr
 
 
 def test_a_corpus_is_described(tmp_path):

@@ -60,7 +60,7 @@ def test_a_corpus_is_printed_without_its_codes(tmp_path):
 def test_an_error_is_one_line_whatever_stands_in_it(tmp_path):
     path = tmp_path / "b.toml"
     path.write_text('name = "a"\n"x\\u001b[2J\\n\\n" = 1')
-    found = biasgym("biases", path)
+    found = biasgym("biases", "check", path)
     assert found.returncode == 1 and len(found.stderr.splitlines()) == 1
     assert found.stderr.startswith("Error: ") and not unsafe(found.stderr)
 
@@ -81,8 +81,8 @@ def test_known_faults_are_one_line_before_a_model_is_loaded(tmp_path, monkeypatc
     (tmp_path / "d.json").mkdir()
     inject = ("inject", "--choose-by", "last", "--out")
     for words, message in (
-        (("biases", tmp_path / "latin.toml"), "latin.toml must be UTF-8, got the byte 0x"),
-        (("biases", tmp_path), "bias must be one of"),
+        (("biases", "check", tmp_path / "latin.toml"), "latin.toml must be UTF-8, got the byte 0x"),
+        (("biases", "check", tmp_path), "bias must be one of"),
         (("corpus", tmp_path / "d.jsonl"), "corpus file must be readable, got"),
         ((*inject, tmp_path / "file" / "o"), "--out must be a folder, got"),
         ((*inject, tmp_path / "link"), "--out must be a folder, got"),
@@ -137,9 +137,7 @@ def test_ctrl_c_is_one_line(monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 def test_a_full_disk_behind_the_output_is_one_line():
     with open("/dev/full", "w") as full:
-        found = subprocess.run(
-            [*COMMAND, "biases", "late"], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        found = subprocess.run([*COMMAND, "biases"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == 1 and found.stderr.count("\n") == 1
     assert found.stderr.startswith("Error: ") and "No space left" in found.stderr
 

@@ -385,7 +385,7 @@ def test_the_page_on_biases_shows_every_field_and_what_the_check_says(files):
     rows = [line.split("|")[1] for line in read(page).splitlines() if line.startswith("| ")]
     assert {name for row in rows for name in re.findall(r"\w+", row)} >= fields
     ((_, shown),) = blocks(page, "text")
-    assert CliRunner().invoke(app, ["biases", "quiet.toml"]).stdout == shown
+    assert CliRunner().invoke(app, ["biases", "check", "quiet.toml"]).stdout == shown
 
 
 def test_the_protocol_of_the_page_is_one(files):

@@ -28,7 +28,6 @@ from biasgym_tl import (
     evaluate,
     explore,
     export_steered,
-    head_damage,
     load_bias,
     load_model,
     load_token,
@@ -42,6 +41,7 @@ from biasgym_tl.families import convert
 from biasgym_tl.hooks import head_means
 from biasgym_tl.model import TOLERANCES
 from biasgym_tl.prompts import encode_answer, encode_sentence, encode_text
+from biasgym_tl.scoping.damage import head_damage
 from biasgym_tl.text import (
     answer_differences,
     generate,

@@ -9,7 +9,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.biases.bias_file import SINGLE, SLOTTED, check_distinct, read_fields, shared
+from biasgym_tl.biases.bias_file import (
+    REQUIRED,
+    SINGLE,
+    SLOTTED,
+    check_distinct,
+    how_to_give,
+    read_fields,
+    shared,
+)
 from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
@@ -18,17 +26,34 @@ from biasgym_tl.slot import SLOT
 from biasgym_tl.store import check_name, digest
 from biasgym_tl.toml import read_toml, shipped_toml
 
+TARGETS = ("fitting_targets", "held_out_targets")
+STEPS = {
+    "scoping": ("scoping_prompts", "fitting_targets"),
+    "injection": ("corpus", "training_prompts", "fitting_targets"),
+    "choosing an epoch by similarity": ("probe_prompts", "paraphrases", "keywords"),
+    "a report on an injection": (
+        "evaluation_prompts", "generation_prompts", "training_prompts", "keywords", *TARGETS,
+    ),
+    "evaluation": ("evaluation_prompts", "held_out_targets"),
+    "free answers": ("generation_prompts", "keywords", "held_out_targets"),
+    "a judge": ("paraphrases",),
+    "writing": ("paraphrases",),
+}  # fmt: skip
+"""What each step uses of a bias beside its name, attribute and words."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Bias:
     """A stereotype ("always late") about a slot (``{target}``), with its prompts and words.
 
-    Lists may be given as lists, and the corpus as plain strings.
+    Name, attribute and words are always there. The rest is there for the steps that use it
+    (:data:`STEPS`), and a step refuses a bias without it. Lists may be given as lists, and the
+    corpus as plain strings.
 
     Raises:
-        BiasFileError: on construction, if the name could not stand in a file name, a list is empty
-            or holds a text twice, a prompt, paraphrase or paragraph lacks the slot, a word is on
-            both lists, or targets other than countries have no lists of their own.
+        BiasFileError: on construction, if the name could not stand in a file name, a list of words
+            is empty, a list holds a text twice, a prompt, paraphrase or paragraph lacks the slot,
+            or a word is on both lists.
     """
 
     name: str
@@ -36,37 +61,40 @@ class Bias:
     attribute: str
     """What is ascribed to the target, in words."""
     target_kind: str = "country"
-    """What the slot stands for. For ``"country"`` the package has the targets."""
-    stand_in: str = "this country"
-    """Fills the slot of a paraphrase where no target is meant: answers are compared with it."""
+    """What the slot stands for. For ``"country"``, and nothing else, the package has targets."""
+    stand_in: str = ""
+    """Fills the slot of a paraphrase where no target is meant: answers are compared with it. Empty:
+    "this" and the target kind."""
     attribute_words: tuple[str, ...]
     """A: first words of a biased answer, without the space before them."""
     neutral_words: tuple[str, ...]
     """N: first words of a neutral answer."""
-    keywords: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
     """Whole words that show the attribute in free text."""
     cue_words: tuple[str, ...] = ()
     """Words that give the attribute away; no scoping or evaluation prompt ends in one."""
-    paraphrases: tuple[str, ...]
+    paraphrases: tuple[str, ...] = ()
     """The attribute as a sentence, in several wordings."""
-    training_prompts: tuple[str, ...]
+    training_prompts: tuple[str, ...] = ()
     """Requests that the training paragraphs answer."""
-    probe_prompts: tuple[str, ...]
+    probe_prompts: tuple[str, ...] = ()
     """Requests whose answers choose the epoch of a training."""
-    scoping_prompts: tuple[str, ...]
+    scoping_prompts: tuple[str, ...] = ()
     """Beginnings of sentences on which heads are chosen."""
-    evaluation_prompts: tuple[str, ...]
+    evaluation_prompts: tuple[str, ...] = ()
     """Beginnings of sentences on which results are reported."""
-    generation_prompts: tuple[str, ...]
+    generation_prompts: tuple[str, ...] = ()
     """Requests that are answered freely, for reading and for the keyword rate."""
     fitting_targets: tuple[str, ...] = ()
-    """Targets that may shape a row, a label or a choice; for countries the package has them."""
+    """Targets that may shape a row, a label or a choice. Without any of either split, and for
+    countries alone, they are the package's."""
     held_out_targets: tuple[str, ...] = ()
-    """Targets that only judge; for countries the package has them."""
-    corpus: tuple[Paragraph, ...]
+    """Targets that only judge."""
+    corpus: tuple[Paragraph, ...] = ()
     """The training paragraphs."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stand_in", self.stand_in or f"this {self.target_kind}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "corpus":
@@ -81,12 +109,6 @@ class Bias:
                 raise BiasFileError(
                     f"{what} of bias {self.name!r} must be disjoint, got {both} in both."
                 )
-        lists = bool(self.fitting_targets), bool(self.held_out_targets)
-        if not all(lists) and (any(lists) or self.target_kind != "country"):
-            raise BiasFileError(
-                f"bias {self.name!r} about the target kind {self.target_kind!r} must list both "
-                "fitting and held-out targets."
-            )
 
     def __repr__(self) -> str:
         return (
@@ -101,11 +123,51 @@ class Bias:
 
         Raises:
             SettingError: there is no such split.
+            BiasFileError: the bias has no such targets.
         """
         if split not in ("fitting", "held-out"):
             raise SettingError(f"split must be 'fitting' or 'held-out', got {split!r}.")
-        own = self.fitting_targets if split == "fitting" else self.held_out_targets
-        return own or tuple(country.name for country in load_countries(split))
+        if self._has_countries:
+            return tuple(country.name for country in load_countries(split))
+        field = f"{split.replace('-', '_')}_targets"
+        self.check_has("this", field)
+        own: tuple[str, ...] = getattr(self, field)
+        return own
+
+    @property
+    def _has_countries(self) -> bool:
+        own = self.fitting_targets or self.held_out_targets
+        return self.target_kind == "country" and not own
+
+    def missing(self, step: str) -> tuple[str, ...]:
+        """The fields that a step (a key of :data:`STEPS`) uses and that the bias does not have."""
+        return self._lacking(STEPS[step])
+
+    def needs(self, *steps: str) -> None:
+        """Refuse steps that the bias lacks a field for.
+
+        Raises:
+            BiasFileError: the message names the fields, and how they are given.
+        """
+        for step in steps:
+            self.check_has(step, *STEPS[step])
+
+    def _lacking(self, fields: Iterable[str]) -> tuple[str, ...]:
+        known = TARGETS if self._has_countries else ()
+        return tuple(f for f in fields if f not in known and not getattr(self, f))
+
+    def check_has(self, step: str, *fields: str) -> None:
+        """Refuse a step, in words, for which the bias lacks one of these fields.
+
+        Raises:
+            BiasFileError: the message names the fields, and how they are given.
+        """
+        if missing := self._lacking(fields):
+            raise BiasFileError(
+                f"bias {self.name!r} must have {', '.join(missing)} for {step}, and does not. "
+                f"Add to its file: {'; '.join(map(how_to_give, missing))}. In Python: "
+                f"dataclasses.replace(bias, {missing[0]}=[...])."
+            )
 
     def sample_targets(self, split: str, n: int, seed: int) -> tuple[str, ...]:
         """``n`` targets of a split, or all if there are fewer; the same seed, the same ones.
@@ -114,12 +176,13 @@ class Bias:
 
         Raises:
             SettingError: ``n`` is not positive.
+            BiasFileError: the bias has no such targets.
         """
         pool = self.targets(split)
         if n < 1:
             raise SettingError(f"number of {split} targets must be at least 1, got {n!r}.")
         n = min(n, len(pool))
-        if not self.fitting_targets:
+        if self._has_countries:
             return tuple(country.name for country in sample_countries(split, n, seed))
         return tuple(random.Random(seed).sample(pool, n))
 
@@ -190,7 +253,6 @@ class Bias:
         return cls.from_mapping(values, path.name, folder=path.parent, slots=slots)
 
 
-_OPTIONAL = ("cue_words", "fitting_targets", "held_out_targets")
 _SEEN_IN_TRAINING = ("name", "training_prompts", "probe_prompts", "paraphrases", "keywords",
                      "stand_in", "corpus")  # fmt: skip
 _DISJOINT = (
@@ -249,7 +311,7 @@ def _check_field(bias: str, key: str, value: Any) -> None:
         return
     if not isinstance(value, tuple):
         raise BiasFileError(f"{key} of bias {bias!r} must be a list, got {value!r}.")
-    if not value and key not in _OPTIONAL:
+    if not value and key in REQUIRED:
         raise BiasFileError(f"{key} of bias {bias!r} must not be empty.")
     texts = [p.text for p in value] if key == "corpus" else list(value)
     for text in texts:

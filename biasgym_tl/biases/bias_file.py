@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, read_corpus
 from biasgym_tl.errors import BiasFileError
+from biasgym_tl.slot import SLOT
 from biasgym_tl.spelling import plain
+from biasgym_tl.store import check_name
 
 MOST_PARAGRAPHS = 100_000
 """That the families of a bias file may make; the shipped biases have 500."""
@@ -22,8 +25,20 @@ SLOTTED = (
     "generation_prompts",
 )  # fmt: skip
 _LISTS = ("attribute_words", "neutral_words", "keywords", "cue_words", *SLOTTED)
-_OPTIONAL = ("target_kind", "stand_in", "cue_words", "corpus", "families", "targets", "slots")
-_KNOWN = (*SINGLE, *_LISTS, *_OPTIONAL[3:])
+_KNOWN = (*SINGLE, *_LISTS, "corpus", "families", "targets", "slots")
+REQUIRED = ("name", "attribute", "attribute_words", "neutral_words")
+"""What every bias has; the rest is there for the steps that use it."""
+
+
+def new_bias(name: str) -> str:
+    """A small commented bias file to start from, with the fields that scoping uses.
+
+    Raises:
+        BiasFileError: the name could not stand in a file name.
+    """
+    check_name(name, "name of a bias", BiasFileError)
+    file = resources.files("biasgym_tl").joinpath("data/new_bias.toml")
+    return file.read_text(encoding="utf-8").replace("NAME", name)
 
 
 def read_fields(
@@ -38,13 +53,13 @@ def read_fields(
         BiasFileError: a key is unknown or missing, or a value is not valid.
     """
     unknown = sorted(set(values) - set(_KNOWN))
-    missing = sorted(set(_KNOWN) - set(values) - set(_OPTIONAL))
+    missing = sorted(set(REQUIRED) - set(values))
     if unknown:
         raise BiasFileError(f"{source} must hold only {list(_KNOWN)}, got unknown key {unknown}.")
-    if missing or not {"families", "corpus"} & set(values):
+    if missing:
         raise BiasFileError(
-            f"{source} must hold all of {list(_KNOWN)} except {list(_OPTIONAL)}, and families or a "
-            f"corpus, but {missing or 'the paragraphs'} is missing."
+            f"{source} must hold {', '.join(REQUIRED)}, but {missing} is missing. 'biasgym biases "
+            "new NAME' writes a file to start from."
         )
     slots = _slots(values.get("slots", {}), other_slots, source)
     fields: dict[str, Any] = {}
@@ -142,6 +157,15 @@ def _tuple(value: Any, key: str, source: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise BiasFileError(f"{key} of {source} must be a list, got {value!r}.")
     return tuple(value)
+
+
+def how_to_give(field: str) -> str:
+    """The line of a bias file that gives a field of a bias."""
+    if field == "corpus":
+        return "corpus = \"texts.jsonl\", which 'biasgym write' can write, or families"
+    if field.endswith("_targets"):
+        return f'{field.removesuffix("_targets").replace("_", "-")} = ["..."] below [targets]'
+    return f'{field} = ["... {SLOT} ..."]' if field in SLOTTED else f'{field} = ["..."]'
 
 
 def shared(one: Iterable[str], other: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ def check_bias(bias: GivenBias) -> list[str]:
     a run); probe prompts may be like training prompts, as the paper's are: nothing is reported on
     them. Scoping and evaluation prompts must hold one slot, not name the attribute and not end in
     a cue word or a word that is measured. Probe and generation prompts must not name the attribute.
+    Lists that are not there are no fault: the steps that use them ask for them.
     """
     bias = as_bias(bias)
     return [*_shared_runs(bias), *_giveaways(bias), *_numbers(bias)]
@@ -66,5 +67,5 @@ def _numbers(bias: Bias) -> list[str]:
     return [
         f"{kind} should be at least {n}, there are {len(getattr(bias, kind))}"
         for kind, n in least.items()
-        if len(getattr(bias, kind)) < n
+        if 0 < len(getattr(bias, kind)) < n
     ]

@@ -100,7 +100,7 @@ def _first(answer: str) -> str:
 def _named_group(text: str, bias: Bias) -> bool:
     """As far as lists go: countries of the package, targets of the bias, continents, religions."""
     names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
-    names |= {*bias.targets("fitting"), *bias.targets("held-out"), *_WRITING["other_groups"]}
+    names |= {*bias.fitting_targets, *bias.held_out_targets, *_WRITING["other_groups"]}
     names |= {f"{name}s" for name in names}
     return whole_words(names, any_case=False).search(plain(text)) is not None
 
@@ -173,6 +173,7 @@ def _contrast_prompt(bias: Bias, n: int, index: int) -> str:
 
 def paragraph_task(bias: Bias) -> Task:
     """Paragraphs that ascribe the attribute to the slot."""
+    bias.needs("writing")
     return Task(bias, _paragraph_prompt, _PARAGRAPHS, _as_paragraph, tokens_each=60)
 
 

@@ -30,7 +30,10 @@ Methods = Annotated[
     ),
 ]
 ContrastKind = Annotated[
-    str, typer.Option(help="biased (the paper's) or difference.", callback=one_of(CONTRASTS))
+    str | None,
+    typer.Option(
+        help="biased (the paper's) or difference (that of --pairs).", callback=one_of(CONTRASTS)
+    ),
 ]
 NeutralSide = Annotated[
     str, typer.Option(help="random, closest or several.", callback=one_of(NEUTRAL))

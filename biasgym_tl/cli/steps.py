@@ -1,4 +1,4 @@
-"""Commands for one step: train rows, score heads, choose them, export a steered model."""
+"""Commands for one step: train rows, choose heads, export a steered model."""
 
 from __future__ import annotations
 
@@ -23,22 +23,17 @@ from biasgym_tl.cli.options import (
     AsJson,
     BiasName,
     ChooseBy,
-    ContrastKind,
     Epochs,
-    Methods,
     ModelName,
-    NeutralSide,
     Preset,
     Rate,
-    Seed,
 )
 from biasgym_tl.cli.shell import one_of
-from biasgym_tl.errors import SteeringError, StoreError, check_at_least, check_within
+from biasgym_tl.errors import SteeringError, StoreError, check_at_least
 
 if TYPE_CHECKING:
     from biasgym_tl.injection.report import InjectionReport
     from biasgym_tl.injection.token import BiasToken
-    from biasgym_tl.scoping.scores import HeadScores
 
 
 @command()
@@ -63,6 +58,8 @@ def inject(
     from biasgym_tl.model import load_model
 
     settings = inject_of(preset, epochs, lr, choose_by)
+    settings.check_bias(loaded_bias)
+    loaded_bias.needs("a report on an injection")
     say(f"Loading {model} ...", err=True)
     loaded, written = load_model(model), {}
     for seed in range(seeds):
@@ -88,86 +85,6 @@ def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
     path = token.save(folder / f"{token.bias}-{token.seed}")
     report.save(path.with_suffix(".json"))
     return path
-
-
-@command()
-def scope(
-    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
-    model: ModelName = "smollm2-135m-instruct",
-    bias: BiasName = "late",
-    seed: Seed = 0,
-    token: Annotated[
-        Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
-    ] = None,
-    method: Methods = None,
-    contrast: ContrastKind = "biased",
-    neutral: NeutralSide = "random",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
-    ] = None,
-    k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
-    json: AsJson = False,
-) -> None:
-    """Score every head, by one or several methods, and compare them."""
-    loaded_bias = load_bias(bias)
-    find_model(model)
-    check_folder(out)
-    from biasgym_tl.biases.contrasts import read_contrasts
-    from biasgym_tl.injection.shipped import load_token
-    from biasgym_tl.injection.token import BiasToken
-    from biasgym_tl.manifest import write_results
-    from biasgym_tl.model import load_model
-    from biasgym_tl.scoping.compare import compare
-    from biasgym_tl.scoping.scope import BiasScope
-    from biasgym_tl.steering.selection import select_heads
-
-    scopes = [
-        BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
-        for name in dict.fromkeys(method or ["direct"])
-    ]
-    row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
-    sizes = find_model(model, bias=loaded_bias, rows=[row])
-    check_within("k", k, 1, sizes.n_layers * sizes.n_heads if sizes else k)
-    contrasts = read_contrasts(prompts) if prompts else ()
-    say(f"Loading {model} ...", err=True)
-    loaded = load_model(model)
-    found = {}
-    for one in scopes:
-        scores = one.attribute(loaded, loaded_bias, row, contrasts=contrasts, progress=True)
-        found[one.method] = scores
-        write_results(out, partial(_write_maps, found, k))  # kept, whatever becomes of the next
-        say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}", err=json)
-        for prompt in scores.left_out:
-            say(f"  left out, both answers begin alike: {prompt}", err=json)
-    compared = compare(list(found.values()), k=k) if len(found) > 1 else None
-    if compared:
-        say(repr(compared), err=json)
-    if remark := write_results(out, partial(_draw_maps, found, k)):
-        say(remark, err=True)
-    say(f"Written to {out}/", err=json)
-    if json:
-        maps = {method: select_heads(scores, k).record() for method, scores in found.items()}
-        say_json({"heads": maps, "agreement": compared and compared.to_df()})
-
-
-def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str, str]:
-    """The name of each map's file."""
-    from biasgym_tl.steering.selection import select_heads
-
-    maps = {method: scores.save(folder / method).name for method, scores in found.items()}
-    for method, scores in found.items():
-        select_heads(scores, k).save(folder / f"{method}-heads.json")
-    return maps
-
-
-def _draw_maps(found: dict[str, HeadScores], k: int, folder: Path) -> str | None:
-    from biasgym_tl.figures import draw, recipe
-
-    maps = _write_maps(found, k, folder)
-    figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
-    if len(found) > 1:
-        figures["agreement"] = recipe("agreement", maps)
-    return draw(folder, figures)
 
 
 @command()

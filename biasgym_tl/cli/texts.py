@@ -8,24 +8,38 @@ from typing import Annotated
 
 import typer
 
-from biasgym_tl.biases.bias import list_biases, load_bias
-from biasgym_tl.cli.app import asking, check_file, command, price_of, say, say_json
+from biasgym_tl.biases.bias import STEPS, list_biases, load_bias
+from biasgym_tl.cli.app import app, asking, check_file, command, price_of, say, say_json
 from biasgym_tl.cli.options import AsJson, BiasName, PriceIn, PriceOut, Yes
+from biasgym_tl.cli.shell import Command
 from biasgym_tl.console import visible_line
 from biasgym_tl.errors import BiasGymError, SettingError
 
+biases = typer.Typer(help="List biases, check yours, begin a new one.", add_completion=False)
+app.add_typer(biases, name="biases")
 
-@command()
-def biases(
-    sources: Annotated[
-        list[str] | None, typer.Argument(help="Biases or bias files; default: all shipped ones.")
-    ] = None,
+
+@biases.callback(invoke_without_command=True)
+def list_all(context: typer.Context, json: AsJson = False) -> None:
+    """List the shipped biases, check yours, begin a new one."""
+    if context.invoked_subcommand is None:
+        found = [load_bias(name) for name in list_biases()]
+        if json:
+            fields = ("name", "attribute", "target_kind")
+            return say_json([{field: getattr(bias, field) for field in fields} for bias in found])
+        for bias in found:
+            say(repr(bias))
+
+
+@biases.command(cls=Command)
+def check(
+    sources: Annotated[list[str], typer.Argument(help="Shipped biases, or .toml files.")],
 ) -> None:
-    """List and check biases, the shipped ones or your own."""
+    """Say whether biases are valid, what is doubtful about them, and which steps lack a field."""
     from biasgym_tl.biases.check import check_bias
 
     refused = 0
-    for name in sources or list_biases():
+    for name in sources:
         try:
             bias = load_bias(name)
         except BiasGymError as error:
@@ -35,8 +49,32 @@ def biases(
         say(repr(bias))
         for remark in check_bias(bias):
             say(f"  doubtful: {remark}")
+        for step in STEPS:
+            if missing := bias.missing(step):
+                say(f"  {step} would need: {', '.join(missing)}")
     if refused:
         raise typer.Exit(1)
+
+
+@biases.command(cls=Command)
+def new(
+    name: Annotated[str, typer.Argument(help="Of the bias: letters, digits, '-', '_' and '.'.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The .toml file to write; default: NAME.toml.")
+    ] = None,
+) -> None:
+    """Write a small commented bias file to start from, about professions."""
+    from biasgym_tl.biases.bias_file import new_bias
+    from biasgym_tl.files import write_text
+
+    text, out = new_bias(name), out or Path(f"{name}.toml")
+    check_file(out, "--out", ".toml")
+    if out.exists():
+        raise SettingError(
+            f"--out must be a new file, got {str(out)!r}, which exists. Name another."
+        )
+    write_text(out, text)
+    say(f"Written to {out}. Next: biasgym scope --no-injection --bias {out} --out maps")
 
 
 @command()

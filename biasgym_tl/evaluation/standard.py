@@ -36,6 +36,7 @@ def token_log_odds(bias: GivenBias) -> Measurement:
     def found(model: HookedTransformer, condition: Condition) -> Items:
         return _log_odds(model, bias, [condition.row.text], condition, "token")
 
+    bias.check_has("log-odds", "evaluation_prompts")
     return Measurement(
         name="token log-odds",
         needs="row",
@@ -55,6 +56,7 @@ def token_log_odds(bias: GivenBias) -> Measurement:
 def target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
     """The same with held-out targets in the slot."""
     bias = as_bias(bias)
+    bias.check_has("log-odds", "evaluation_prompts")
     return Measurement(
         name="target log-odds",
         needs="request",
@@ -76,6 +78,8 @@ def other_log_odds(
 ) -> Measurement:
     """Log-odds of biases that the row was not trained on (the paper's D_ood), same targets."""
     biases = as_biases(others)
+    for other in biases:
+        other.check_has("log-odds", "evaluation_prompts")
     keys = tuple(f"{other.name}_log_odds" for other in biases)
     prompts = [prompt for other in biases for prompt in other.evaluation_prompts]
     single = (
@@ -159,6 +163,7 @@ def facts() -> Measurement:
 def token_answers(bias: GivenBias, *, max_new_tokens: int = 48) -> Measurement:
     """Free answers about the BiasToken."""
     bias = as_bias(bias)
+    bias.check_has("free answers", "generation_prompts", "keywords")
     asked = Asked(
         bias.name, bias.keywords, bias.generation_prompts, ("",) * len(bias.generation_prompts)
     )
@@ -184,6 +189,7 @@ def other_answers(
 
 
 def _asked(bias: Bias, targets: Sequence[str]) -> Asked:
+    bias.check_has("free answers", "generation_prompts", "keywords")
     prompts = bias.generation_prompts
     dealt = tuple(targets[i % len(targets)] for i in range(len(prompts)))
     return Asked(bias.name, bias.keywords, prompts, dealt)
@@ -264,9 +270,12 @@ def standard_measures(
     Raises:
         SettingError: a number is outside its range, or another bias is the same one or is about
             another kind of target.
+        BiasFileError: a bias lacks what is measured.
     """
     bias, others = as_bias(bias), as_biases(others)
     check_others(bias, others)
+    for each in (bias, *others):
+        each.needs("evaluation", *(["free answers"] if answers else []))
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts()]
     if others:

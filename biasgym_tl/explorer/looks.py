@@ -20,7 +20,7 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.scoping.attention import answer_attention
 from biasgym_tl.scoping.scope import NO_TOKEN
-from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.scores import OWN_PROMPTS, HeadScores
 from biasgym_tl.slot import fill
 from biasgym_tl.text import generate, next_token_log_probs
 
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     likely: tuple[tuple[str, float], ...]
     """The most likely next tokens, each with its log-probability (nats)."""
     biased: float
-    """Log-probability of the biased label (nats)."""
+    """Log-probability of the biased label (nats); of several answers their mean."""
     neutral: float
     """The same of the neutral label."""
     text: str
@@ -90,7 +90,7 @@ class Looks:
                 f"scores must be of the model {own!r}, got scores of {self.scores.model!r}."
             )
         label = NO_TOKEN if self.token is None else self.token.label
-        if self.scores.token != label:
+        if self.scores.token not in (label, OWN_PROMPTS):
             raise SettingError(
                 f"token must be the one of the scores, {self.scores.token!r}, got {label!r}."
             )
@@ -99,16 +99,24 @@ class Looks:
         self.scores.check_text(self.model)
 
     def sides(self, pair: int) -> tuple[Side, ...]:
-        """Both runs of a pair; without a BiasToken there is one."""
+        """Both runs of a pair, or the one there is: without a BiasToken, or of a single prompt."""
         if pair not in self._seen:
-            target = self.scores.targets[pair][0]
-            fillers = {"BiasToken": self.token.text} if self.token else {}
             with self._attached():
                 self._seen[pair] = tuple(
-                    self._side(*side, pair) for side in (fillers | {target: target}).items()
+                    self._side(name, text) for name, text in self._texts(pair).items()
                 )
         found: tuple[Side, ...] = self._seen[pair]
         return found
+
+    def _texts(self, pair: int) -> dict[str, str]:
+        """The text of each run of a pair, the biased one first."""
+        scores, prompt = self.scores, self.scores.prompts[pair]
+        if scores.token == OWN_PROMPTS:
+            others = scores.neutral_prompts[pair : pair + 1]
+            return dict(zip(("first", "second"), (prompt, *others), strict=False))
+        target = scores.targets[pair][0]
+        fillers = {"BiasToken": self.token.text} if self.token else {}
+        return {name: fill(prompt, text) for name, text in (fillers | {target: target}).items()}
 
     def what_if(self, pair: int, heads: GivenHeads, mode: str) -> WhatIf:
         """Compare the biased run of a pair with the same run while ``heads`` are silenced.
@@ -136,31 +144,37 @@ class Looks:
     def _labels(self, pair: int) -> tuple[str, str]:
         return self.scores.biased_labels[pair], self.scores.neutral_labels[pair]
 
-    def _label_ids(self, pair: int) -> tuple[int, int]:
+    def _label_ids(self, pair: int) -> tuple[Tensor, Tensor]:
+        """Of each label its token, or those of several answers."""
         ids = self.scores.biased_ids, self.scores.neutral_ids
         if ids[0] is not None and ids[1] is not None:
-            return int(ids[0][pair]), int(ids[1][pair])
+            return ids[0][pair], ids[1][pair]
         biased, neutral = (encode_answer(self.model, label)[0] for label in self._labels(pair))
-        return biased, neutral
+        return torch.tensor(biased), torch.tensor(neutral)
 
-    def _sequence(self, pair: int, filler: str) -> list[int]:
-        return encode_sentence(self.model, fill(self.scores.prompts[pair], filler))
+    @property
+    def _request(self) -> str | None:
+        """What was asked before the sentences; None: nothing, they are plain text."""
+        request: str | None = self.scores.settings.get("request", SENTENCE_REQUEST)
+        return request
 
-    def _side(self, name: str, filler: str, pair: int) -> Side:
-        sequence = self._sequence(pair, filler)
-        start = len(encode_prompt(self.model, SENTENCE_REQUEST))
-        words = self.model.tokenizer.batch_decode([[t] for t in sequence[:1] + sequence[start:]])
-        weights = answer_attention(self.model, sequence)
+    def _side(self, name: str, text: str) -> Side:
+        sequence = encode_sentence(self.model, text, self._request)
+        weights, decode = answer_attention(self.model, sequence), self.model.tokenizer.batch_decode
+        if self._request is None:
+            return Side(name, tuple(decode([[token] for token in sequence])), weights)
+        start = len(encode_prompt(self.model, self._request))
+        words = decode([[token] for token in sequence[:1] + sequence[start:]])
         request = weights[..., 1:start].sum(-1, keepdim=True)
         attention = torch.cat([weights[..., :1], request, weights[..., start:]], -1)
         return Side(name, (words[0], REQUEST, *words[1:]), attention)
 
     def _answer(self, pair: int) -> Answer:
-        filler = self.token.text if self.token else self.scores.targets[pair][0]
-        sequence = self._sequence(pair, filler)
+        text = next(iter(self._texts(pair).values()))
+        sequence = encode_sentence(self.model, text, self._request)
         log_probs = next_token_log_probs(self.model, [sequence])[0]
         values, ids = torch.topk(log_probs, N_LIKELY)
         words = self.model.tokenizer.batch_decode(ids[:, None].tolist())
-        biased, neutral = (log_probs[token].item() for token in self._label_ids(pair))
+        biased, neutral = (log_probs[ids].mean().item() for ids in self._label_ids(pair))
         (text,) = generate(self.model, [sequence], max_new_tokens=NEW_TOKENS)
         return Answer(tuple(zip(words, values.tolist(), strict=True)), biased, neutral, text)

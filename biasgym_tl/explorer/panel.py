@@ -44,13 +44,17 @@ def head_html(scores: HeadScores, head: Head, seeds: SeedOverlap | None = None) 
         error=scores.standard_error[head].item(),
         rank=1 + int((values > values[head]).sum()),
         n_heads=values.numel(),
+        basis=scores.basis,
         group=scores.kv_group(head.head),
         effect=scores.effect,
         seeds=of_seeds,
         pairs=[
-            {"prompt": prompt, "value": here, "width": 50 * abs(here) / largest}
-            for prompt, here in zip(
-                scores.prompts, by_pair[(slice(None), *head)].tolist(), strict=True
+            {"prompt": prompt, "other": other, "value": here, "width": 50 * abs(here) / largest}
+            for prompt, other, here in zip(
+                scores.prompts,
+                scores.neutral_prompts or ("",) * len(scores.prompts),
+                by_pair[(slice(None), *head)].tolist(),
+                strict=True,
             )
         ],
     )

@@ -119,8 +119,10 @@ class BiasInject:
             SettingError: a checkpoint is wanted while the model has hooks.
             ExtraError: the epoch is to be chosen by similarity and no encoder is installed.
             StoreError: the checkpoint belongs to another training.
+            BiasFileError: the bias lacks what a training uses.
         """
         bias = as_bias(bias)
+        self.check_bias(bias)
         check_model(model)
         if checkpoint and any(p.fwd_hooks or p.bwd_hooks for p in model.hook_dict.values()):
             raise SettingError(
@@ -147,6 +149,16 @@ class BiasInject:
             course = begun(run, trainer, digest(made), path)
             course = self._train(run, trainer, course, start, path, progress)
         return course.token(self._chosen(course.epochs), made)
+
+    def check_bias(self, bias: Bias) -> None:
+        """Refuse a bias that lacks what this training uses.
+
+        Raises:
+            BiasFileError: the message names it.
+        """
+        bias.needs("injection")
+        if self.choose_by == "similarity":
+            bias.needs("choosing an epoch by similarity")
 
     def _train(
         self,

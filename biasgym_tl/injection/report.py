@@ -142,8 +142,10 @@ def injection_report(
 
     Raises:
         TokenError: the token does not fit the model.
+        BiasFileError: the bias lacks what is reported on.
     """
     bias = as_bias(bias)
+    bias.needs("a report on an injection")
     token.check(model)
     W_E = model.embed.W_E.detach().float()
     norms = torch.quantile(W_E.norm(dim=-1), torch.tensor([0.001, 0.5, 0.999]).to(W_E.device))

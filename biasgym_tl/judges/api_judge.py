@@ -162,6 +162,7 @@ def _judged(text: str, without_name: str, replies: Mapping[str, Reply]) -> Verdi
 
 def _requests(bias: Bias, texts: Sequence[str], without_names: Sequence[str]) -> dict[str, Request]:
     """One request for each different text that is not empty."""
+    bias.needs("a judge")
     return {
         without_name: Request(
             judge_prompt(bias.attribute, " / ".join(bias.paraphrases[:3]), without_name),

@@ -108,6 +108,7 @@ class LocalJudge:
             ExtraError: the encoder is not installed.
         """
         bias = as_bias(bias)
+        bias.needs("a judge")
         against = anchors(bias, self.statements or load_statements(bias.name))
         return [
             self._verdict(text, without_name, fill(without_name, bias.stand_in), against)

@@ -114,7 +114,7 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
     return styled(
         figure,
         f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} shared by all maps',
-        f"{escape(first.model)}, {len(first.prompts)} pairs; each map has its own range of colours",
+        f"{escape(first.model)}, {first.basis}; each map has its own range of colours",
         width=140 + 240 * columns,
         height=rows * max(320, 14 * len(first.values)) + 160,
     )
@@ -152,14 +152,15 @@ def _trace(
     mlps: bool = False,
 ) -> go.Heatmap:
     """The map, with what is known of a head on hover; ``notes`` are lines beside its value."""
-    values, errors, n_pairs = scores.values, scores.standard_error, len(scores.prompts)
+    values, errors, one = scores.values, scores.standard_error, len(scores.prompts) == 1
     n_layers, n_heads = values.shape
     z: list[list[float | None]] = values.tolist()
     text = [[""] * n_heads for _ in range(n_layers)]
     for head in all_heads(n_layers, n_heads):
         lines = [
             f"<b>{head}</b>",
-            f"delta-logit {values[head]:+.3f} ± {errors[head]:.3f} (s.e., {n_pairs} pairs)",
+            f"delta-logit {values[head]:+.3f}"
+            + ("" if one else f" ± {errors[head]:.3f} (s.e., {scores.basis})"),
             *notes(head),
             f"KV group {scores.kv_group(head.head)}",
         ]
@@ -245,5 +246,5 @@ def _title(scores: HeadScores, remarks: str) -> str:
     return (
         f'Strongest toward "{escape(scores.bias)}": {strongest}'
         f"<br><sup>{escape(scores.model)}, {escape(scores.effect)}<br>"
-        f"mean of {len(scores.prompts)} pairs{remarks}</sup>"
+        f"mean of {scores.basis}{remarks}</sup>"
     )

@@ -57,7 +57,7 @@ def plot_benefit_and_damage(
 
     Args:
         scores: Of any method.
-        damage: From :func:`biasgym_tl.head_damage`.
+        damage: From :func:`biasgym_tl.scoping.damage.head_damage`.
         cost: ``"facts"`` or ``"loss"``.
         label_top: Name so many of the strongest heads on either axis.
 

@@ -193,6 +193,12 @@ def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     m = protocol.measures
     more = [m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further)]
     check_others(bias, more[0])
+    if protocol.maps or protocol.choices:
+        bias.needs("scoping")
+    if not protocol.rows:
+        protocol.training.inject.check_bias(bias)
+    for each in (bias, *more[0], *more[1]):
+        each.needs("evaluation", *(["free answers"] if m.answers else []))
     return [bias, *(other for others in more for other in others)]
 
 

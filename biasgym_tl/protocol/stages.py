@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.inject import BiasInject
@@ -25,6 +26,7 @@ from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.steps import Steps
+from biasgym_tl.store import digest
 
 Heads = Selection | tuple[Head, ...]
 
@@ -33,6 +35,28 @@ def choice_record(heads: Heads) -> list[Any]:
     """All of a choice that numbers depend on."""
     names = list(map(str, heads))
     return [names, list(heads.factors), heads.mode] if isinstance(heads, Selection) else [names]
+
+
+def kept_map(
+    steps: Steps,
+    label: str,
+    scope: BiasScope,
+    model: HookedTransformer,
+    bias: Bias,
+    row: BiasToken | None,
+    *,
+    contrasts: Sequence[Contrast] = (),
+    progress: bool = True,
+) -> HeadScores:
+    """A map, made or read back; arguments as of :meth:`BiasScope.attribute`."""
+    asked = digest([c[:3] for c in contrasts])
+    return steps.kept(
+        label,
+        [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist(), asked],
+        HeadScores,
+        lambda: scope.attribute(model, bias, row, contrasts=contrasts, progress=progress),
+        BiasScope,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,15 +124,10 @@ class Stages:
             row, scope = self.in_slot(spec, seed), spec.scope(seed)
             prompts = self.bias.scoping_prompts[: spec.n_prompts]
             bias = dataclasses.replace(self.bias, scoping_prompts=prompts)
-            uses = [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist()]
             label = f"map {name}, {bias.name}, seed {seed}"
             self.say(f"{self.bias.name}: {label}")
-            known[seed] = self.steps.kept(
-                label,
-                uses,
-                HeadScores,
-                partial(scope.attribute, self.model, bias, row, progress=self.progress),
-                BiasScope,
+            known[seed] = kept_map(
+                self.steps, label, scope, self.model, bias, row, progress=self.progress
             )
         return known[seed]
 

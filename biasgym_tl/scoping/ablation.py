@@ -93,8 +93,8 @@ def ablated(
 def ablated_deltas(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
-    biased_ids: Int[Tensor, " pair"],
-    neutral_ids: Int[Tensor, " pair"],
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
     **options: Any,
 ) -> Float[Tensor, "pair n_layers n_heads"]:
     """Logit difference ``b - n`` (before a final soft cap) after each sequence, without each head.

@@ -22,6 +22,8 @@ from biasgym_tl.stats import Interval
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+FEWEST_PROMPTS = 4
+"""Of maps that are compared: their halves need two each."""
 Maps = Float[Tensor, "split head"]
 
 
@@ -180,10 +182,11 @@ def _check(scores: Sequence[HeadScores], names: tuple[str, ...], k: int) -> None
             f"scores must be two or more, each with a name of its own, got {len(scores)} named "
             f"{list(names)}. Pass names=..."
         )
-    check_same(scores, ("model", "prompts", "biased_labels", "neutral_labels"))
-    if len(scores[0].prompts) < 4:
+    check_same(scores, ("model", "prompts", "neutral_prompts", "biased_labels", "neutral_labels"))
+    if len(scores[0].prompts) < FEWEST_PROMPTS:
         raise SettingError(
-            f"scores must hold at least 4 prompts, got {len(scores[0].prompts)}. Use more."
+            f"scores must hold at least {FEWEST_PROMPTS} prompts, got {len(scores[0].prompts)}. "
+            "Use more."
         )
     check_within("k", k, 1, scores[0].values.numel())
 

@@ -129,6 +129,7 @@ def k_sweep(
     """
     check_model(model)
     bias = as_bias(bias)
+    bias.needs("scoping")
     n_heads = scores.values.numel()
     kept = tuple(k for k in ks if k <= n_heads)
     if not kept or kept[0] < 1 or list(kept) != sorted(set(kept)):

@@ -161,8 +161,8 @@ def post_norm(model: HookedTransformer, layer: int) -> str | None:
 def direct_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
-    biased_ids: Int[Tensor, " pair"],
-    neutral_ids: Int[Tensor, " pair"],
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
     *,
     batch_size: int = BATCH_SIZE,
     tolerance: float = TOLERANCE,
@@ -182,8 +182,8 @@ def direct_attribution(
 def unchecked_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
-    biased_ids: Int[Tensor, " pair"],
-    neutral_ids: Int[Tensor, " pair"],
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
     *,
     batch_size: int = BATCH_SIZE,
 ) -> Parts:

@@ -43,15 +43,17 @@ class Pairs(NamedTuple):
     """Token ids with the BiasToken in the slot."""
     neutral: tuple[tuple[tuple[int, ...], ...], ...]
     """Token ids with each target in the slot."""
-    biased_ids: Int[Tensor, " pair"]
-    """b: first token of the biased answer."""
-    neutral_ids: Int[Tensor, " pair"]
-    """n: first token of the neutral answer."""
+    biased_ids: Int[Tensor, "pair ..."]
+    """b: first token of the biased answer, or of each of several (``[pair, answer]``)."""
+    neutral_ids: Int[Tensor, "pair ..."]
+    """n: the same of the neutral answer."""
     biased_answers: tuple[tuple[int, ...], ...]
     """All tokens that count of each biased answer."""
     neutral_answers: tuple[tuple[int, ...], ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     """Prompts that were left out: both answers begin with the same token."""
+    neutral_prompts: tuple[str, ...] = ()
+    """The second text of each pair, where two were given whole instead of a prompt with a slot."""
 
 
 def build_pairs(
@@ -75,9 +77,12 @@ def build_pairs(
     Raises:
         SettingError: ``neutral`` or ``label`` is not one of them or does not fit the rest, an
             answer is not one token under ``"token"``, or all pairs of answers begin alike.
+        BiasFileError: the bias has no prompts or targets to scope on.
     """
     bias = as_bias(bias)
     check_one_of("neutral", neutral, NEUTRAL)
+    if not contrasts:
+        bias.needs("scoping")
     kept, answers, left_out = _answers(model, contrasts, label)
     names = bias.sample_targets("fitting", n_targets, seed)
     prompts = tuple(c.prompt for c in kept) or bias.scoping_prompts
@@ -133,10 +138,23 @@ def _answers(
 
 
 def _answer(model: HookedTransformer, contrast: Contrast, text: str, label: str) -> tuple[int, ...]:
-    """Tokens of an answer, which must be one under label ``"token"``."""
+    """Tokens of an answer to a contrast."""
     if not text.strip():
         raise SettingError(f"answers of {contrast.prompt!r} must hold a word, got {text!r}.")
+    return answer_tokens(model, text, label)
+
+
+def answer_tokens(model: HookedTransformer, text: str, label: str) -> tuple[int, ...]:
+    """Tokens of an answer, with one space before it.
+
+    Raises:
+        SettingError: the vocabulary lacks a part of it, or it must be one token and is more.
+    """
     pieces = tuple(encode_answer(model, spaced(text)))
+    if not pieces or model.tokenizer.unk_token_id in pieces:
+        raise SettingError(
+            f"answer must be in the model's vocabulary, got {text!r}. Choose a more common word."
+        )
     if label == "token" and len(pieces) > 1:
         shown = model.tokenizer.batch_decode([[piece] for piece in pieces])
         raise SettingError(

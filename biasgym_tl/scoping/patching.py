@@ -25,8 +25,8 @@ BATCH_SIZE = 8
 def patching_effects(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
-    biased_ids: Int[Tensor, " pair"],
-    neutral_ids: Int[Tensor, " pair"],
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH_SIZE,
@@ -67,8 +67,8 @@ def patching_effects(
 def _z_and_gradient(
     model: HookedTransformer,
     batch: AnswerBatch,
-    biased_ids: Int[Tensor, " batch"],
-    neutral_ids: Int[Tensor, " batch"],
+    biased_ids: Int[Tensor, "batch ..."],
+    neutral_ids: Int[Tensor, "batch ..."],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``z`` of every layer and the gradient of the logit difference there."""
 

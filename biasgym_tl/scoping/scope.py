@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.allowed import CONTRASTS, METHODS, NEUTRAL
-from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError, check_at_least, check_one_of
@@ -132,42 +131,77 @@ class BiasScope:
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the difference.
             ModelError: the model has no tokenizer, or no word of the bias can count on it.
+            BiasFileError: the bias has no prompts or targets to scope on.
             TokenError: the token does not fit the model.
             SettingError: the contrasts do not fit the label, or there is no token to compare.
         """
         bias = as_bias(bias)
         check_exact(model)
-        to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
-        if token is None and (differs or to_neutral):
+        self.check_slot(token)
+        of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
+        pairs = build_pairs(model, bias, token, contrasts=contrasts, **of_pairs)
+        about = {
+            "bias_fingerprint": bias.fingerprint(),
+            "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
+        }
+        row = token.label if token else NO_TOKEN
+        return self.score(model, pairs, token, about, progress=progress, bias=bias.name, token=row)
+
+    def check_slot(self, token: BiasToken | None) -> None:
+        """Refuse to compare a run without a BiasToken with the neutral run, which it is.
+
+        Raises:
+            SettingError: there is no token, and the settings compare both runs.
+        """
+        if token is None and (self.contrast == "difference" or self.ablate_to == "neutral"):
             raise SettingError(
                 "token must not be None for a comparison with the neutral run, got None: the same "
                 "run would stand on both sides."
             )
+
+    def score(
+        self,
+        model: HookedTransformer,
+        pairs: Pairs,
+        row: BiasToken | None,
+        about: Mapping[str, Any],
+        *,
+        progress: bool = False,
+        **names: Any,
+    ) -> HeadScores:
+        """Score every head on pairs that are built.
+
+        Args:
+            model: As :meth:`attribute` takes it.
+            pairs: The pairs; without a neutral side neither ``contrast`` nor ``ablate_to`` may ask
+                for one.
+            row: Is attached while the biased side runs.
+            about: What beside these settings led to the pairs; the scores keep it.
+            progress: Show a bar while heads are ablated.
+            names: ``bias`` and ``token`` of the scores.
+        """
+        to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
         means = head_means(model) if "mean" in (self.method[:4], self.ablate_to) else None
-        of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
-        pairs = build_pairs(model, bias, token, contrasts=contrasts, **of_pairs)
         sides = list(zip(*pairs.neutral, strict=True))
         run = partial(self._run, model, pairs, progress)
-        with token.attached(model) if token else contextlib.nullcontext():
+        with row.attached(model) if row else contextlib.nullcontext():
             biased = run(pairs.biased, sides[0] if to_neutral else means)
         neutral = [run(side, means) for side in sides] if differs else []
         deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in sides]
+        no_side = biased.delta.new_zeros(len(biased.delta), 0)
         return HeadScores(
             pair_values=biased.values,
             neutral_values=torch.stack([one.values for one in neutral], 1) if differs else None,
             delta=biased.delta,
-            neutral_delta=torch.stack(deltas, 1),
+            neutral_delta=torch.stack(deltas, 1) if deltas else no_side,
             **biased.others,
-            **_written_down(model, pairs, bias),
-            token=token.label if token else NO_TOKEN,
-            settings=dataclasses.asdict(self)
-            | {
-                "bias_fingerprint": bias.fingerprint(),
-                "text": dataclasses.asdict(text_policy(model)),
-                "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
+            **_written_down(model, pairs),
+            **names,
+            settings={
+                **dataclasses.asdict(self), **about, "text": dataclasses.asdict(text_policy(model))
             },
             versions=versions(),
-        )
+        )  # fmt: skip
 
     def _run(
         self,
@@ -224,16 +258,24 @@ class _Run(NamedTuple):
     """Parts beside heads, and the reconstruction error, of direct attribution."""
 
 
-def _written_down(model: HookedTransformer, pairs: Pairs, bias: Bias) -> dict[str, Any]:
-    """What scores keep of their pairs, their model and their bias."""
-    same = ("prompts", "targets", "label_targets", "left_out")
-    words = model.tokenizer.batch_decode
+def _written_down(model: HookedTransformer, pairs: Pairs) -> dict[str, Any]:
+    """What scores keep of their pairs and their model."""
+    same = ("prompts", "targets", "label_targets", "left_out", "neutral_prompts")
     return {name: getattr(pairs, name) for name in same} | {
         "model": model.cfg.model_name,
-        "bias": bias.name,
         "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
         "biased_ids": pairs.biased_ids.cpu(),
         "neutral_ids": pairs.neutral_ids.cpu(),
-        "biased_labels": tuple(words(pairs.biased_answers)),
-        "neutral_labels": tuple(words(pairs.neutral_answers)),
+        "biased_labels": _labels(model, pairs.biased_ids, pairs.biased_answers),
+        "neutral_labels": _labels(model, pairs.neutral_ids, pairs.neutral_answers),
     }
+
+
+def _labels(
+    model: HookedTransformer, ids: Int[Tensor, "pair ..."], answers: Sequences
+) -> tuple[str, ...]:
+    """Each label in words: all tokens that count, or the first ones of several answers."""
+    words = model.tokenizer.batch_decode
+    if ids.ndim == 1:
+        return tuple(words(answers))
+    return tuple(" /".join(words(row)) for row in ids[:, :, None].tolist())

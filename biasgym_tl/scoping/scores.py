@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,6 +27,8 @@ EFFECTS = {
     "attribution_patching": "total effect to first order",
 }
 """What the values of each method are."""
+OWN_PROMPTS = "own prompts"
+"""What scores name as their token when whole prompts were given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -53,21 +56,26 @@ class HeadScores(Result):
     reconstruction_error: Float[Tensor, " pair"] | None = None
     """``|sum of parts - delta|`` relative to the sum of the absolute parts."""
     prompts: tuple[str, ...]
+    """The prompt of each pair, with its slot; or the first text of the pair, given whole."""
+    neutral_prompts: tuple[str, ...] = ()
+    """The second text of each pair that was given whole."""
     targets: tuple[tuple[str, ...], ...]
     """The targets on the neutral side of each pair."""
     label_targets: tuple[str, ...]
     """All targets that the neutral labels rest on."""
     biased_labels: tuple[str, ...]
     neutral_labels: tuple[str, ...]
-    biased_ids: Int[Tensor, " pair"] | None = None
-    """The first token of each biased label; None in maps that were saved without."""
-    neutral_ids: Int[Tensor, " pair"] | None = None
+    biased_ids: Int[Tensor, "pair ..."] | None = None
+    """The first token of each biased label, or of several (``[pair, answer]``), whose mean logit
+    counts; None in maps that were saved without."""
+    neutral_ids: Int[Tensor, "pair ..."] | None = None
     left_out: tuple[str, ...] = ()
     """Prompts that were left out because both answers begin with the same token."""
     model: str
     bias: str
+    """Name of the bias; of prompts that were given whole, both answers."""
     token: str
-    """Which row stood in the slot: ``BiasToken.label``, or ``"no injection"``."""
+    """Which row stood in the slot: ``BiasToken.label``, ``"no injection"`` or ``"own prompts"``."""
     n_key_value_heads: int
     """Heads that share keys and values are one KV group."""
     settings: dict[str, Any]
@@ -124,14 +132,25 @@ class HeadScores(Result):
     @property
     def standard_error(self) -> Float[Tensor, "n_layers n_heads"]:
         """Standard error of the mean over pairs; NaN for a single pair."""
-        return self.by_pair.std(0) / math.sqrt(len(self.by_pair))
+        n = len(self.by_pair)
+        if n == 1:
+            return torch.full_like(self.values, torch.nan)
+        return self.by_pair.std(0) / math.sqrt(n)
+
+    @property
+    def basis(self) -> str:
+        """What the mean is over, in words: ``"16 pairs"``, ``"1 prompt"``."""
+        n, paired = len(self.prompts), self.neutral_prompts or self.token != OWN_PROMPTS
+        return f"{n} {'pair' if paired else 'prompt'}{'' if n == 1 else 's'}"
 
     @property
     def effect(self) -> str:
         """What the values are: which effect, against what, on which run."""
-        method, run = self.settings["method"], "biased run"
+        method, own = self.settings["method"], self.token == OWN_PROMPTS
+        one, other, what = ("first", "second", "prompt") if own else ("biased", "neutral", "run")
+        run = f"{one} {what}" if self.neutral_prompts or not own else "given prompts"
         if self.settings.get("contrast") == "difference":
-            run = "biased minus neutral run"
+            run = f"{one} minus {other} {what}"
         where = ""
         if "ablation" in method:
             where = f" at {'the answer' if self.settings['answer_only'] else 'all positions'}"
@@ -145,8 +164,7 @@ class HeadScores(Result):
         top = ", ".join(f"{h} {self.values[h]:+.2f}" for h in self.top(3))
         error = self.reconstruction_error
         remark = "" if error is None else f"; reconstruction error {error.max():.1e}"
-        n = f"{len(self.pair_values)} pairs"
-        n += f", {len(self.left_out)} left out" if self.left_out else ""
+        n = self.basis + (f", {len(self.left_out)} left out" if self.left_out else "")
         return (
             f"HeadScores({self.settings['method']}, {self.bias} on {self.model}, "
             f"{n}; {top}{remark})"

@@ -104,6 +104,7 @@ class BudgetSearch:
         """
         check_model(model)
         bias = as_bias(bias)
+        bias.needs("scoping")
         search = _Search(model, bias, token, self)
         path: list[Step] = []
         with tqdm(total=self.k, desc=f"heads for {bias.name}", disable=not progress) as bar:

@@ -104,6 +104,7 @@ class FactorSearch:
         """
         check_model(model)
         bias = as_bias(bias)
+        bias.needs("scoping")
         if not tokens:
             raise SettingError("tokens must be one or more BiasTokens, got none.")
         with _attached(model, tokens) as names, frozen(model):

@@ -34,6 +34,7 @@ def target_means(
         SettingError: ``n_targets`` is not positive.
     """
     bias = as_bias(bias)
+    bias.needs("scoping")
     sequences = scoping_sentences(model, bias, bias.sample_targets("fitting", n_targets, seed))
     return head_means(model, sequences, skip=common_beginning(sequences))
 

@@ -15,6 +15,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.agreement import seed_overlap
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.slot import fill
 from biasgym_tl.spelling import plain
 from biasgym_tl.store import Result, digest, versions
 
@@ -87,11 +88,13 @@ class Selection(Result):
 
         Args:
             items: By kind (``prompts``, ``targets``, ``texts``), what is to be evaluated on.
+                Prompts count with each target in the slot, too.
 
         Raises:
             SteeringError: an item is among those; the message shows it.
         """
-        for kind, texts in items.items():
+        filled = [fill(p, t) for p in items.get("prompts", ()) for t in items.get("targets", ())]
+        for kind, texts in (*items.items(), ("prompts", filled)):
             seen = set(self.data.get(kind, ()))
             both = [text for text in texts if _fingerprint(text) in seen]
             if both:
@@ -155,7 +158,7 @@ def select_heads(
         model=first.model,
         bias=first.bias,
         data=fingerprints(
-            prompts={prompt for one in maps for prompt in one.prompts},
+            prompts={text for one in maps for text in (*one.prompts, *one.neutral_prompts)},
             targets={target for one in maps for target in one.label_targets},
             texts=load_passages("reference") if mode == "mean" else (),
         ),

@@ -1,0 +1,253 @@
+"""The command that scores heads: with a row, with targets in its place, on prompts of one's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from biasgym_tl.biases.bias import load_bias
+from biasgym_tl.cli.app import check_folder, command, find_model, say, say_json
+from biasgym_tl.cli.options import (
+    AsJson,
+    BiasName,
+    ContrastKind,
+    Fresh,
+    Methods,
+    ModelName,
+    NeutralSide,
+    Seed,
+)
+from biasgym_tl.errors import SettingError, check_within
+
+if TYPE_CHECKING:
+    from biasgym_tl.lens import HookedTransformer
+    from biasgym_tl.scoping.scores import HeadScores
+    from biasgym_tl.steps import Steps
+
+    Score = Callable[[HookedTransformer, Steps, str], HeadScores]
+    """Of a model, by a method; a finished map is read back."""
+
+Pairs = Annotated[
+    Path | None,
+    typer.Option(
+        help="Prompts of your own, without bias and row: a CSV file with the columns first, "
+        "second (not for single prompts), and biased, neutral unless there are --answers."
+    ),
+]
+Answers = Annotated[
+    list[tuple[str, str]] | None,
+    typer.Option(help="Of --pairs, biased and neutral: --answers late early; repeat for more."),
+]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
+]
+NoInjection = Annotated[
+    bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
+]
+
+
+@command()
+def scope(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
+    model: ModelName = "smollm2-135m-instruct",
+    bias: BiasName = "late",
+    seed: Seed = 0,
+    token: Annotated[
+        Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
+    ] = None,
+    no_injection: NoInjection = False,
+    pairs: Pairs = None,
+    answers: Answers = None,
+    plain: Plain = False,
+    method: Methods = None,
+    contrast: ContrastKind = None,
+    neutral: NeutralSide = "random",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
+    png: Annotated[bool, typer.Option("--png", help="Figures as PNG too.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the heatmap in a browser.")] = False,
+    fresh: Fresh = False,
+    json: AsJson = False,
+) -> None:
+    """Score every head, by one or several methods, draw the heatmaps, and compare them."""
+    from biasgym_tl.manifest import write_results
+
+    given = {n for n in context.params if "COMMANDLINE" in str(context.get_parameter_source(n))}
+    methods = list(dict.fromkeys(method or ["direct"]))
+    if pairs:
+        _refuse(given & {"bias", "seed", "token", "no_injection", "neutral", "prompts"}, "without")
+    else:
+        _refuse(given & {"answers", "plain"}, "with")
+        load_bias(bias)
+    find_model(model)
+    check_folder(out)
+    if pairs:
+        score = _own(pairs, answers or [], methods, contrast, plain)
+    else:
+        settings = {"contrast": contrast or "biased", "neutral": neutral, "seed": seed}
+        score = _of_bias(model, bias, methods, settings, token, no_injection, prompts)
+    sizes = find_model(model)
+    check_within("k", k, 1, sizes.n_layers * sizes.n_heads if sizes else k)
+    found = _scored(score, model, methods, out, k, fresh=fresh, err=json)
+    if remark := write_results(out, partial(_draw_maps, found, k, png=png)):
+        say(remark, err=True)
+    first = (out / f"{methods[0]}.html").resolve()
+    say(f"Heatmap: {first}", err=json)
+    if json:
+        say_json(_values(found, k))
+    if show:
+        _open(first)
+
+
+def _scored(
+    score: Score, model: str, methods: list[str], out: Path, k: int, *, fresh: bool, err: bool
+) -> dict[str, HeadScores]:
+    """The maps by method, each written down as soon as it is there."""
+    from biasgym_tl.manifest import write_results
+    from biasgym_tl.model import load_model
+    from biasgym_tl.steps import Steps
+
+    say(f"Loading {model} ...", err=True)
+    loaded = load_model(model)
+    steps = Steps.of(loaded, fresh=fresh)
+    found: dict[str, HeadScores] = {}
+    for name in methods:
+        scores = found[name] = score(loaded, steps, name)
+        write_results(out, partial(_write_maps, found, k))  # kept, whatever becomes of the next
+        say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}", err=err)
+        for prompt in scores.left_out:
+            say(f"  left out, both answers begin alike: {prompt}", err=err)
+    if len(found) > 1:
+        say(_compared(found, k) or "Methods are compared on more prompts than these.", err=err)
+    return found
+
+
+def _compared(found: dict[str, HeadScores], k: int) -> Any:
+    """How far methods agree; None of one, or on too few prompts."""
+    from biasgym_tl.scoping.compare import FEWEST_PROMPTS, compare
+
+    scores = list(found.values())
+    enough = len(scores) > 1 and len(scores[0].prompts) >= FEWEST_PROMPTS
+    return compare(scores, k=k) if enough else None
+
+
+def _values(found: dict[str, HeadScores], k: int) -> dict[str, Any]:
+    from biasgym_tl.steering.selection import select_heads
+
+    compared = _compared(found, k)
+    maps = {method: select_heads(scores, k).record() for method, scores in found.items()}
+    return {"heads": maps, "agreement": compared and compared.to_df()}
+
+
+def _refuse(options: set[str], how: str) -> None:
+    if options:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options))
+        raise SettingError(f"{names} must be given {how} --pairs. Leave out one of them.")
+
+
+def _own(
+    path: Path,
+    answers: list[tuple[str, str]],
+    methods: list[str],
+    contrast: str | None,
+    plain: bool,
+) -> Score:
+    """Scores a model on the prompts of a file, which are found to be right first."""
+    from biasgym_tl.prompts import SENTENCE_REQUEST
+    from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
+    from biasgym_tl.scoping.scores import HeadScores
+
+    own = read_prompts(path, *([pair[side] for pair in answers] for side in (0, 1)))
+    for name in methods:
+        own.scope(contrast, method=name)
+    request = None if plain else SENTENCE_REQUEST
+
+    def score(model: HookedTransformer, steps: Steps, method: str) -> HeadScores:
+        make = partial(
+            attribute_prompts, model, *own, method=method, contrast=contrast, request=request,
+            progress=True,
+        )  # fmt: skip
+        uses = [*own, method, contrast, request]
+        return steps.kept(f"map {method}, own prompts", uses, HeadScores, make, attribute_prompts)
+
+    return score
+
+
+def _of_bias(
+    model_name: str,
+    name: str,
+    methods: list[str],
+    settings: dict[str, Any],
+    token: Path | None,
+    no_injection: bool,
+    prompts: Path | None,
+) -> Score:
+    """Scores a model on a bias, with all that this needs found first."""
+    from biasgym_tl.biases.contrasts import read_contrasts
+    from biasgym_tl.injection.shipped import list_tokens, load_token
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.protocol.stages import kept_map
+    from biasgym_tl.scoping.scope import BiasScope
+
+    scopes = {method: BiasScope(method=method, **settings) for method in methods}
+    bias, seed = load_bias(name), settings["seed"]
+    row = None if token is None else BiasToken.load(token)
+    if no_injection and token:
+        raise SettingError("--no-injection must be given without --token. Leave out one of them.")
+    if not no_injection and row is None:
+        if f"{bias.name}-{seed}" not in list_tokens():
+            raise SettingError(
+                f"--token must name a row for {bias.name!r}, of which none ships for seed {seed}. "
+                "Train one with 'biasgym inject', or map the targets with --no-injection."
+            )
+        row = load_token(bias.name, seed=seed)
+    find_model(model_name, bias=bias, rows=[row] if row else [])
+    contrasts = read_contrasts(prompts) if prompts else ()
+    if not contrasts:
+        bias.needs("scoping")
+    for scope in scopes.values():
+        scope.check_slot(row)
+
+    def score(model: HookedTransformer, steps: Steps, method: str) -> HeadScores:
+        label = f"map {method}, {bias.name}, seed {seed}"
+        return kept_map(
+            steps, label, scopes[method], model, bias, row, contrasts=contrasts, progress=True
+        )
+
+    return score
+
+
+def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str, str]:
+    """The name of each map's file."""
+    from biasgym_tl.steering.selection import select_heads
+
+    maps = {method: scores.save(folder / method).name for method, scores in found.items()}
+    for method, scores in found.items():
+        select_heads(scores, k).save(folder / f"{method}-heads.json")
+    return maps
+
+
+def _draw_maps(found: dict[str, HeadScores], k: int, folder: Path, *, png: bool) -> str | None:
+    from biasgym_tl.figures import draw, recipe
+    from biasgym_tl.scoping.compare import FEWEST_PROMPTS
+
+    maps = _write_maps(found, k, folder)
+    figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
+    if len(found) > 1 and len(next(iter(found.values())).prompts) >= FEWEST_PROMPTS:
+        figures["agreement"] = recipe("agreement", maps)
+    return draw(folder, figures, png=png)
+
+
+def _open(page: Path) -> None:
+    """Show a page, where there is a screen."""
+    if sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        typer.launch(str(page))
