@@ -20,11 +20,12 @@ def biases(
     sources: Annotated[
         list[str] | None, typer.Argument(help="Biases or bias files; default: all shipped ones.")
     ] = None,
+    json: AsJson = False,
 ) -> None:
     """List and check biases, the shipped ones or your own."""
     from biasgym_tl.biases.check import check_bias
 
-    refused = 0
+    refused, found = 0, []
     for name in sources or list_biases():
         try:
             bias = load_bias(name)
@@ -32,9 +33,15 @@ def biases(
             refused += 1
             say(f"Error: {visible_line(error)}", err=True)
             continue
-        say(repr(bias))
-        for remark in check_bias(bias):
-            say(f"  doubtful: {remark}")
+        doubtful = check_bias(bias)
+        words = ("name", "attribute", "target_kind", "attribute_words", "neutral_words", "keywords")
+        found.append({word: getattr(bias, word) for word in words} | {"doubtful": doubtful})
+        listed = f"{bias.name:18} {bias.target_kind:11} {bias.attribute}"
+        say(repr(bias) if sources else listed, err=json)
+        for remark in doubtful:
+            say(f"  doubtful: {remark}", err=json)
+    if json:
+        say_json(found)
     if refused:
         raise typer.Exit(1)
 
