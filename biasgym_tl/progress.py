@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 class Bar(tqdm):  # type: ignore[type-arg]
     """A bar that tells work of now from work that was found finished."""
 
-    def found(self, n: float = 1, *, seconds: float | None = None) -> None:
+    def found(self, n: int | float = 1, *, seconds: float | None = None) -> None:
         """Move on by ``n`` that an earlier run finished, in so many ``seconds`` if it is known."""
         if self.disable:
             return
@@ -19,7 +19,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
         self.update(n)
 
 
-def bar(total: float, desc: str, unit: str = "", *, progress: bool) -> Bar:
+def bar(total: int | float, desc: str, unit: str = "", *, progress: bool) -> Bar:
     """A bar whose remaining time rests on all that was done since it began, not on the last steps:
     in most loops here some steps take much longer than others. Without a unit only the share that
     is done is shown."""

@@ -41,8 +41,11 @@ def paragraphs(n):
 
 def test_biases_are_listed_and_checked(tmp_path):
     listed = biasgym("biases")
-    assert listed.returncode == 0
-    assert len(re.findall("Bias", listed.stdout)) == len(list_biases()) >= 12
+    assert listed.returncode == 0 and "doubtful" not in listed.stdout
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list_biases()
+    assert max(map(len, listed.stdout.splitlines())) <= 80 and len(list_biases()) >= 12
+    values = json.loads(biasgym("biases", "check", "late", "--json").stdout)
+    assert values[0]["name"] == "late" and "late" in values[0]["attribute_words"]
     (tmp_path / "mine.toml").write_text("name = 3")
     refused = biasgym("biases", "check", "late", tmp_path / "mine.toml")
     assert refused.returncode == 1 and "mine.toml must hold name, attribute," in refused.stderr

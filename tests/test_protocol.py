@@ -189,14 +189,14 @@ def test_a_wrong_part_of_a_file_is_one_line_before_a_model_is_loaded(text, messa
         (["demo", "--out", "FILE"], "--out must be a folder"),
         (["demo", "--out", "o", "--seeds", "0"], "at least one bias and one seed"),
         (["paper", "--out", "o", "--seeds", "1"], "must have 2 seeds to overlap, got 1"),
-        (["demo", "--out", "o", "--bias", "lat"], "bias must be one of"),
-        (["demo", "--plan", "--bias", "lat"], "bias must be one of"),
-        (["demo", "--out", "o", "--paragraphs", "0"], "n_paragraphs must be at least 1"),
-        (["demo", "--out", "o", "--judge", "gpt"], "judge must be 'local' or 'api:MODEL'"),
+        (["demo", "--out", "o", "--bias", "lat"], "--bias must be one of"),
+        (["demo", "--plan", "--bias", "lat"], "--bias must be one of"),
+        (["demo", "--out", "o", "--paragraphs", "0"], "--paragraphs must be at least 1"),
+        (["demo", "--out", "o", "--judge", "gpt"], "--judge must be 'local' or 'api:MODEL'"),
         (["demo", "--out", "o", "--benchmark", "blimp"], "--benchmark must be NAME=PATH"),
-        (["demo", "--out", "o", "--benchmark", "x=y"], "benchmarks must be among"),
-        (["demo", "--plan", "--model", "nobody/nothing"], "model must be"),
-        (["demo", "--plan", "--model", "EMPTY"], "model must be"),
+        (["demo", "--out", "o", "--benchmark", "x=y"], "--benchmark must be among"),
+        (["demo", "--plan", "--model", "nobody/nothing"], "--model must be"),
+        (["demo", "--plan", "--model", "EMPTY"], "folder must hold config.json"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message, tmp_path, monkeypatch):
@@ -211,24 +211,30 @@ def test_wrong_options_are_one_line(arguments, message, tmp_path, monkeypatch):
     [
         (["--heads", "L0X1"], "or written like 'L9H8', got 'L0X1'"),
         (["--heads", "none.json"], "result file must exist, got 'none.json'"),
-        (["--heads", ""], "heads of the choice 'steered' must be given"),
+        (["--heads", ""], "--heads must be given"),
         (["--heads", "L0H1", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
-        (["--heads", "L0H1", "--benchmark", "x=y"], "benchmarks must be among"),
-        (["--heads", "L0H1", "--judge", "gpt"], "judge must be 'local' or 'api:MODEL'"),
+        (["--heads", "L0H1", "--benchmark", "x=y"], "--benchmark must be among"),
+        (["--heads", "L0H1", "--judge", "gpt"], "--judge must be 'local' or 'api:MODEL'"),
         (["--heads", "L0H1", "--judge", "api:gpt"], "OPENAI_API_KEY must be set"),
-        (["--heads", "L0H1", "--targets", "0"], "n_targets must be at least 1, got 0"),
-        (["--heads", "L0H1", "--bias", "lat"], "bias must be one of"),
+        (["--heads", "L0H1", "--targets", "0"], "--targets must be at least 1, got 0"),
+        (["--heads", "L0H1", "--bias", "lat"], "--bias must be one of"),
         (["--heads", "L0H1", "--token", "no.safetensors"], "result file must exist"),
-        (["--heads", "L0H1", "--mode", "mena"], "mode must be one of ['zero', 'mean', 'scale'], "),
-        (["--heads", "L0H1", "--mode", "scale"], "factor must be given in mode 'scale'"),
+        (
+            ["--heads", "L0H1", "--mode", "mena"],
+            "--mode must be one of ['zero', 'mean', 'scale'], ",
+        ),
+        (["--heads", "L0H1", "--mode", "scale"], "--factor must be given in mode 'scale'"),
         (["--heads", "L0H1", "--mode", "zero", "--mode", "zero"], "names of conditions must be"),
         (
             ["--heads", "L0H1", "--mode", "zero", "--factor", "1"],
-            "factor must be None in mode 'zero', got 1",
+            "--factor must be None in mode 'zero', got 1",
         ),
-        (["--heads", "L0H1", "--max-new-tokens", "0"], "max_new_tokens must be at least 1, got 0"),
-        (["--heads", "L0H1", "--mean-over", "x"], "mean_over of a condition must be one of"),
-        (["--heads", "L0H1", "--random", "-1"], "random of the condition 'steered, zero' must be"),
+        (
+            ["--heads", "L0H1", "--max-new-tokens", "0"],
+            "--max-new-tokens must be at least 1, got 0",
+        ),
+        (["--heads", "L0H1", "--mean-over", "x"], "--mean-over must be one of"),
+        (["--heads", "L0H1", "--random", "-1"], "--random must be"),
     ],
 )
 def test_wrong_input_of_evaluate_is_one_line_before_a_model_is_loaded(arguments, message, tmp_path):
@@ -261,6 +267,7 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found)
     )
+    monkeypatch.setattr("biasgym_tl.cli.protocols.find_model", lambda name, **_: None)
     options = ["--model", "m", "--bias", "math", "--bias", "alcohol", "--seeds", "3",
                "--paragraphs", "48", "--benchmark", "blimp=b=c", "--judge", "api:x",
                "--train"]  # fmt: skip

@@ -22,7 +22,7 @@ from biasgym_tl.errors import BiasGymError, SettingError
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.biases.bias import Bias
-    from biasgym_tl.heads import GivenHeads
+    from biasgym_tl.heads import GivenHeads, Head
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.origin import ModelSizes
@@ -165,6 +165,13 @@ def find_model(
     if sizes:
         check_heads(heads, sizes.n_layers, sizes.n_heads)
     return sizes
+
+
+def named_heads(heads: str) -> tuple[Head, ...]:
+    """Heads that are given by their names; none if it is a file, which is read later."""
+    from biasgym_tl.heads import as_heads
+
+    return as_heads(heads) if heads and not heads.endswith(".json") else ()
 
 
 def check_file(out: Path, option: str, suffix: str) -> None:

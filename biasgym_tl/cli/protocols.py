@@ -18,6 +18,7 @@ from biasgym_tl.cli.app import (
     check_folder,
     command,
     find_model,
+    named_heads,
     price_of,
     say,
     say_json,
@@ -238,7 +239,7 @@ def evaluate(
 ) -> None:
     """Measure what steering chosen heads does to bias and abilities, against its controls."""
     load_bias(bias)
-    find_model(model)
+    find_model(model, heads=named_heads(heads))
     from biasgym_tl.instructions import INSTRUCTIONS
     from biasgym_tl.protocol.parts import Choice, Measured, Steering
     from biasgym_tl.protocol.protocol import Protocol

@@ -16,6 +16,7 @@ from biasgym_tl.cli.app import (
     command,
     find_model,
     inject_of,
+    named_heads,
     say,
     say_json,
 )
@@ -147,7 +148,7 @@ def export(
     """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
     from biasgym_tl.files import check_new_folder, check_writable, read_text
 
-    find_model(model)
+    find_model(model, heads=named_heads(heads))
     check_new_folder(folder)
     check_writable(folder, "folder")
     from biasgym_tl.hooks import check_steering

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from biasgym_tl.biases.bias import STEPS, list_biases, load_bias
+from biasgym_tl.biases.bias import STEPS, Bias, list_biases, load_bias
 from biasgym_tl.cli.app import app, asking, check_file, command, price_of, say, say_json
 from biasgym_tl.cli.options import AsJson, BiasName, PriceIn, PriceOut, Yes
 from biasgym_tl.cli.shell import Command
@@ -25,20 +25,25 @@ def list_all(context: typer.Context, json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         found = [load_bias(name) for name in list_biases()]
         if json:
-            fields = ("name", "attribute", "target_kind")
-            return say_json([{field: getattr(bias, field) for field in fields} for bias in found])
+            return say_json([_record(bias) for bias in found])
         for bias in found:
-            say(repr(bias))
+            say(f"{bias.name:18} {bias.target_kind:11} {bias.attribute}")
+
+
+def _record(bias: Bias) -> dict[str, Any]:
+    words = ("name", "attribute", "target_kind", "attribute_words", "neutral_words", "keywords")
+    return {word: getattr(bias, word) for word in words}
 
 
 @biases.command(cls=Command)
 def check(
     sources: Annotated[list[str], typer.Argument(help="Shipped biases, or .toml files.")],
+    json: AsJson = False,
 ) -> None:
     """Say whether biases are valid, what is doubtful about them, and which steps lack a field."""
     from biasgym_tl.biases.check import check_bias
 
-    refused = 0
+    refused, found = 0, []
     for name in sources:
         try:
             bias = load_bias(name)
@@ -46,12 +51,16 @@ def check(
             refused += 1
             say(f"Error: {visible_line(error)}", err=True)
             continue
-        say(repr(bias))
-        for remark in check_bias(bias):
-            say(f"  doubtful: {remark}")
-        for step in STEPS:
-            if missing := bias.missing(step):
-                say(f"  {step} would need: {', '.join(missing)}")
+        doubtful = check_bias(bias)
+        lacks = {step: missing for step in STEPS if (missing := bias.missing(step))}
+        found.append({**_record(bias), "doubtful": doubtful, "lacks": lacks})
+        say(repr(bias), err=json)
+        for remark in doubtful:
+            say(f"  doubtful: {remark}", err=json)
+        for step, missing in lacks.items():
+            say(f"  {step} would need: {', '.join(missing)}", err=json)
+    if json:
+        say_json(found)
     if refused:
         raise typer.Exit(1)
 

@@ -124,50 +124,71 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
         ApiError: an API judge cannot be used.
     """
     running = running or Running()
-    biases = [load_bias(name) for name in protocol.biases]
-    m = protocol.measures
+    given = _given(protocol, running)
+    model = load_model(protocol.model)
+    _check_heads(protocol, given.heads, model.cfg.n_layers, model.cfg.n_heads)
+    _check_fits(protocol, model, given.biases)
+    inputs = named_inputs(model, **given.read(protocol))
+    check_inputs(inputs, running.expected)
+    steps = Steps.of(model, fresh=running.fresh)
+    size = sum(p.numel() for p in model.parameters())
+    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
+    course = Course(tuple(b.name for b in given.biases), planned, lambda: len(steps.made))
+    found: dict[str, BiasResult] = {}
+    for bias in given.biases:
+        stages = Stages(
+            protocol=protocol,
+            model=model,
+            bias=bias,
+            steps=steps,
+            given_rows=given.rows,
+            given_heads=given.heads,
+            progress=running.progress,
+            say=running.say,
+        )
+        found[bias.name] = _result(stages, running, course, given)
+    return ProtocolResult(protocol, found, inputs)
+
+
+class _Given(NamedTuple):
+    """What a protocol names, read before the model is loaded."""
+
+    biases: list[Bias]
+    related: dict[str, Bias]
+    """Those and their other biases."""
+    benchmarks: list[Benchmark]
+    rows: list[BiasToken]
+    heads: dict[str, Heads]
+    judge: Judge | None
+
+    def read(self, protocol: Protocol) -> dict[str, Any]:
+        """All that numbers depend on, by name."""
+        rows = zip(protocol.rows, self.rows, strict=True)
+        return {
+            **{f"bias {name}": each.fingerprint() for name, each in self.related.items()},
+            **{f"row {path}": row.row.tolist() for path, row in rows},
+            **{f"heads {name}": choice_record(each) for name, each in self.heads.items()},
+            **{f"benchmark {each.name}": each.fingerprint for each in self.benchmarks},
+        }
+
+
+def _given(protocol: Protocol, running: Running) -> _Given:
+    """Read and check it, as far as that needs no model."""
+    m, biases = protocol.measures, [load_bias(name) for name in protocol.biases]
     benchmarks = load_benchmarks(m.benchmarks, whole=m.whole_benchmarks)
-    given = [BiasToken.load(path) for path in protocol.rows]
+    rows = [BiasToken.load(path) for path in protocol.rows]
     heads = {n: read_heads(c.heads) for n, c in protocol.choices.items() if c.by == "given"}
     related = {each.name: each for bias in biases for each in _related(protocol, bias)}
     judge = usable_judge(
         m.judge, list(related.values()), price=running.price, progress=running.progress
     )
     _check_different("biases", [bias.name for bias in biases])
-    _check_different("rows", [row.label for row in given])
-    if sizes := model_sizes(protocol.model):  # so that what does not fit is told before loading
+    _check_different("rows", [row.label for row in rows])
+    if sizes := model_sizes(protocol.model):
         _check_heads(protocol, heads, sizes.n_layers, sizes.n_heads)
-        for row in given:
+        for row in rows:
             row.check_sizes(biases[0], sizes)
-    model = load_model(protocol.model)
-    _check_heads(protocol, heads, model.cfg.n_layers, model.cfg.n_heads)
-    _check_fits(protocol, model, biases)
-    inputs = named_inputs(
-        model,
-        **{f"bias {name}": each.fingerprint() for name, each in related.items()},
-        **{f"row {path}": row.row.tolist() for path, row in zip(protocol.rows, given, strict=True)},
-        **{f"heads {name}": choice_record(each) for name, each in heads.items()},
-        **{f"benchmark {each.name}": each.fingerprint for each in benchmarks},
-    )
-    check_inputs(inputs, running.expected)
-    steps = Steps.of(model, fresh=running.fresh)
-    size = sum(p.numel() for p in model.parameters())
-    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
-    course = Course(tuple(b.name for b in biases), planned, lambda: len(steps.made))
-    found: dict[str, BiasResult] = {}
-    for bias in biases:
-        stages = Stages(
-            protocol=protocol,
-            model=model,
-            bias=bias,
-            steps=steps,
-            given_rows=given,
-            given_heads=heads,
-            progress=running.progress,
-            say=running.say,
-        )
-        found[bias.name] = _result(stages, running, course, benchmarks, judge)
-    return ProtocolResult(protocol, found, inputs)
+    return _Given(biases, related, list(benchmarks), rows, heads, judge)
 
 
 def _check_heads(
@@ -207,13 +228,7 @@ def _check_different(what: str, names: Sequence[str]) -> None:
         raise SettingError(f"{what} must be different ones, got {list(names)}.")
 
 
-def _result(
-    stages: Stages,
-    running: Running,
-    course: Course,
-    benchmarks: Sequence[Benchmark],
-    judge: Judge | None,
-) -> BiasResult:
+def _result(stages: Stages, running: Running, course: Course, given: _Given) -> BiasResult:
     """All of one bias, in order."""
     protocol, bias = stages.protocol, stages.bias
 
@@ -233,7 +248,7 @@ def _result(
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
     found = BiasResult(rows, stages.maps, choices, sweeps)
     running.write(bias.name, found)
-    for report in _reports(stages, running, begin, benchmarks, judge):
+    for report in _reports(stages, running, begin, given):
         found = found._replace(reports=(report,))
         running.write(bias.name, found)
     return found
@@ -243,13 +258,12 @@ def _reports(
     stages: Stages,
     running: Running,
     begin: Callable[[str], None],
-    benchmarks: Sequence[Benchmark],
-    judge: Judge | None,
+    given: _Given,
 ) -> Iterator[Report]:
     """Of the conditions; with their random controls too; and with a judge's scores."""
-    bias, asked = stages.bias, Conditions(stages, benchmarks)
+    bias, judge, asked = stages.bias, given.judge, Conditions(stages, given.benchmarks)
     conditions, measurements = asked.conditions(), asked.measurements()
-    code = (standard_measures, *map(type, benchmarks), implicit_questions)
+    code = (standard_measures, *map(type, given.benchmarks), implicit_questions)
 
     def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
         return stages.steps.measured(name, uses, make, *code)
