@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 
 import pandas as pd
@@ -78,9 +79,9 @@ def measured(monkeypatch):
     """What was measured, not read back."""
     found, make = [], Measurement.measured
 
-    def record(self, model, condition, neutral):
+    def record(self, model, condition, *given):
         found.append((condition.name, self.name))
-        return make(self, model, condition, neutral)
+        return make(self, model, condition, *given)
 
     monkeypatch.setattr(Measurement, "measured", record)
     return found
@@ -101,27 +102,40 @@ def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path)
         demo,
         model=str(tiny_folder),
         training=Training(settings=QUICK),
+        maps={**demo.maps, "untrained-row": Map(slot="untrained row")},
         choices={name: dataclasses.replace(c, k=4) for name, c in demo.choices.items()},
         conditions=tuple(dataclasses.replace(c, random=min(c.random, 1)) for c in demo.conditions),
         measures=Measured(n_targets=2, max_new_tokens=3),
     )
-    first = run_protocol(demo, QUIET)
+    said, parts = [], []
+    noting = Running(progress=False, say=said.append, write=lambda *part: parts.append(part))
+    first = run_protocol(demo, noting)
+    line = r"late: step (\d) of (\d), (.*); about \d+ (?:s|min) left"
+    steps = [re.match(line, each) for each in said]
+    assert [step.groups() for step in steps if step] == [
+        ("1", "4", "rows"), ("2", "4", "maps"), ("3", "4", "conditions"),
+        ("4", "4", "random controls"),
+    ]  # fmt: skip
+    assert [(name, len(part.reports)) for name, part in parts] == [
+        ("late", 0), ("late", 1), ("late", 1),
+    ]  # fmt: skip
+    assert list(parts[1][1].report.shown) == [r.name for r in parts[2][1].report.results[:7]]
     found, out = first.biases["late"], tmp_path / "out"
     assert write_outputs(first, out) == "no PNG here"
     assert Report.load(out / "report.json") == found.report
     assert Manifest.load(out / "manifest.json").results == first.manifest().results
 
     names = [result.name for result in found.report.results]
-    controls = ["no-injection", "untrained-row", "shuffled-corpus", "other-bias"]
-    assert names[:8] == ["original", "injected", "steered, zero", "steered, mean",
+    controls = ["no-injection", "shuffled-corpus", "other-bias"]
+    assert names[:7] == ["original", "injected", "steered, zero", "steered, mean",
                          *(f"{name}, mean" for name in controls)]  # fmt: skip
-    assert names[8:] == ["steered, zero: random 1", "steered, mean: random 1"]
+    assert names[7:] == ["steered, zero: random 1", "steered, mean: random 1"]
     tokens = {name: heads[0].token for name, heads in found.choices.items()}
     assert tokens == {
         "steered": "late, seed 0", "no-injection": "no injection",
-        "untrained-row": "late, seed 0, untrained", "shuffled-corpus": "late-shuffled, seed 0",
-        "other-bias": "math, seed 0",
+        "shuffled-corpus": "late-shuffled, seed 0", "other-bias": "purple-coats, seed 0",
     }  # fmt: skip
+    assert found.maps["untrained-row"][0].token == "late, seed 0, untrained"
     for name, by_seed in found.choices.items():
         assert Selection.load(out / f"heads-{name}-0.json") == by_seed[0]
         assert by_seed[0].heads == found.maps[demo.choices[name].map][0].top(4)
