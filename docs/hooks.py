@@ -2,9 +2,9 @@
 
 Pages link to figures as ``../figures/...``, to notebooks as ``../notebooks/....ipynb`` and to
 modules as ``../biasgym_tl/....py``, which is right where the repository is browsed. On the site a
-figure is copied into it, a folder of figures becomes a list of its files, a notebook becomes a page,
-and a module becomes the entry of the API reference that the link names. Formulas become MathML,
-which browsers draw without a script.
+figure is copied into it, a folder of figures becomes a list of its files, a notebook becomes a page
+with its file beside it, and a module becomes the entry of the API reference that the link names.
+Formulas become MathML, which browsers draw without a script.
 """
 
 import re
@@ -22,7 +22,7 @@ ROOT = DOCS.parent
 repository = runpy.run_path(str(DOCS / "address.py"))["repository"]
 course = runpy.run_path(str(ROOT / "notebooks/course/make_exercises.py"))
 
-NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb")) + [ROOT / "notebooks/course/exercises.ipynb"]
+NOTEBOOKS = [*sorted(ROOT.glob("notebooks/*.ipynb")), ROOT / "notebooks/course/exercises.ipynb"]
 ARCHIVE = "notebooks/course/biasgym-course.zip"
 FIGURE = re.compile(r"\]\(\.\./(figures/[^)#\s]+)\)")
 NOTEBOOK = re.compile(r"\]\(\.\./(notebooks/[\w/]+)\.ipynb\)")
@@ -113,5 +113,6 @@ def on_page_content(html, page, config, files):
 
 
 def _formula(match):
-    display = "block" if match[1] == "div" else "inline"
-    return f'<{match[1]} class="formula">{convert(unescape(match[3]), display=display)}</{match[1]}>'
+    element, _, tex = match.groups()
+    drawn = convert(unescape(tex), display="block" if element == "div" else "inline")
+    return f'<{element} class="formula">{drawn}</{element}>'
