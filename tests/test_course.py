@@ -101,6 +101,8 @@ def test_difficulties_and_minutes_are_those_that_the_goals_name():
     exercises = [cell.id.removesuffix("-solution") for cell in _tagged(SOLUTIONS, "solution")]
     rows = re.findall(r"^\| \d.*\| (.*) \| (\d+) \|$", cells["goals"], re.MULTILINE)
     assert sum(int(minutes) for _, minutes in rows) == 90
+    (table,) = re.findall(r"^\| part .*(?:\n\|.*)*", cells["goals"], re.MULTILINE)
+    assert table in (COURSE.parents[1] / "docs/teaching.md").read_text(encoding="utf-8")
     titles = [re.match("### Exercise (\\w+):", cells[name])[1] for name in exercises]
     assert ", ".join(names for names, _ in rows).split(", ") == titles
     stated = [re.search(r"^Difficulty (\d), (\d+) minutes\.$", cells[i], re.M) for i in exercises]

@@ -369,7 +369,7 @@ def test_every_command_is_on_its_page():
 
 @each_page
 def test_what_is_linked_or_shown_exists(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for target in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", prose(page)):
         parts = urlsplit(target)
         if not parts.scheme and parts.path:
             assert (page.parent / unquote(parts.path)).exists(), target
@@ -437,6 +437,22 @@ def test_the_page_on_heatmaps_holds_the_numbers_of_its_figures():
     plain = " ".join(text.split())
     assert [words for words in said if words not in plain] == []
     assert values[22, 8] == values.max() and values[24, 4] == values.min()
+
+
+def test_the_readme_holds_the_numbers_of_the_demo():
+    with (ROOT / "figures/demo/table.csv").open(encoding="utf-8") as file:
+        table = {
+            (row["condition"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)
+        }
+    token = {name: table[name, "token_log_odds"] for name in ("injected", "steered, mean")}
+    keywords = [table[name, "token_keywords"] for name in token]
+    said = (
+        f"by {token['injected'] - table['injected', 'target_log_odds']:.1f} over 10 held-out",
+        f"take {token['injected'] - token['steered, mean']:.1f} of it back",
+        f"in {keywords[0]:.0%} of the answers, with ten heads at their mean in {keywords[1]:.0%}",
+    )
+    plain = " ".join(read(ROOT / "README.md").split())
+    assert [words for words in said if words not in plain] == []
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
