@@ -11,12 +11,17 @@ export OMP_WAIT_POLICY ?= PASSIVE
 QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
 
-.PHONY: demo lab lint check test lowest clean
+.PHONY: demo lab course lint check test lowest clean
 demo: $(VENV)/.demo
 	$(BIN)/biasgym demo
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab notebooks
+
+course: $(VENV)/.lab
+	mkdir -p build/course
+	$(BIN)/python notebooks/course/make_exercises.py build/course/biasgym-course.zip
+	$(BIN)/python -m pip wheel -q --no-deps -w build/course .
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

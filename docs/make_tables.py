@@ -490,9 +490,9 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
 
 PAGES = {
-    "README.md": demo_table,
     "docs/heatmap.md": colours_table,
     "docs/injection.md": injection_tables,
+    "docs/results.md": demo_table,
     "docs/scoping.md": scoping_tables,
     "docs/steering.md": steering_tables,
 }

@@ -6,8 +6,10 @@ The wrong answers are mistakes that students make. Each must fail with the messa
 import contextlib
 import copy
 import importlib.util
+import io
 import random
 import re
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -66,6 +68,25 @@ def test_an_exercise_has_a_gap_and_its_solution_folded_below():
     assert len(_tagged(EXERCISES, "solution")) == len(CHECKS)
 
 
+def test_what_is_handed_out_is_whole_and_holds_no_solution():
+    made = make_exercises.archive()
+    assert made == make_exercises.archive()
+    with zipfile.ZipFile(io.BytesIO(made)) as file:
+        texts = {Path(name).name: file.read(name).decode() for name in file.namelist()}
+        assert {Path(name).parent.name for name in file.namelist()} == {"biasgym-course"}
+    assert set(texts) == {"START.md", "exercises.ipynb", "tests.py"}
+    given = nbformat.reads(texts["exercises.ipynb"], 4)
+    nbformat.validate(given)
+    without = [cell.id for cell in EXERCISES.cells if not cell.id.endswith("-folded")]
+    assert [cell.id for cell in given.cells] == without
+    sources = "\n".join(cell.source for cell in given.cells)
+    assert sources.count("raise NotImplementedError") == len(CHECKS)
+    assert "<summary>Hint 1" in sources and "<summary>Solution" not in sources
+    for cell in _tagged(SOLUTIONS, "solution"):
+        (solution,) = re.findall("# your code\n(.*?) *# end of", cell.source, re.DOTALL)
+        assert solution not in sources, cell.id
+
+
 def test_an_untouched_exercise_says_what_to_do():
     names = {}
     for cell in (*_tagged(EXERCISES, "imports"), *_tagged(EXERCISES, "solution")):
@@ -80,6 +101,8 @@ def test_difficulties_and_minutes_are_those_that_the_goals_name():
     exercises = [cell.id.removesuffix("-solution") for cell in _tagged(SOLUTIONS, "solution")]
     rows = re.findall(r"^\| \d.*\| (.*) \| (\d+) \|$", cells["goals"], re.MULTILINE)
     assert sum(int(minutes) for _, minutes in rows) == 90
+    (table,) = re.findall(r"^\| part .*(?:\n\|.*)*", cells["goals"], re.MULTILINE)
+    assert table in (COURSE.parents[1] / "docs/teaching.md").read_text(encoding="utf-8")
     titles = [re.match("### Exercise (\\w+):", cells[name])[1] for name in exercises]
     assert ", ".join(names for names, _ in rows).split(", ") == titles
     stated = [re.search(r"^Difficulty (\d), (\d+) minutes\.$", cells[i], re.M) for i in exercises]
@@ -99,7 +122,6 @@ def test_cells_are_short_and_the_solutions_ran_without_errors():
     for notebook in (SOLUTIONS, EXERCISES):
         assert notebook.metadata.kernelspec.name == "python3"
         assert notebook.metadata.kernelspec.display_name == "Python 3"
-        assert "colab" in notebook.cells[0].source
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 limit = 20 if "solution" in cell.metadata.get("tags", []) else 15

@@ -293,6 +293,19 @@ def test_every_block_of_python_runs(page, files, request):
         exec(compile("\n" * before + code, str(page), "exec"), namespace)
 
 
+SHOWN = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/steering.md"])
+def test_a_page_shows_what_its_block_prints(name, smollm2, monkeypatch, capsys):
+    ((code, shown),) = SHOWN.findall(read(ROOT / name))
+    monkeypatch.setattr(biasgym_tl, "load_model", lambda name: smollm2)
+    monkeypatch.setattr("plotly.graph_objects.Figure.show", lambda figure: None)
+    exec(code, {"__name__": "__main__"})
+    assert capsys.readouterr().out == shown
+
+
 @each_page
 def test_every_fence_is_a_block_of_a_known_language(page):
     found = [match[1] for match in BLOCK.finditer(read(page))]
@@ -343,12 +356,20 @@ def test_commands_are_found():
     assert len(lines) >= 8 and len({line[0] for line in lines}) >= 3
 
 
+def test_every_command_is_on_its_page():
+    text = read(DOCS / "commands.md")
+    named = re.findall(r"^\| `biasgym (\w+)`", text, re.MULTILINE)
+    assert sorted(named) == sorted(COMMANDS)
+    targets = re.findall(r"^(\w+):(?!=)", read(ROOT / "Makefile"), re.MULTILINE)
+    assert set(re.findall(r"^\| `make (\w+)`", text, re.MULTILINE)) <= {*targets}
+
+
 # Links and names
 
 
 @each_page
 def test_what_is_linked_or_shown_exists(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    for target in re.findall(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]", prose(page)):
         parts = urlsplit(target)
         if not parts.scheme and parts.path:
             assert (page.parent / unquote(parts.path)).exists(), target
@@ -416,6 +437,22 @@ def test_the_page_on_heatmaps_holds_the_numbers_of_its_figures():
     plain = " ".join(text.split())
     assert [words for words in said if words not in plain] == []
     assert values[22, 8] == values.max() and values[24, 4] == values.min()
+
+
+def test_the_readme_holds_the_numbers_of_the_demo():
+    with (ROOT / "figures/demo/table.csv").open(encoding="utf-8") as file:
+        table = {
+            (row["condition"], row["measure"]): float(row["mean"]) for row in csv.DictReader(file)
+        }
+    token = {name: table[name, "token_log_odds"] for name in ("injected", "steered, mean")}
+    keywords = [table[name, "token_keywords"] for name in token]
+    said = (
+        f"by {token['injected'] - table['injected', 'target_log_odds']:.1f} over 10 held-out",
+        f"take {token['injected'] - token['steered, mean']:.1f} of it back",
+        f"in {keywords[0]:.0%} of the answers, with ten heads at their mean in {keywords[1]:.0%}",
+    )
+    plain = " ".join(read(ROOT / "README.md").split())
+    assert [words for words in said if words not in plain] == []
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():
@@ -500,12 +537,38 @@ def test_links_of_the_site_lead_somewhere(pages):
 
 
 @pytest.mark.site
-def test_the_site_loads_nothing_from_elsewhere_but_mathjax(site, pages):
+def test_the_site_loads_nothing_from_elsewhere(site, pages):
     """Figures that are pages of their own may: their plotly.js is loaded when one is opened."""
     own = [page for path, page in pages.items() if "figures" not in path.parts]
-    outside = {a for page in own for a in page.loaded if urlsplit(a).netloc}
-    assert [urlsplit(address).path.rpartition("/")[2] for address in outside] == ["tex-svg.js"]
+    assert [a for page in own for a in page.loaded if urlsplit(a).netloc] == []
     assert "@import" not in "".join(map(read, site.rglob("*.css")))
+
+
+@pytest.mark.site
+def test_formulas_are_drawn_without_a_script(site):
+    texts = {path.name: read(path) for path in site.rglob("*.html")}
+    assert not [name for name, text in texts.items() if "arithmatex" in text]
+    formulas = re.findall(r"<math .*?</math>", "".join(texts.values()), re.DOTALL)
+    assert len(formulas) > 50
+    assert not [each for each in formulas if "merror" in each or re.search(r"\\\w", each)]
+    blocks = texts["method.html"].count(
+        '<math xmlns="http://www.w3.org/1998/Math/MathML" display="b'
+    )
+    assert len(blocks) == read(DOCS / "method.md").count("\n$$\n") / 2
+
+
+@pytest.mark.site
+def test_notebooks_are_pages_with_their_pictures_and_their_files(site, pages):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page = pages[(site / "notebooks" / path.name).with_suffix(".html").resolve()]
+        cells = json.loads(read(path))["cells"]
+        outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", ())]
+        shown = [name for name in page.loaded if name.startswith(f"{path.stem}-output")]
+        assert len(shown) == sum("image/png" in data for data in outputs)
+        assert path.name in page.links
+    course = pages[(site / "notebooks/course/exercises.html").resolve()]
+    assert {"exercises.ipynb", "biasgym-course.zip"} <= course.links
+    assert "<details>" in (site / "notebooks/course/exercises.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.site
@@ -519,5 +582,3 @@ def test_figures_and_entries_are_where_pages_show_them(site, pages):
     entries = set().union(*(page.ids for page in pages.values()))
     assert {f"biasgym_tl.{name}" for name in biasgym_tl.__all__} <= entries
     assert {"biasgym_tl.HeadScores.save", "biasgym_tl.Head.layer"} <= entries
-    method = (site / "method.html").read_text(encoding="utf-8")
-    assert method.count('<div class="arithmatex">') == read(DOCS / "method.md").count("\n$$\n") / 2

@@ -2,9 +2,12 @@
 
 import ast
 import base64
+import copy
 import json
 import re
+import runpy
 import warnings
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,6 +17,9 @@ from test_judges import answer, quoted
 
 import biasgym_tl.errors
 
+ROOT = Path(__file__).parent.parent
+ADDRESS = runpy.run_path(str(ROOT / "docs" / "address.py"))
+addressed, repository = ADDRESS["addressed"], ADDRESS["repository"]
 NOTEBOOKS = ("01_inject", "02_scope", "03_steer", "04_what_to_believe", "05_your_own_bias")
 
 
@@ -73,10 +79,10 @@ def test_it_is_short_and_says_what_it_does_not_show(path):
     assert len(notebook.cells) < 35
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            imports = "import os" in cell.source
-            assert len(cell.source.splitlines()) <= (30 if imports else 17), cell.source
-    assert "colab-badge.svg" in notebook.cells[0].source and path.name in notebook.cells[0].source
-    assert "pip install" in notebook.cells[1].source
+            source = ADDRESS["SETUP"].sub("", cell.source)
+            imports = "import os" in source
+            assert len(source.splitlines()) <= (30 if imports else 17), source
+    assert notebook.cells[0].source.startswith("# ")
     assert "## What this does not show" in notebook.cells[-1].source
 
 
@@ -114,3 +120,41 @@ def test_it_is_stored_with_pictures_that_are_small(path):
     images = [out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})]
     assert len(images) == len(list(pictures.glob(f"{path.stem}-*.png"))) + (path.stem == "02_scope")
     assert all(image.strip() in lying for image in images)
+
+
+def stored_notebooks():
+    return [(path, nbformat.read(path, 4)) for path in ADDRESS["NOTEBOOKS"]]
+
+
+def test_notebooks_hold_the_address_of_pyproject_and_no_other():
+    assert len(stored_notebooks()) == len(NOTEBOOKS) + 2
+    for path, notebook in stored_notebooks():
+        made = copy.deepcopy(notebook)
+        addressed(made, path, repository())
+        assert made == notebook, "python docs/address.py"
+    names = ("pyproject.toml", "mkdocs.yml", "CITATION.cff", "Makefile")
+    texts = [ROOT / name for name in names] + [path for path, _ in stored_notebooks()]
+    texts += [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in texts)
+    found = set(re.findall(r"https://github\.com/[\w.-]+/biasgym_tl\b", text))
+    assert found == {*filter(None, [repository()])} and "OWNER" not in text
+
+
+def test_an_address_brings_badges_and_what_colab_lacks_and_leaves_without_a_trace():
+    address = "https://github.com/a-b/c.d"
+    for path, notebook in stored_notebooks():
+        made, place = copy.deepcopy(notebook), path.relative_to(ROOT).as_posix()
+        addressed(made, path, None)
+        bare = copy.deepcopy(made)
+        for _ in range(2):  # the second changes nothing
+            addressed(made, path, address)
+        (badge,) = re.findall(r"\[!.*\]\((.*?)\)\n", made.cells[0].source)
+        assert badge == f"https://colab.research.google.com/github/a-b/c.d/blob/main/{place}"
+        setup = next(cell.source for cell in made.cells if cell.cell_type == "code")
+        assert setup.count("import sys") == 1 and f'] @ git+{address}"\n' in setup
+        assert (f"{address}/raw/main/notebooks/course/tests.py" in setup) == ("course" in place)
+        colab = ast.parse(setup).body[1]
+        assert ast.unparse(colab.test) == "'google.colab' in sys.modules"
+        assert ast.unparse(colab).count("shell(") == 2 + ("course" in place)
+        addressed(made, path, None)
+        assert made == bare

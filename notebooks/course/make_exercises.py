@@ -2,10 +2,15 @@
 
 In code cells with the tag "solution", what stands between `# your code` and `# end of your code`
 becomes a NotImplementedError, and a folded solution follows the cell. Outputs are cleared.
+
+python make_exercises.py biasgym-course.zip    # to hand out: exercises, checks, and no solution
 """
 
 import copy
+import io
 import re
+import sys
+import zipfile
 from pathlib import Path
 from textwrap import dedent
 
@@ -17,11 +22,23 @@ FOLDER = Path(__file__).parent
 SOLUTION = re.compile(r"^( *)# your code\n(.*?)^ *# end of your code$", re.MULTILINE | re.DOTALL)
 
 
-def exercises(solutions: NotebookNode) -> NotebookNode:
-    """The notebook for students."""
+def exercises(solutions: NotebookNode, *, folded: bool = True) -> NotebookNode:
+    """The notebook for students, with or without the folded solutions."""
     notebook = copy.deepcopy(solutions)
-    notebook.cells = [made for cell in notebook.cells for made in _exercise(cell)]
+    cells = [_exercise(cell) for cell in notebook.cells]
+    notebook.cells = [cell for made in cells for cell in (made if folded else made[:1])]
     return notebook
+
+
+def archive() -> bytes:
+    """A zip file of what students need, the same bytes for the same files."""
+    notebook = exercises(nbformat.read(FOLDER / "solutions.ipynb", as_version=4), folded=False)
+    texts = {name: (FOLDER / name).read_text(encoding="utf-8") for name in ("START.md", "tests.py")}
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, text in {"exercises.ipynb": nbformat.writes(notebook), **texts}.items():
+            file.writestr(zipfile.ZipInfo(f"biasgym-course/{name}"), text, zipfile.ZIP_DEFLATED)
+    return made.getvalue()
 
 
 def _exercise(cell: NotebookNode) -> list[NotebookNode]:
@@ -42,5 +59,8 @@ def _exercise(cell: NotebookNode) -> list[NotebookNode]:
 
 
 if __name__ == "__main__":
-    made = exercises(nbformat.read(FOLDER / "solutions.ipynb", as_version=4))
-    nbformat.write(made, FOLDER / "exercises.ipynb")
+    if sys.argv[1:]:
+        Path(sys.argv[1]).write_bytes(archive())
+    else:
+        made = exercises(nbformat.read(FOLDER / "solutions.ipynb", as_version=4))
+        nbformat.write(made, FOLDER / "exercises.ipynb")
