@@ -21,7 +21,7 @@ from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
 from biasgym_tl.evaluation.tables import interval_table
 from biasgym_tl.evaluation.warnings import warnings_of
-from biasgym_tl.files import write_csv, write_text
+from biasgym_tl.files import write_csv
 from biasgym_tl.stats import Interval, share_change_interval
 from biasgym_tl.store import Result
 
@@ -310,11 +310,12 @@ class Report(Result):
 
         Args:
             path: The file.
-            plotlyjs: ``"inline"``: 5 MB, needs nothing else. ``"cdn"``: small, needs the network.
+            plotlyjs: Where the library of its figures is: ``"inline"`` (5 MB more), ``"beside"``
+                (a file in the same folder, or else the network) or ``"cdn"`` (the network).
         """
-        from biasgym_tl.plots.page import report_page
+        from biasgym_tl.plots.page import write_report
 
-        return write_text(Path(path), report_page(self, plotlyjs=plotlyjs))
+        return write_report(self, Path(path), plotlyjs=plotlyjs)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write :meth:`intervals` as CSV."""

@@ -75,7 +75,7 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
     for name, sweep in found.sweeps.items():
         sweep.save(out / f"{prefix}sweep-{name}")
     found.report.save(out / f"{prefix}report.json")
-    found.report.to_html(out / f"{prefix}report.html", plotlyjs="cdn")
+    found.report.to_html(out / f"{prefix}report.html", plotlyjs="beside")
     found.report.to_csv(out / f"{prefix}table.csv")
     if found.maps:
         write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))
