@@ -25,6 +25,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
 from biasgym_tl.files import read_text, write_atomically, write_text
+from biasgym_tl.notebook import Carded
 
 Built = TypeVar("Built")
 Saved = TypeVar("Saved", bound="Result")
@@ -265,7 +266,7 @@ def kind_of(path: Path) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Result(Carded):
     """Base of the frozen dataclasses that are kept, each as one file that :meth:`load` reads.
 
     With tensors among its fields it is a ``.safetensors`` file, the rest in its header; without, a

@@ -14,7 +14,8 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
 
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
-    "errors", "slot", "spelling", "heads", "files", "store", "stats", "chance", "toml", "lens",
+    "errors", "notebook",
+    "slot", "spelling", "heads", "files", "store", "stats", "chance", "toml", "lens",
     "families", "packaged", "checkpoint", "prompts", "passages", "model", "contexts", "added_row",
     "hooks", "batches", "text", "instructions", "similarity", "endpoint", "replies", "api",
     "biases", "corpus_diversity", "benchmarks", "judges", "elicitation", "injection", "scoping",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,9 +92,9 @@ def scope(
     from biasgym_tl.scoping.compare import compare
     from biasgym_tl.scoping.scope import BiasScope
 
+    options: dict[str, Any] = {"contrast": contrast, "neutral": neutral, "seed": seed}
     scopes = [
-        BiasScope(method=name, contrast=contrast, neutral=neutral, seed=seed)
-        for name in dict.fromkeys(method or ["direct"])
+        BiasScope(**options | {"method": name}) for name in dict.fromkeys(method or ["direct"])
     ]
     loaded_bias = load_bias(bias)
     row = load_token(loaded_bias.name, seed=seed) if token is None else BiasToken.load(token)
@@ -102,7 +102,7 @@ def scope(
     check_folder(out)
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
-    found = {}
+    found: dict[str, HeadScores] = {}
     for one in scopes:
         scores = one.attribute(loaded, loaded_bias, row, contrasts=contrasts, progress=True)
         found[one.method] = scores

@@ -11,9 +11,9 @@ from plotly.subplots import make_subplots
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.plots.figure import (
+    BARS,
     BLUE,
     GREY,
-    PATTERNS,
     RED,
     Series,
     error_bars,
@@ -207,10 +207,7 @@ def plot_overlap(overlap: SeedOverlap) -> go.Figure:
             x=levels,
             y=heads,
             name=label(name),
-            marker={
-                "color": Series.of(i).colour,
-                "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fgcolor": "white"},
-            },
+            marker={"color": BARS[i % len(BARS)], "line": {"color": "#222222", "width": 1}},
             hovertemplate="%{y} heads in at least %{x}<extra>" + shown(name) + "</extra>",
         )
     figure.add_scatter(

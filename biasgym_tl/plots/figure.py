@@ -26,8 +26,14 @@ COLOURS = (RED, BLUE, "#d98c00", "#000000", "#88ccee", "#882255", "#66c2a5")
 """Of series, in this order: apart for the red- and green-blind too."""
 SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-PATTERNS = ("", "/", "x", ".", "-", "+", "|")
-"""Of bars, so that they are told apart in grey."""
+BARS = (RED, "#88ccee", "#000000", "#d98c00", "#ffffff")
+"""Of bars, which have no symbols: apart in grey too."""
+_AXIS = {
+    "gridcolor": "#e5e5e5",
+    "zerolinecolor": "#bbbbbb",
+    "automargin": True,
+    "title": {"standoff": 12},
+}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 15, "color": "#222222"},
@@ -46,8 +52,8 @@ TEMPLATE = go.layout.Template(
         "colorscale": {"diverging": "RdBu_r"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
-        "yaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
         "hoverlabel": {"font": {"family": FONT, "size": 13}},
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from biasgym_tl.plots.figure import label, shown, styled
 from biasgym_tl.scoping.agreement import SeedOverlap, Significance
 from biasgym_tl.scoping.scores import HeadScores
 
-FirstLayer = Literal["bottom", "top"]
+FIRST_LAYER = ("bottom", "top")
 """Where layer 0 is; TransformerLens's notebooks have it on top."""
 SIGNIFICANT = 0.05
 PER_ROW = 3
@@ -33,7 +33,7 @@ def plot_heads(
     seeds: SeedOverlap | None = None,
     damage: Float[Tensor, "n_layers n_heads"] | None = None,
     mlps: bool = False,
-    first_layer: FirstLayer = "bottom",
+    first_layer: str = "bottom",
 ) -> go.Figure:
     """Heatmap of mean delta-logit: x = head, y = layer, red pushes toward the stereotype.
 
@@ -72,7 +72,7 @@ def plot_heads(
 
 
 def plot_methods(
-    scores: Mapping[str, HeadScores], *, mark_top: int = 10, first_layer: FirstLayer = "bottom"
+    scores: Mapping[str, HeadScores], *, mark_top: int = 10, first_layer: str = "bottom"
 ) -> go.Figure:
     """Heatmaps side by side, each with its own range of colours: effects differ in size.
 
@@ -101,6 +101,7 @@ def plot_methods(
     for place, found in zip(places, scores.values(), strict=False):
         limit = _limit(found)
         bar = {
+            "title": {"text": ""},
             **{"len": 1 / rows, "y": 1, "yanchor": "top"},
             "tickvals": [-limit, 0, limit],
             "ticktext": ["away from<br>stereotype", "delta-logit 0", "toward<br>stereotype"],
@@ -128,7 +129,7 @@ def plot_methods(
 
 
 def plot_slider(
-    scores: Mapping[str, HeadScores], *, what: str = "seed", first_layer: FirstLayer = "bottom"
+    scores: Mapping[str, HeadScores], *, what: str = "seed", first_layer: str = "bottom"
 ) -> go.Figure:
     """One heatmap and a slider over seeds or epochs; the range of colours stays the same.
 
@@ -251,7 +252,7 @@ _LAYER = "layer (0 reads the input)"
 
 def _axes(figure: go.Figure, scores: HeadScores, room: int, first_layer: str) -> None:
     """``room`` is the width in pixels that the names of heads have."""
-    check_one_of("first_layer", first_layer, get_args(FirstLayer))
+    check_one_of("first_layer", first_layer, FIRST_LAYER)
     n_layers, n_heads = scores.values.shape
     each = next(n for n in (1, 2, 4, 8, 16, n_heads) if 28 * n_heads <= n * room)
     names = [f"H{head}" for head in range(0, n_heads, each)]

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
@@ -16,7 +15,7 @@ from biasgym_tl.errors import check_one_of
 from biasgym_tl.files import write_text
 from biasgym_tl.plots.figure import shown
 
-PlotlyJs = Literal["inline", "beside", "cdn"]
+PLOTLYJS = ("inline", "beside", "cdn")
 """``"inline"``: 5 MB in the page, which needs nothing else. ``"beside"``: :data:`LIBRARY` in the
 page's folder, once for all pages there; a page without it loads the library from the network.
 ``"cdn"``: always from the network."""
@@ -33,9 +32,9 @@ def figures_html(figures: Sequence[go.Figure], plotlyjs: str = "inline") -> list
     """Each figure as a part of one page; the first brings the library.
 
     Raises:
-        SettingError: ``plotlyjs`` is none of :data:`PlotlyJs`.
+        SettingError: ``plotlyjs`` is none of :data:`PLOTLYJS`.
     """
-    check_one_of("plotlyjs", plotlyjs, get_args(PlotlyJs))
+    check_one_of("plotlyjs", plotlyjs, PLOTLYJS)
     parts = [
         figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{i}")
         for i, figure in enumerate(figures)
@@ -45,19 +44,15 @@ def figures_html(figures: Sequence[go.Figure], plotlyjs: str = "inline") -> list
 
 def _library(plotlyjs: str) -> str:
     """What loads plotly.js, or says in its place that it is missing."""
-    sources = {"inline": [_inline], "beside": [_beside, _cdn], "cdn": [_cdn]}[plotlyjs]
-    first, *others = (source() for source in sources)
+    if plotlyjs == "inline":
+        first, others = f"<script>{get_plotlyjs()}</script>", []
+    elif plotlyjs == "beside":
+        first, others = f'<script src="{LIBRARY}"></script>', [_cdn()]
+    else:
+        first, others = _cdn(), []
     tries = (_UNLESS.format(each.replace("</", r"<\/")) for each in (*others, _MISSING))
     noscript = "<noscript><p>The figures need JavaScript.</p></noscript>"
     return "\n".join((first, *tries, noscript))
-
-
-def _inline() -> str:
-    return f"<script>{get_plotlyjs()}</script>"
-
-
-def _beside() -> str:
-    return f'<script src="{LIBRARY}"></script>'
 
 
 @cache
