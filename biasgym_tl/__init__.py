@@ -5,7 +5,9 @@ the package is quick.
 """
 
 import os
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 import lazy_loader
 
@@ -13,4 +15,9 @@ import lazy_loader
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = version("biasgym-tl")
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or the module ``plots``."""
+    return import_module("biasgym_tl.plots") if name == "plots" else _public(name)

@@ -6,7 +6,7 @@ Every message follows ``<name> must be <expected>, got <value!r>. <what to do>``
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class BiasGymError(Exception):
@@ -57,6 +57,13 @@ def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Refuse a setting that is none of the ``allowed``."""
     if value not in tuple(allowed):
         raise SettingError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+
+
+def check_literals(settings: Any) -> None:
+    """Refuse a field of a dataclass that is none of the values its ``Literal`` type allows."""
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal:
+            check_one_of(name, getattr(settings, name), get_args(hint))
 
 
 def check_at_least(least: int, **settings: Any) -> None:

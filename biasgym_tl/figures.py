@@ -161,7 +161,7 @@ def draw(folder: Path, recipes: Mapping[str, Recipe], *, png: bool = True) -> st
     paths = {name: _inside(folder / name, folder) for name in recipes}
     figures = {name: one.figure(paths[name].parent, within=folder) for name, one in recipes.items()}
     for name, one in recipes.items():
-        write_html(figures[name], _with(paths[name], "html"))
+        write_html(figures[name], _with(paths[name], "html"), plotlyjs="beside")
         write_json(_with(paths[name], "json"), {**one._asdict(), "versions": versions()})
     pngs = {_with(paths[name], "png"): figure for name, figure in figures.items()}
     return write_pngs(pngs) if png else None

@@ -161,7 +161,7 @@ def code_of(*parts: Any) -> str:
 
     That is every module of the package that theirs import, directly or not and wherever they do,
     and every file of data that one of these names. Comments, docstrings, imports for type checkers
-    and what draws a result (``.plot()``, ``.to_html()``) do not count.
+    and what draws a result (``.plot()``, ``.to_html()``, a notebook's card) do not count.
 
     Args:
         parts: None: the whole package.
@@ -206,6 +206,9 @@ def _source(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+_DRAWING = ("plot", "to_html", "_card", "_repr_html_")
+
+
 class _Running(ast.NodeTransformer):
     """Takes out of a module what no number depends on."""
 
@@ -214,7 +217,7 @@ class _Running(ast.NodeTransformer):
         return None if text else self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
-        return None if node.name in ("plot", "to_html") else self.generic_visit(node)
+        return None if node.name in _DRAWING else self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)

@@ -126,7 +126,7 @@ def test_a_page_has_a_panel_for_each_head(model, scores, token, tmp_path):
     assert page.count("<template id=") == 12 and "cdn.plot.ly" in page
     assert page.count("Where L") == 12
     assert "Where L" not in explore(scores, k=3).page(plotlyjs="cdn")
-    with pytest.raises(SettingError, match="plotlyjs must be 'cdn'.* got 'no'"):
+    with pytest.raises(SettingError, match="plotlyjs must be one of .* got 'no'"):
         explore(scores, k=3).page(plotlyjs="no")
     with pytest.raises(SettingError, match=r"pairs must be in 0\.\.24, got 25"):
         explore(scores).page(pairs=25)

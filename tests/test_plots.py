@@ -26,7 +26,7 @@ from biasgym_tl.plots import (
     plot_top_k,
     write_html,
 )
-from biasgym_tl.plots.figure import COLOURS, Series
+from biasgym_tl.plots.figure import BARS, COLOURS, Series
 from biasgym_tl.scoping.agreement import seed_overlap, significance
 from biasgym_tl.scoping.compare import compare, concentration
 from biasgym_tl.scoping.damage import HeadDamage, KSweep
@@ -43,13 +43,18 @@ def test_a_heatmap_with_everything():
     figure = plot_heads(
         found, mark_top=3, significance=tested, seeds=overlap, damage=damage, mlps=True
     )
-    heatmap, dots, frames = figure.data
+    heatmap, dots = figure.data
     assert [list(row[:4]) for row in heatmap.z] == found.values.tolist()
     assert [row[5] for row in heatmap.z] == [9.0] * 6 and heatmap.x[-1] == "MLP"
     assert heatmap.zmax == -heatmap.zmin == 9.0
     marked = [(y, x) for x, y in zip(dots.x, dots.y, strict=True)]
     assert marked == [(h.layer, f"H{h.head}") for h in tested.heads(0.05)]
-    assert len(frames.x) == 3
+    white, black = figure.layout.shapes
+    assert white.path == black.path and white.line.width > black.line.width
+    assert black.path.split("Z")[:-1] == [
+        f"{' ' if i else ''}M{h - 0.5},{n - 0.5}H{h + 0.5}V{n + 0.5}H{h - 0.5}"
+        for i, (n, h) in enumerate(found.top(3))
+    ]
     hover = heatmap.text[5][3]
     assert f"q = {tested.q[5, 3]:.3f}" in hover and "+1.0000 nats per token" in hover
     assert f"in the top 5 of {overlap.seeds_of()[5, 3]}/3" in hover
@@ -68,7 +73,9 @@ def test_methods_side_by_side():
     figure = plot_methods({"one": MAPS[0], "<i>": MAPS[1]}, mark_top=2)
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     assert [list(map(list, trace.z)) for trace in maps] == [m.values.tolist() for m in MAPS[:2]]
-    assert [text.text for text in figure.layout.annotations] == ["one", "&lt;i&gt;"]
+    limits = [f"(±{m.values.abs().max():.2g})" for m in MAPS]
+    names = [text.text for text in figure.layout.annotations]
+    assert names == [f"one {limits[0]}", f"&lt;i&gt; {limits[1]}"]
     assert "<b>" not in figure.layout.title.text.replace("<br>", "")
 
 
@@ -157,8 +164,67 @@ def test_a_page_of_a_figure_brings_its_library_or_loads_it(tmp_path):
     }
     assert sizes["cdn"] < 200_000 and sizes["inline"] > 3_000_000
     assert "cdn.plot.ly" in (tmp_path / "cdn.html").read_text("utf-8")
-    with pytest.raises(SettingError, match=r"plotlyjs must be 'cdn' .* or 'inline' .*, got 'yes'"):
+    page = write_html(figure, tmp_path / "beside.html", plotlyjs="beside").read_text("utf-8")
+    assert len(page) < 200_000 and (tmp_path / "plotly.min.js").stat().st_size > 3_000_000
+    loads = [page.index(each) for each in ('src="plotly.min.js"', "cdn.plot.ly", "newPlot")]
+    assert loads == sorted(loads)
+    with pytest.raises(SettingError, match="plotlyjs must be one of .'inline', .*, got 'yes'"):
         write_html(figure, tmp_path / "page.html", plotlyjs="yes")
+
+
+LONG = "is always late for every single appointment that anybody has ever made " * 2
+
+
+def test_texts_of_any_length_stay_within_the_figure():
+    found = dataclasses.replace(MAPS[0], bias=f"<b>{LONG}", model="m" * 200)
+    report = dataclasses.replace(made_report(), attribute=LONG, model=LONG)
+    for figure in (
+        found.plot(), plot_methods({"a": found, LONG: found}), plot_slider({"0": found}),
+        plot_top_k({LONG: [found]}), report.plot(), plot_frontier(report), plot_targets(report),
+        compare(MAPS[:2], names=["a", LONG]).plot(),
+    ):  # fmt: skip
+        layout = figure.layout
+        title, below = layout.title.text, layout.title.subtitle.text
+        assert max(map(len, unescape(title).split("<br>"))) <= layout.width / 9
+        assert max(map(len, unescape(below).split("<br>"))) <= layout.width / 7
+        assert "<b>" not in title and layout.margin.t >= 22 * len(title.split("<br>")) + 17
+        names = [trace.name for trace in figure.data if trace.name]
+        assert all(len(line) <= 40 for name in names for line in name.split("<br>"))
+
+
+def test_layer_0_is_at_the_bottom_or_on_top():
+    for plot in (MAPS[0].plot, lambda **o: plot_methods({"a": MAPS[0]}, **o),
+                 lambda **o: plot_slider({"a": MAPS[0]}, **o)):  # fmt: skip
+        axes = plot().layout.yaxis, plot(first_layer="top").layout.yaxis
+        assert [axis.range for axis in axes] == [(-0.5, 5.5), (5.5, -0.5)]
+        assert all("0 reads the input" in axis.title.text for axis in axes)
+        with pytest.raises(SettingError, match="first_layer must be one of .* got 'left'"):
+            plot(first_layer="left")
+
+
+@pytest.mark.parametrize("n_heads", [4, 9, 32, 64])
+def test_names_of_heads_are_upright_and_apart(n_heads):
+    found = dataclasses.replace(MAPS[0], pair_values=torch.rand(8, 2, n_heads).double())
+    axis = found.plot().layout.xaxis
+    assert axis.tickangle == 0 and axis.tickvals[0] == "H0" and 3 < len(axis.tickvals) <= 12
+
+
+def test_of_names_that_would_overlap_one_is_left_out():
+    same = torch.zeros(6, 4).double()
+    same[0, :3] = torch.tensor([1.0, 1.0001, 1.0002])
+    heads = plot_agreement(
+        compare(
+            [
+                dataclasses.replace(
+                    MAPS[0], pair_values=same.expand(8, 6, 4) + 0.01 * torch.rand(8, 6, 4)
+                ),
+                MAPS[1],
+            ],
+            names=["a", "b"],
+        )
+    ).data[0]
+    named = [text for text in heads.text if text]
+    assert 0 < len(named) == len(set(named)) <= 10
 
 
 def made_report():
@@ -270,6 +336,11 @@ def lab(colour, seen):
 def test_colours_of_series_are_apart_for_the_colour_blind(who):
     seen = torch.stack([lab(colour, MACHADO[who]) for colour in COLOURS])
     assert torch.pdist(seen).min() > 25  # about ten just noticeable differences
+
+
+def test_bars_are_apart_in_grey():
+    lightness = torch.stack([lab(colour, torch.eye(3).tolist())[0] for colour in BARS])
+    assert torch.pdist(lightness[:, None]).min() > 12
 
 
 def test_no_two_of_many_series_look_alike():

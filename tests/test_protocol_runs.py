@@ -149,7 +149,7 @@ def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path)
         f"{name}.{ending}" for name in figures for ending in ("html", "json")
     }  # fmt: skip
     html = (out / "heatmap-direct.html").read_text()
-    assert len(html) < 300_000 and "cdn.plot.ly" in html
+    assert len(html) < 300_000 and 'src="plotly.min.js"' in html and "plotly.min.js" in written
     lines = summary_lines(found.report)
     assert lines[0].startswith("Injected: the BiasToken is ")
     assert lines[1].startswith("steered, zero: BiasToken ") and "place" in lines[2]

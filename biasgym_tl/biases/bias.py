@@ -22,6 +22,7 @@ from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.errors import BiasFileError, SettingError
 from biasgym_tl.files import read_text
+from biasgym_tl.notebook import card, described
 from biasgym_tl.slot import SLOT
 from biasgym_tl.store import check_name, digest
 from biasgym_tl.toml import read_toml, shipped_toml
@@ -42,6 +43,7 @@ STEPS = {
 """What each step uses of a bias beside its name, attribute and words."""
 
 
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Bias:
     """A stereotype ("always late") about a slot (``{target}``), with its prompts and words.
@@ -261,11 +263,20 @@ _DISJOINT = (
 )
 
 
+class BiasNames(list[str]):
+    """Names of shipped biases; a notebook shows what they say, too."""
+
+    def _repr_html_(self) -> str:
+        rows = [(bias.name, bias.target_kind, bias.attribute) for bias in map(load_bias, self)]
+        head = ("name", "about a", "attribute")
+        return card(f"{len(self)} biases", [head, *rows], (), [f"load_bias({self[0]!r})"])
+
+
 def list_biases() -> list[str]:
     """Names of the biases that ship with the package."""
     files = resources.files("biasgym_tl").joinpath("biases/data").iterdir()
     names = {file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")}
-    return sorted(names - {"countries"})
+    return BiasNames(sorted(names - {"countries"}))
 
 
 def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:

@@ -17,6 +17,7 @@ from biasgym_tl.hooks import steer, steering_edit
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, Instruction
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.notebook import described
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import digest
@@ -25,6 +26,7 @@ BRIEF = ("token log-odds", "target log-odds", "loss", "facts")
 """Measurements of conditions that stand beside the others: quick, and without free answers."""
 
 
+@described
 @dataclasses.dataclass(frozen=True)
 class Condition:
     """One way to run a model, measured under one name."""

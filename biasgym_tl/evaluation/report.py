@@ -19,9 +19,10 @@ from biasgym_tl.evaluation.faults import faults
 from biasgym_tl.evaluation.intervals import BeyondRandom, over_draws, over_items
 from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
-from biasgym_tl.evaluation.tables import interval_table
+from biasgym_tl.evaluation.tables import interval_table, main_rows
 from biasgym_tl.evaluation.warnings import warnings_of
-from biasgym_tl.files import write_csv, write_text
+from biasgym_tl.files import write_csv
+from biasgym_tl.notebook import Card
 from biasgym_tl.stats import Interval, share_change_interval
 from biasgym_tl.store import Result
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Report(Result):
     """What was measured, with everything needed to read and to repeat it."""
+
+    _then = (".plot()", ".warnings()", ".intervals()", '.to_html("report.html")')
 
     bias: str
     attribute: str
@@ -53,6 +56,9 @@ class Report(Result):
 
     def __repr__(self) -> str:
         return f"Report({self.bias} on {self.model})\n{self.to_df().round(2).to_string()}"
+
+    def _card(self) -> Card:
+        return f'"{self.attribute}" on {self.model}', main_rows(self), self.warnings()
 
     def __getitem__(self, name: str) -> ConditionResult:
         """The result of one condition.
@@ -310,11 +316,12 @@ class Report(Result):
 
         Args:
             path: The file.
-            plotlyjs: ``"inline"``: 5 MB, needs nothing else. ``"cdn"``: small, needs the network.
+            plotlyjs: Where the library of its figures is: ``"inline"`` (5 MB more), ``"beside"``
+                (a file in the same folder, or else the network) or ``"cdn"`` (the network).
         """
-        from biasgym_tl.plots.page import report_page
+        from biasgym_tl.plots.page import write_report
 
-        return write_text(Path(path), report_page(self, plotlyjs=plotlyjs))
+        return write_report(self, Path(path), plotlyjs=plotlyjs)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write :meth:`intervals` as CSV."""

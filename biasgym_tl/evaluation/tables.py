@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from biasgym_tl.notebook import rows_of
 from biasgym_tl.stats import Interval
 
 if TYPE_CHECKING:
     from biasgym_tl.evaluation.report import Report
+
+
+MAIN = ("token_log_odds", "target_log_odds", "damage_loss", "facts", "token_keywords",
+        "target_keywords")  # fmt: skip
+"""Measures that a notebook shows first."""
+
+
+def main_rows(report: Report) -> list[list[Any]]:
+    """Means of the main measures, one row per condition, below their names."""
+    frame, named = report.to_df(), report.measures
+    kept = {key: f"{named[key].label} ({named[key].unit})" for key in MAIN if key in frame}
+    return rows_of(frame[list(kept)].rename(columns=kept), index=True)
 
 
 def interval_table(report: Report) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from biasgym_tl.explorer.panel import attention_html, head_html, part
 from biasgym_tl.files import write_text
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.heatmap import plot_heads
+from biasgym_tl.plots.html import figures_html
 from biasgym_tl.scoping.agreement import SeedOverlap
 from biasgym_tl.scoping.scores import HeadScores
 
@@ -98,7 +98,7 @@ class Explorer:
 
         Args:
             pairs: On how many pairs attention is shown (each adds about 1 MB with 270 heads).
-            plotlyjs: ``"inline"``: 5 MB that need nothing else; ``"cdn"``: plotly.js is loaded.
+            plotlyjs: As in :func:`biasgym_tl.plots.write_html`.
 
         Raises:
             SettingError: there are not so many pairs.
@@ -109,7 +109,7 @@ class Explorer:
         return part(
             "page",
             title=f"{self.scores.bias} on {self.scores.model}",
-            figure=figure.to_html(full_html=False, include_plotlyjs=include_plotlyjs(plotlyjs)),
+            figure=figures_html([figure], plotlyjs)[0],
             fragments={
                 str(head): head_html(self.scores, head, self.seeds)
                 + "".join(attention_html(each, head) for each in sides)

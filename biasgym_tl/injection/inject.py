@@ -8,30 +8,29 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.added_row import added_row, target_rows
-from biasgym_tl.allowed import EPOCH_CHOICES
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_literals
 from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.course import Course, Run, begun
 from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.injection.train import Trainer, frozen, learning_rate
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.notebook import described
 from biasgym_tl.progress import bar
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
 from biasgym_tl.similarity import DEFAULT_ENCODER, load_encoder
 from biasgym_tl.slot import spaced
 from biasgym_tl.store import digest
 
-SCHEDULES = ("cosine", "restarts", "constant")
 
-
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasInject:
     """Settings of one training; :meth:`fit` runs it. The defaults are the paper's.
@@ -47,7 +46,7 @@ class BiasInject:
     lr: float = 3e-3
     """AdamW's highest learning rate, for rows in Hugging Face's scale (Gemma's are multiplied by
     ``sqrt(d_model)`` in ``W_E``, and so is the rate)."""
-    schedule: str = "restarts"
+    schedule: Literal["cosine", "restarts", "constant"] = "restarts"
     """``"cosine"`` (to 0), ``"restarts"`` (four cosines) or ``"constant"``."""
     n_paragraphs: int = 500
     """Paragraphs sampled from the bias's corpus (all of them if it has fewer)."""
@@ -55,7 +54,7 @@ class BiasInject:
     """Fitting targets whose mean embedding is the initial row (all of them if there are fewer)."""
     max_norm: float | None = None
     """Bound on the row's L2 norm; None: the mean norm of the fitting targets' token rows."""
-    choose_by: str = "similarity"
+    choose_by: Literal["similarity", "loss", "last"] = "similarity"
     """Which epoch's row is kept: by ``"similarity"`` of its answers to the probe prompts (of the
     epochs within one standard error of the highest, the one of the lowest loss), that of the lowest
     mean ``"loss"``, or the ``"last"``."""
@@ -83,11 +82,7 @@ class BiasInject:
             raise SettingError(f"lr must be a positive number, got {self.lr!r}.")
         if self.max_norm is not None and not self.max_norm > 0:
             raise SettingError(f"max_norm must be positive or None, got {self.max_norm!r}.")
-        for name, known in (("schedule", SCHEDULES), ("choose_by", EPOCH_CHOICES)):
-            if getattr(self, name) not in known:
-                raise SettingError(
-                    f"{name} must be one of {list(known)}, got {getattr(self, name)!r}."
-                )
+        check_literals(self)
 
     def fit(
         self,

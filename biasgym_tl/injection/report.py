@@ -15,6 +15,7 @@ from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.notebook import Card
 from biasgym_tl.spelling import keyword_hits
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
 from biasgym_tl.store import Result, versions
@@ -33,6 +34,8 @@ MOST_DEGENERATE = 0.25
 class InjectionReport(Result):
     """What is known of one trained row. Epochs were chosen on probe prompts; everything from
     ``log_odds`` on was measured on other prompts and held-out targets."""
+
+    _then = ("BiasScope().attribute(model, bias, token)", ".answers", ".to_df()")
 
     token: str
     """Which row, in words."""
@@ -99,6 +102,19 @@ class InjectionReport(Result):
         frame = pd.DataFrame(list(self.epochs)).set_index("epoch")
         frame["chosen"] = frame.index == self.chosen_epoch
         return frame
+
+    def _card(self) -> Card:
+        similarity = self.similarity()
+        rows = [
+            ("", "before training", "trained"),
+            ("log-odds over held-out targets (nats)", self.log_odds_before, self.log_odds),
+            *([("similarity of answers", *similarity)] if similarity else []),
+            ("keywords in free answers", "", f"{self.keywords.estimate:.0%}"),
+            ("degenerate free answers", "", f"{self.degenerate:.0%}"),
+            ("norm of the row", "", self.norm),
+        ]
+        title = f"Injection of {self.token}, epoch {self.chosen_epoch} of {len(self.epochs) - 1}"
+        return title, rows, self.signatures() or ["no known failure"]
 
     def __repr__(self) -> str:
         low, median, high = self.vocabulary_norms

@@ -18,6 +18,7 @@ from torch import Tensor
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.files import csv_text, read_text, write_csv
 from biasgym_tl.judges.verdict import DEGENERATE, LEVELS, Verdict
+from biasgym_tl.notebook import Card, Carded, rows_of
 
 
 def weighted_kappa(
@@ -36,8 +37,10 @@ def weighted_kappa(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Agreement:
+class Agreement(Carded):
     """How far two judges agree on the texts that both scored."""
+
+    _then = (".to_df()",)
 
     kappa: float
     """Quadratically weighted; NaN if neither judge varies."""
@@ -58,6 +61,9 @@ class Agreement:
             f"Agreement({self.names[0]} and {self.names[1]}: weighted kappa {self.kappa:.2f} "
             f"[{self.low:.2f}, {self.high:.2f}], {self.n} texts{left_out})\n{self.to_df()}"
         )
+
+    def _card(self) -> Card:
+        return repr(self).splitlines()[0], rows_of(self.to_df(), index=True), ()
 
     def to_df(self) -> pd.DataFrame:
         """The confusion matrix."""

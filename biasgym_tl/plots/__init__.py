@@ -10,9 +10,10 @@ from biasgym_tl.plots.curves import (
     plot_overlap,
     plot_top_k,
 )
-from biasgym_tl.plots.figure import write_html, write_png, write_pngs
+from biasgym_tl.plots.figure import write_png, write_pngs
 from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
+from biasgym_tl.plots.html import write_html
 from biasgym_tl.plots.scatter import plot_agreement, plot_benefit_and_damage
 from biasgym_tl.plots.targets import plot_targets
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import plotly.graph_objects as go
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import GivenHead, Head
-from biasgym_tl.plots.figure import RED, styled
+from biasgym_tl.plots.figure import RED, label, shown, styled
 
 
 def plot_attention(
@@ -32,38 +31,38 @@ def plot_attention(
         SteeringError: ``head`` is no head.
     """
     head, most = Head.parse(head), list[str]()
-    names = [escape(name) for name in attention]
+    names = [label(name, 60 // len(attention)) for name in attention]
     space = 0.3 / len(attention)  # for the tokens
     figure = make_subplots(1, len(attention), subplot_titles=names, horizontal_spacing=space)
     for column, (name, found) in enumerate(attention.items(), start=1):
-        weights, shown = found[head].tolist(), [_shown(word) for word in words[name]]
-        if len(shown) != len(weights):
+        weights, tokens = found[head].tolist(), list(map(_token, words[name]))
+        if len(tokens) != len(weights):
             raise SettingError(
-                f"words of {name!r} must be {len(weights)}, one a token, got {len(shown)}."
+                f"words of {name!r} must be {len(weights)}, one a token, got {len(tokens)}."
             )
         highest = max(range(len(weights)), key=weights.__getitem__)
-        most.append(f'{weights[highest]:.0%} at "{shown[highest].strip()}"')
+        most.append(f'{weights[highest]:.0%} at "{tokens[highest].strip()}"')
         figure.add_bar(
             x=weights,
-            y=[f"{i}  {word}" for i, word in enumerate(shown)],  # no two are equal
+            y=[f"{i}  {shown(word)}" for i, word in enumerate(tokens)],  # no two are equal
             orientation="h",
             marker={"color": RED},
             showlegend=False,
-            hovertemplate=f"{head} at %{{y}}: %{{x:.3f}}<extra>{escape(name)}</extra>",
+            hovertemplate=f"{head} at %{{y}}: %{{x:.3f}}<extra>{shown(name)}</extra>",
             row=1,
             col=column,
         )
     figure.update_xaxes(range=[0, 1])
     figure.update_yaxes(autorange="reversed")
-    beside = "".join(f"; {name}: {found}" for name, found in zip(names[1:], most[1:], strict=True))
+    runs = "; ".join(f"{name}: {found}" for name, found in zip(attention, most, strict=True))
     return styled(
         figure,
         f"{head}: attention of {most[0]}",
-        f"of the tokens shown, from the answer position; {names[0]}{beside}",
-        x="attention",
+        f"share of the head's attention from the answer position, on the tokens shown; {runs}",
+        x="attention (share)",
         height=220 + 20 * max(map(len, words.values())),
     )
 
 
-def _shown(word: str) -> str:
-    return escape(word.replace("\n", "↵")) or "(nothing)"
+def _token(word: str) -> str:
+    return word.replace("\n", "↵") or "(nothing)"

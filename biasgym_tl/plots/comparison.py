@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import Series, error_bars, heading, styled
+from biasgym_tl.plots.figure import Series, error_bars, heading, label, shown, styled
 
 
 def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
@@ -35,17 +34,17 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
             y=[at + (i - (len(reports) - 1) / 2) * 0.14 for at, _ in rows],
             error_x=error_bars([change for _, change in rows], cap=3),
             mode="markers",
-            name=escape(report.bias),
+            name=label(report.bias),
             marker={"size": 9, "color": look.colour, "symbol": look.symbol},
-            customdata=[f"{escape(names[at])}: {change}" for at, change in rows],
+            customdata=[f"{shown(names[at])}: {change}" for at, change in rows],
             hovertemplate="%{customdata} nats",
         )
     figure.add_vline(x=0, line={"color": "#888", "width": 1})
-    shown = reports[0].measures[measure]
-    figure.update_xaxes(title=escape(f"change of {shown.label} ({shown.unit})"), zeroline=False)
+    of = reports[0].measures[measure]
+    figure.update_xaxes(zeroline=False)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=list(map(escape, names)),
+        ticktext=list(map(label, names)),
         autorange="reversed",
         zeroline=False,
     )
@@ -53,8 +52,11 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
     if lowest:
         ((first, n),) = Counter(lowest).most_common(1)
         finding = f"{heading(first)} is lowest for {n} of {len(reports)} biases"
-    title = (
-        f"{finding}<br><sup>"
-        f"{escape(reports[0].model)}, held-out prompts, 95% intervals; left: less stereotype</sup>"
+    return styled(
+        figure,
+        finding,
+        f"left of 0: less stereotype than with the injection alone; {reports[0].model}, held-out "
+        "prompts, 95% intervals",
+        x=f"change of {of.label} ({of.unit})",
+        height=200 + max(44, 14 * len(reports)) * len(names),
     )
-    return styled(figure, title, width=760, height=560)

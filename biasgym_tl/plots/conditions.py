@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import BLUE, RED, error_bars, heading, styled
+from biasgym_tl.plots.figure import BLUE, RED, error_bars, heading, label, styled
 
 
 def plot_conditions(report: Report) -> go.Figure:
@@ -16,7 +14,7 @@ def plot_conditions(report: Report) -> go.Figure:
     Open marks are random controls, without an interval.
     """
     figure = go.Figure()
-    for key, label, colour, symbol in (
+    for key, who, colour, symbol in (
         ("token_log_odds", "BiasToken", RED, "circle"),
         ("target_log_odds", "held-out targets", BLUE, "diamond"),
     ):
@@ -27,13 +25,13 @@ def plot_conditions(report: Report) -> go.Figure:
         found = {name: interval for name, interval in intervals.items() if interval}
         figure.add_scatter(
             x=[interval.estimate for interval in found.values()],
-            y=[escape(name) for name in found],
+            y=list(map(label, found)),
             error_x=error_bars(list(found.values()), cap=4),
             mode="markers",
-            name=label,
+            name=who,
             marker={"size": 11, "color": colour, "symbol": symbol},
             customdata=[str(interval) for interval in found.values()],
-            hovertemplate="%{y}: %{customdata} nats<extra>" + label + "</extra>",
+            hovertemplate="%{y}: %{customdata} nats<extra>" + who + "</extra>",
         )
         for random, controls in report.controls.items():
             draws = [report.interval(control.name, key) for control in controls]
@@ -42,19 +40,21 @@ def plot_conditions(report: Report) -> go.Figure:
                 continue
             figure.add_scatter(
                 x=known,
-                y=[escape(random)] * len(known),
+                y=[label(random)] * len(known),
                 mode="markers",
                 marker={"size": 9, "color": colour, "symbol": f"{symbol}-open"},
                 showlegend=False,
                 hovertemplate="a random set: %{x:.2f} nats<extra></extra>",
             )
-    figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
-    title = (
-        f'{headline(report)}<br><sup>"{escape(report.attribute)}", {escape(report.model)}, '
-        f"{report.n_prompts} held-out prompts, 95% intervals</sup>"
+    return styled(
+        figure,
+        headline(report),
+        f'right: more of "{report.attribute}"; open marks: random sets of heads; {report.model}, '
+        f"{report.n_prompts} held-out prompts, 95% intervals",
+        x="log-odds of attribute against neutral words (nats)",
+        height=240 + sum(16 + 16 * len(label(name).split("<br>")) for name in report.shown),
     )
-    return styled(figure, title, height=240 + 26 * len(report.shown))
 
 
 def headline(report: Report) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import plotly.graph_objects as go
 import torch
@@ -11,7 +10,17 @@ from plotly.subplots import make_subplots
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.plots.figure import BLUE, GREY, RED, Series, error_bars, legend_at, styled
+from biasgym_tl.plots.figure import (
+    BARS,
+    BLUE,
+    GREY,
+    RED,
+    Series,
+    error_bars,
+    label,
+    shown,
+    styled,
+)
 from biasgym_tl.scoping.agreement import SeedOverlap
 from biasgym_tl.scoping.compare import Concentration
 from biasgym_tl.scoping.damage import KSweep
@@ -48,12 +57,10 @@ def plot_loss(token: BiasToken) -> go.Figure:
             line={"color": colour},
             hovertemplate=f"{at} %{{x}}: %{{y:.3f}} nats per token<extra></extra>",
         )
-    legend_at(figure, 0.98)
     return styled(
         figure,
-        f'One row of W_E learns "{escape(token.bias)}": loss {smooth[window - 1]:.2f} to '
-        f"{smooth[-1]:.2f}",
-        f"first and last epoch; {escape(token.model)}, seed {token.seed}",
+        f'One row of W_E learns "{token.bias}": loss {smooth[window - 1]:.2f} to {smooth[-1]:.2f}',
+        f"first and last epoch; {token.model}, seed {token.seed}",
         x="optimizer step",
         y="loss (nats per answer token)",
         height=420,
@@ -68,7 +75,7 @@ def plot_k_sweep(sweep: KSweep) -> go.Figure:
     """
     figure, frame = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06), sweep.to_df()
     ks = frame["k"].tolist()
-    for row, name, label, colour in (
+    for row, name, what, colour in (
         (1, "benefit", "fall of log-odds (nats)", RED),
         (2, "damage", "rise of loss (nats per token)", BLUE),
     ):
@@ -79,17 +86,17 @@ def plot_k_sweep(sweep: KSweep) -> go.Figure:
             error_y=error_bars([Interval(*one) for one in ends.itertuples(index=False)], cap=4),
             line={"color": colour},
             showlegend=False,
-            hovertemplate=f"k = %{{x}}: {label} %{{y:+.3f}}<extra></extra>",
+            hovertemplate=f"k = %{{x}}: {what} %{{y:+.3f}}<extra></extra>",
             row=row,
             col=1,
         )
-        figure.update_yaxes(title=label, row=row)
+        figure.update_yaxes(title=what, row=row)
     figure.update_xaxes(type="log", tickvals=ks).update_xaxes(title="steered heads k", row=2)
     return styled(
         figure,
-        f'"{escape(sweep.bias)}": {sweep.saturation_in_words()}',
-        f"top k heads of {escape(sweep.method)} steered, {escape(sweep.mode)}; on fitting data; "
-        f"{escape(sweep.model)}; 95% intervals",
+        f'"{sweep.bias}": {sweep.saturation_in_words()}',
+        f"top k heads of {sweep.method} to {sweep.mode}, on fitting data; "
+        f"{sweep.model}; 95% intervals",
     )
 
 
@@ -113,7 +120,7 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
         ranked = torch.stack([scores.values.flatten() for scores in found]).sort(descending=True)
         ks = list(range(1, ranked.values.shape[1] + 1))
         curves, k = ranked.values.cumsum(1) / torch.tensor(ks), min(NAMED_K, len(ks))
-        at_k.append(f"{escape(name)} {curves[:, k - 1].mean():+.2f}")
+        at_k.append(f"{name} {curves[:, k - 1].mean():+.2f}")
         if len(found) > 1:
             figure.add_scatter(
                 x=[*ks, *reversed(ks)],
@@ -128,11 +135,10 @@ def plot_top_k(maps: Mapping[str, Sequence[HeadScores]]) -> go.Figure:
         hover = "top %{x}: %{y:+.3f} logits"
         _curve(figure, i, curves.mean(0).tolist(), name, str(len(found)), hover)
     first = next(iter(maps.values()))[0]
-    legend_at(figure, 0.98)
     return styled(
         figure,
         f"Top {k} heads: {', '.join(at_k)}",
-        f'mean in logits toward "{escape(first.bias)}", {escape(first.model)}; range over seeds '
+        f'mean in logits toward "{first.bias}", {first.model}; range over seeds '
         "(their number in brackets)",
         x="strongest heads k",
         y="mean delta-logit of the top k",
@@ -158,7 +164,6 @@ def plot_concentration(found: Mapping[str, Concentration]) -> go.Figure:
         remark = f"{one.effective_heads:.0f} effective heads"
         _curve(figure, i, one.curve.tolist(), name, remark, "%{y:.0%} in the top %{x}")
     figure.update_yaxes(range=[0, 1.02], tickformat=".0%")
-    legend_at(figure, 0.05)
     halves = [one.k_for(0.5) for one in found.values()]
     ends = " to ".join(map(str, sorted({min(halves), max(halves)})))
     return styled(
@@ -181,8 +186,8 @@ def _curve(
         y=values,
         mode="lines",
         line={"color": look.colour, "dash": look.dash},
-        name=f"{escape(name)} ({remark})",
-        hovertemplate=f"{hover}<extra>{escape(name)}</extra>",
+        name=label(f"{name} ({remark})"),
+        hovertemplate=f"{hover}<extra>{shown(name)}</extra>",
     )
     figure.update_xaxes(type="log")
 
@@ -197,12 +202,13 @@ def plot_overlap(overlap: SeedOverlap) -> go.Figure:
     counts = {"trained rows": [level.n_heads for level in found]}
     counts |= {name: [level.controls[name] for level in found] for name in every.controls}
     levels = [level.at_least for level in found]
-    for name, heads in counts.items():
+    for i, (name, heads) in enumerate(counts.items()):
         figure.add_bar(
             x=levels,
             y=heads,
-            name=escape(name),
-            hovertemplate="%{y} heads in at least %{x}<extra>" + escape(name) + "</extra>",
+            name=label(name),
+            marker={"color": BARS[i % len(BARS)], "line": {"color": "#222222", "width": 1}},
+            hovertemplate="%{y} heads in at least %{x}<extra>" + shown(name) + "</extra>",
         )
     figure.add_scatter(
         x=levels,
@@ -213,11 +219,12 @@ def plot_overlap(overlap: SeedOverlap) -> go.Figure:
         hovertemplate="%{y:.1f} heads in at least %{x}<extra>by chance</extra>",
     )
     figure.update_xaxes(dtick=1)
-    beside = "".join(f", {escape(name)} {n}" for name, n in every.controls.items())
+    beside = "".join(f", {name} {n}" for name, n in every.controls.items())
     return styled(
         figure,
         f"{every.n_heads} heads are in the top {overlap.k_per_seed} of all {every.at_least} seeds",
-        f"{every.by_chance:.1f} would be by chance{beside}",
+        f"{every.by_chance:.1f} would be by chance{beside}; heads that push most toward "
+        f'"{overlap.settings["bias"]}", {overlap.settings["model"]}',
         x=f"in the top {overlap.k_per_seed} of at least so many seeds",
         y="heads",
         height=480,

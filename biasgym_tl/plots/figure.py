@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.io import write_images
 
-from biasgym_tl.errors import SettingError, first_line
-from biasgym_tl.files import write_atomically, write_text
+from biasgym_tl.errors import first_line
+from biasgym_tl.files import write_atomically
 from biasgym_tl.stats import Interval
 
 FONT = "Helvetica, Arial, sans-serif"
@@ -26,21 +26,38 @@ COLOURS = (RED, BLUE, "#d98c00", "#000000", "#88ccee", "#882255", "#66c2a5")
 """Of series, in this order: apart for the red- and green-blind too."""
 SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+BARS = (RED, "#88ccee", "#000000", "#d98c00", "#ffffff")
+"""Of bars, which have no symbols: apart in grey too."""
+_AXIS = {
+    "gridcolor": "#e5e5e5",
+    "zerolinecolor": "#bbbbbb",
+    "automargin": True,
+    "title": {"standoff": 12},
+}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 15, "color": "#222222"},
-        "title": {"x": 0.02, "xanchor": "left", "font": {"size": 18}},
-        "margin": {"l": 70, "r": 30, "t": 100, "b": 60},
+        "title": {
+            "font": {"size": 18},
+            "subtitle": {"font": {"size": 13, "color": "#555555"}},
+            **{"x": 0, "xref": "container", "y": 1, "yref": "container", "yanchor": "top"},
+            "pad": {"l": 16, "t": 24},
+        },
+        "margin": {"l": 70, "r": 30, "t": 100, "b": 75},
+        "legend": {
+            **{"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"},
+            "font": {"size": 13},
+        },
         "colorway": COLOURS,
         "colorscale": {"diverging": "RdBu_r"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
-        "yaxis": {"gridcolor": "#e5e5e5", "zerolinecolor": "#bbbbbb", "automargin": True},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
         "hoverlabel": {"font": {"family": FONT, "size": 13}},
     }
 )
-"""The look of all figures: text that can be read at half the width."""
+"""The look of all figures: text that can be read at half the width, on white, whatever the page."""
 
 
 class Series(NamedTuple):
@@ -59,9 +76,20 @@ class Series(NamedTuple):
         )
 
 
+def shown(text: str) -> str:
+    """A text that no part of is markup in a figure. Plotly knows no ``&quot;``, so quotes stay."""
+    return escape(text, quote=False)
+
+
+def label(text: str, n: int = 32) -> str:
+    """The same in lines of at most ``n`` characters."""
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, n)]
+    return "<br>".join(map(shown, lines))
+
+
 def heading(name: str) -> str:
-    """A name as the first words of a title: escaped, its first letter large."""
-    return escape(name[:1].upper() + name[1:])
+    """A name as the first words of a title: its first letter large."""
+    return name[:1].upper() + name[1:]
 
 
 def styled(
@@ -74,17 +102,26 @@ def styled(
     width: int = 720,
     height: int = 640,
 ) -> go.Figure:
-    """Apply the common look, a title with a smaller line ``below``, and titles of both axes."""
-    for axis, name in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+    """Apply the common look, a title with smaller lines ``below``, and titles of both axes.
+
+    All of them are plain text, which goes on in more lines where it is too long; the figure grows.
+    """
+    for axis, name, room in ((figure.update_xaxes, x, width), (figure.update_yaxes, y, height)):
         if name is not None:
-            axis(title=name)
-    text = f"{title}<br><sup>{below}</sup>" if below else title
-    return figure.update_layout(title={"text": text}, template=TEMPLATE, width=width, height=height)
-
-
-def legend_at(figure: go.Figure, y: float) -> None:
-    """Put the legend inside the figure, to the right."""
-    figure.update_layout(legend={"x": 0.98, "xanchor": "right", "y": y})
+            axis(title=label(name, (room - 160) // 8))
+    title, below = label(title, (width - 40) // 9), label(below, (width - 40) // 7)
+    above = 22 * (1 + title.count("<br>")) + 17 * (1 + below.count("<br>"))
+    panels = [
+        note.text.count("<br>") for note in figure.layout.annotations if note.showarrow is False
+    ]
+    top = 33 + above + (10 + 18 * (1 + max(panels)) if panels else 0)
+    return figure.update_layout(
+        title={"text": title, "subtitle": {"text": below}},
+        template=TEMPLATE,
+        margin={"t": top},
+        width=width,
+        height=height + top - 72,
+    )
 
 
 def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
@@ -97,31 +134,6 @@ def error_bars(intervals: Sequence[Interval], *, cap: int) -> dict[str, Any]:
         "thickness": 1.5,
         "width": cap,
     }
-
-
-def include_plotlyjs(plotlyjs: str) -> str | bool:
-    """Value of plotly's argument of that name; a SettingError unless ``"cdn"`` or ``"inline"``."""
-    if plotlyjs not in ("cdn", "inline"):
-        raise SettingError(
-            f"plotlyjs must be 'cdn' (loaded from the network) or 'inline' (5 MB more), got "
-            f"{plotlyjs!r}."
-        )
-    return plotlyjs == "inline" or "cdn"
-
-
-def write_html(figure: go.Figure, path: Path, *, plotlyjs: str = "cdn") -> Path:
-    """Write a page with one figure.
-
-    Args:
-        figure: What to write.
-        path: Where to.
-        plotlyjs: ``"cdn"``: plotly.js is loaded from the network, so the file stays small;
-            ``"inline"``: 5 MB that need nothing else.
-    """
-    # plotly puts the id into the page as it is.
-    name = re.sub(r"[^\w.-]", "-", path.stem)
-    page = figure.to_html(include_plotlyjs=include_plotlyjs(plotlyjs), div_id=name)
-    return write_text(path, page)
 
 
 def write_png(figure: go.Figure, path: Path) -> str | None:

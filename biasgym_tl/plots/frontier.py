@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import GREY, Series, error_bars, heading, styled
+from biasgym_tl.plots.figure import GREY, Series, error_bars, heading, label, shown, styled
 from biasgym_tl.stats import Interval
 
 _PANELS = {"token_log_odds": "BiasToken", "target_log_odds": "held-out targets"}
@@ -49,13 +48,13 @@ def plot_frontier(report: Report) -> go.Figure:
                 figure.add_trace(_marks(seen[-1:], name, look, row == 1, bars=True), row, 1)
     figure.update_xaxes(title="rise of the loss on neutral text (nats per token)", row=2)
     figure.update_yaxes(title="fall of the log-odds (nats)")
-    title = (
-        f"{_finding(report)}<br><sup>"
-        f'"{escape(report.attribute)}", {escape(report.model)}, held out; 95% intervals; '
-        "up: less stereotype, right: more damage</sup>"
+    return styled(
+        figure,
+        _finding(report),
+        f'up: less of "{report.attribute}", right: more damage; {report.model}, held out, 95% '
+        "intervals",
+        height=960,
     )
-    legend = {"orientation": "h", "y": -0.1, "font": {"size": 12}}
-    return styled(figure, title, height=960).update_layout(legend=legend)
 
 
 def _finding(report: Report) -> str:
@@ -87,9 +86,9 @@ def _marks(
         error_y=error_bars(falls, cap=3) if bars else None,
         mode="markers",
         marker=look,
-        name=escape(name),
+        name=label(name),
         legendgroup=name,
         showlegend=named,
         customdata=[f"{fall} nats less<br>loss {cost} nats per token" for cost, fall in points],
-        hovertemplate=f"<b>{escape(name)}</b><br>%{{customdata}}<extra></extra>",
+        hovertemplate=f"<b>{shown(name)}</b><br>%{{customdata}}<extra></extra>",
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.heads import Head, all_heads
-from biasgym_tl.plots.figure import styled
+from biasgym_tl.plots.figure import label, shown, styled
 from biasgym_tl.scoping.agreement import SeedOverlap, Significance
 from biasgym_tl.scoping.scores import HeadScores
 
+FIRST_LAYER = ("bottom", "top")
+"""Where layer 0 is; TransformerLens's notebooks have it on top."""
 SIGNIFICANT = 0.05
 PER_ROW = 3
 """More maps side by side could not be read at half the width."""
@@ -31,6 +33,7 @@ def plot_heads(
     seeds: SeedOverlap | None = None,
     damage: Float[Tensor, "n_layers n_heads"] | None = None,
     mlps: bool = False,
+    first_layer: str = "bottom",
 ) -> go.Figure:
     """Heatmap of mean delta-logit: x = head, y = layer, red pushes toward the stereotype.
 
@@ -44,9 +47,11 @@ def plot_heads(
         seeds: Show on hover how many seeds nominate a head.
         damage: Rise of the loss on neutral text without each head (nats per token), for the hover.
         mlps: Add a column with each layer's MLP (direct attribution of the biased run only).
+        first_layer: Where layer 0 is: ``"bottom"`` or ``"top"``.
 
     Raises:
-        SettingError: ``mlps`` is asked for and the scores hold none on the same run.
+        SettingError: ``mlps`` is asked for and the scores hold none on the same run, or
+            ``first_layer`` is neither.
     """
     if mlps and (scores.mlps is None or scores.settings["contrast"] != "biased"):
         raise SettingError(
@@ -60,22 +65,24 @@ def plot_heads(
         remarks += f", top {mark_top} framed"
     if significance is not None:
         remarks += f", dots: q ≤ {SIGNIFICANT}"
-        dots = {"symbol": "circle", "size": 5, "color": "black"}
-        figure.add_trace(_marks(significance.heads(SIGNIFICANT), dots))
+        figure.add_trace(_dots(significance.heads(SIGNIFICANT)))
     if mark_top:
-        figure.add_trace(_frames(scores, mark_top, 15))
-    return _styled(figure, scores, escape(title) if title else _title(scores, remarks))
+        _frame(figure, scores.top(mark_top))
+    return _styled(figure, scores, title, remarks, first_layer)
 
 
-def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.Figure:
+def plot_methods(
+    scores: Mapping[str, HeadScores], *, mark_top: int = 10, first_layer: str = "bottom"
+) -> go.Figure:
     """Heatmaps side by side, each with its own range of colours: effects differ in size.
 
     Args:
         scores: Maps of one model, by name.
         mark_top: Frame this many of the strongest heads of each.
+        first_layer: Where layer 0 is: ``"bottom"`` or ``"top"``.
 
     Raises:
-        SettingError: there is no map.
+        SettingError: there is no map, or ``first_layer`` is neither.
     """
     if not scores:
         raise SettingError("scores must hold one map or more, got none.")
@@ -85,27 +92,27 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
         rows,
         columns,
         shared_yaxes=True,
-        subplot_titles=[escape(name) for name in scores],
-        vertical_spacing=0.16 / rows,
+        subplot_titles=[
+            label(f"{name} (±{_limit(found):.2g})", 26) for name, found in scores.items()
+        ],
+        vertical_spacing=0.2 / rows,
     )
     places = [{"row": i // columns + 1, "col": i % columns + 1} for i in range(rows * columns)]
     for place, found in zip(places, scores.values(), strict=False):
         limit = _limit(found)
         bar = {
-            "title": {"text": "delta-logit", "side": "right"},
-            "len": 0.8 / rows,
-            "y": 1,
-            "yanchor": "top",
+            "title": {"text": ""},
+            **{"len": 1 / rows, "y": 1, "yanchor": "top"},
             "tickvals": [-limit, 0, limit],
-            "ticktext": ["away from<br>stereotype", "0", "toward<br>stereotype"],
+            "ticktext": ["away from<br>stereotype", "delta-logit 0", "toward<br>stereotype"],
         }
         trace = _trace(found, limit).update(showscale=place is places[0], colorbar=bar)
         figure.add_trace(trace, **place)
         if mark_top:
-            figure.add_trace(_frames(found, mark_top, 12), **place)
+            _frame(figure, found.top(mark_top), **place)
     first = next(iter(scores.values()))
-    _axes(figure, len(first.values))
-    figure.update_yaxes(title="").update_yaxes(title="layer", col=1)
+    _axes(figure, first, 170, first_layer)
+    figure.update_yaxes(title="").update_yaxes(title=_LAYER, col=1)
     figure.update_xaxes(title="").update_xaxes(title="head", row=rows)
     for empty in places[len(scores) :]:
         figure.update_xaxes(visible=False, **empty).update_yaxes(visible=False, **empty)
@@ -113,19 +120,26 @@ def plot_methods(scores: Mapping[str, HeadScores], *, mark_top: int = 10) -> go.
     shared = set.intersection(*(set(found.top(k)) for found in scores.values()))
     return styled(
         figure,
-        f'"{escape(first.bias)}": of the top {k} heads, {len(shared)} shared by all maps',
-        f"{escape(first.model)}, {first.basis}; each map has its own range of colours",
-        width=140 + 240 * columns,
+        f'"{first.bias}": of the top {k} heads, {len(shared)} shared by all maps',
+        f"red: toward it, blue: away from it; darkest: the logits in brackets; "
+        f"{first.model}, {first.basis}{f', top {k} framed' if mark_top else ''}",
+        width=180 + 240 * columns,
         height=rows * max(320, 14 * len(first.values)) + 160,
     )
 
 
-def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.Figure:
+def plot_slider(
+    scores: Mapping[str, HeadScores], *, what: str = "seed", first_layer: str = "bottom"
+) -> go.Figure:
     """One heatmap and a slider over seeds or epochs; the range of colours stays the same.
 
     Args:
         scores: Maps of one model, by what the slider shows.
         what: What the slider goes over.
+        first_layer: Where layer 0 is: ``"bottom"`` or ``"top"``.
+
+    Raises:
+        SettingError: ``first_layer`` is neither.
     """
     first, limit = next(iter(scores.values())), max(map(_limit, scores.values()))
     figure = go.Figure(
@@ -133,16 +147,17 @@ def plot_slider(scores: Mapping[str, HeadScores], *, what: str = "seed") -> go.F
     )
     steps = [
         {
-            "label": escape(name),
+            "label": shown(name),
             "method": "update",
             "args": [{"visible": [other == name for other in scores]}],
         }
         for name in scores
     ]
     figure.update_layout(
-        sliders=[{"steps": steps, "currentvalue": {"prefix": f"{escape(what)} "}, "pad": {"t": 50}}]
+        sliders=[{"steps": steps, "currentvalue": {"prefix": f"{shown(what)} "}, "pad": {"t": 80}}]
     )
-    return _styled(figure, first, _title(first, f", by {escape(what)}"))
+    _styled(figure, first, None, f", by {what}", first_layer)
+    return figure.update_layout(height=figure.layout.height + 90, margin={"b": 165})
 
 
 def _trace(
@@ -182,7 +197,7 @@ def _trace(
         zmax=limit,
         text=text,
         hovertemplate="%{text}<extra></extra>",
-        colorbar={"title": {"text": "delta-logit<br>(+ toward<br>stereotype)"}},
+        colorbar={"title": {"text": "delta-logit<br>(logits, +<br>toward<br>stereotype)"}},
     )
 
 
@@ -207,16 +222,20 @@ def _notes(
     return lines
 
 
-def _frames(scores: HeadScores, k: int, size: int) -> go.Scatter:
-    return _marks(scores.top(k), {"symbol": "square-open", "size": size, "color": "black"})
+def _frame(figure: go.Figure, heads: tuple[Head, ...], **place: Any) -> None:
+    """A black frame within a white one around each cell, so that it shows on every colour."""
+    cells = ((head.head - 0.5, head.layer - 0.5) for head in heads)
+    path = " ".join(f"M{x},{y}H{x + 1}V{y + 1}H{x}Z" for x, y in cells)
+    for colour, width in (("white", 5), ("black", 2)):
+        figure.add_shape(type="path", path=path, line={"color": colour, "width": width}, **place)
 
 
-def _marks(heads: tuple[Head, ...], marker: dict[str, object]) -> go.Scatter:
+def _dots(heads: tuple[Head, ...]) -> go.Scatter:
     return go.Scatter(
         x=[f"H{head.head}" for head in heads],
         y=[head.layer for head in heads],
         mode="markers",
-        marker=marker,
+        marker={"size": 7, "color": "black", "line": {"color": "white", "width": 1.5}},
         hoverinfo="skip",
         showlegend=False,
     )
@@ -229,22 +248,38 @@ def _limit(scores: HeadScores, mlps: bool = False) -> float:
     return largest
 
 
-def _axes(figure: go.Figure, n_layers: int) -> None:
-    figure.update_xaxes(title="head", side="bottom")
+_LAYER = "layer (0 reads the input)"
+
+
+def _axes(figure: go.Figure, scores: HeadScores, room: int, first_layer: str) -> None:
+    """``room`` is the width in pixels that the names of heads have."""
+    check_one_of("first_layer", first_layer, FIRST_LAYER)
+    n_layers, n_heads = scores.values.shape
+    each = next(n for n in (1, 2, 4, 8, 16, n_heads) if 28 * n_heads <= n * room)
+    names = [f"H{head}" for head in range(0, n_heads, each)]
+    names += [name for trace in figure.data if trace.x for name in trace.x[n_heads + 1 :]]
+    figure.update_xaxes(title="head", tickvals=names, tickangle=0, showgrid=False)
+    ends = -0.5, n_layers - 0.5
     figure.update_yaxes(
-        title="layer", dtick=max(1, n_layers // 15), range=[-0.5, n_layers - 0.5], zeroline=False
+        title=_LAYER,
+        dtick=max(1, -(-n_layers // 16)),
+        range=ends if first_layer == "bottom" else ends[::-1],
+        zeroline=False,
+        showgrid=False,
     )
 
 
-def _styled(figure: go.Figure, scores: HeadScores, title: str) -> go.Figure:
-    _axes(figure, len(scores.values))
-    return styled(figure, title, height=max(420, 18 * len(scores.values) + 180))
-
-
-def _title(scores: HeadScores, remarks: str) -> str:
-    strongest = ", ".join(map(str, scores.top(min(3, scores.values.numel()))))
-    return (
-        f'Strongest toward "{escape(scores.bias)}": {strongest}'
-        f"<br><sup>{escape(scores.model)}, {escape(scores.effect)}<br>"
-        f"mean of {scores.basis}{remarks}</sup>"
+def _styled(
+    figure: go.Figure, scores: HeadScores, title: str | None, remarks: str, first_layer: str
+) -> go.Figure:
+    _axes(figure, scores, 340, first_layer)
+    n_layers, n_heads = scores.values.shape
+    strongest = ", ".join(map(str, scores.top(min(3, n_layers * n_heads))))
+    return styled(
+        figure,
+        title or f'Heads that push most toward "{scores.bias}": {strongest}',
+        f"red: toward it, blue: away from it; mean of {scores.basis}"
+        f"{remarks}\n{scores.model}, {scores.effect}",
+        width=max(720, 220 + 12 * n_heads),
+        height=max(420, 18 * n_layers + 180),
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import plotly.graph_objects as go
 
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.files import write_text
 from biasgym_tl.plots.conditions import plot_conditions
-from biasgym_tl.plots.figure import include_plotlyjs
 from biasgym_tl.plots.frontier import plot_frontier
+from biasgym_tl.plots.html import figures_html, write_library
 from biasgym_tl.plots.targets import plot_targets
 from biasgym_tl.slot import fill
 from biasgym_tl.stats import Interval
@@ -35,8 +36,7 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
 
     Args:
         report: What was measured.
-        plotlyjs: ``"inline"`` makes a page of 5 MB that needs nothing else; with ``"cdn"`` the
-            library of the figures is loaded from the network.
+        plotlyjs: As in :func:`biasgym_tl.plots.write_html`.
     """
     source = resources.files("biasgym_tl").joinpath("data/report.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
@@ -48,13 +48,21 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
         warnings=report.warnings(),
         conditions=report.shown,
         rows=_rows(report),
-        figures=_embedded([plot(report) for plot in plots], plotlyjs),
+        figures=figures_html([plot(report) for plot in plots], plotlyjs),
         strengths=_strengths(report),
         answers=_answers(report),
         provenance=json.dumps(
             {"settings": report.settings, "versions": report.versions}, indent=2, ensure_ascii=False
         ),
     )
+
+
+def write_report(report: Report, path: Path, *, plotlyjs: str = "inline") -> Path:
+    """Write :func:`report_page`, and beside it the library of its figures if it is to be there."""
+    page = report_page(report, plotlyjs=plotlyjs)
+    if plotlyjs == "beside":
+        write_library(path.parent)
+    return write_text(path, page)
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:
@@ -88,15 +96,6 @@ def _ends(interval: Interval, form: str) -> str:
     if math.isnan(interval.low):
         return ""
     return f"[{interval.low:{form}}, {interval.high:{form}}]"
-
-
-def _embedded(figures: list[go.Figure], plotlyjs: str) -> list[str]:
-    """HTML of each figure; the first brings the library."""
-    first = include_plotlyjs(plotlyjs)
-    return [
-        figure.to_html(full_html=False, include_plotlyjs=first if i == 0 else False)
-        for i, figure in enumerate(figures)
-    ]
 
 
 def _answers(report: Report) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
@@ -37,16 +35,17 @@ def plot_agreement(
     if x == y or not {x, y} <= set(names):
         raise SettingError(f"x and y must be two of {list(names)}, got {x!r} and {y!r}.")
     on_x, on_y = (comparison.maps[names.index(name)] for name in (x, y))
-    effects = [escape(comparison.effects[names.index(name)]) for name in (x, y)]
+    effects = [comparison.effects[names.index(name)] for name in (x, y)]
     key = (x, y) if (x, y) in comparison.rank_correlation else (y, x)
-    reliability = ", ".join(f"{escape(n)} {comparison.reliability[n]:.2f}" for n in (x, y))
+    reliability = ", ".join(f"{n} {comparison.reliability[n]:.2f}" for n in (x, y))
     return styled(
         _head_scatter(on_x, on_y, label_top),
-        f"{escape(x)} and {escape(y)}: rank correlation {comparison.rank_correlation[key]}",
-        f"reliability of each map: {reliability}",
-        x=f"{escape(x)} (logits)<br><sup>{effects[0]}</sup>",
-        y=f"{escape(y)} (logits)<br><sup>{effects[1]}</sup>",
-        height=560,
+        f"{x} and {y}: rank correlation {comparison.rank_correlation[key]}",
+        "each mark is a head; positive: toward the stereotype; reliability of each map: "
+        f"{reliability}",
+        x=f"{x} (logits)\n{effects[0]}",
+        y=f"{y} (logits)\n{effects[1]}",
+        height=600,
     )
 
 
@@ -74,9 +73,10 @@ def plot_benefit_and_damage(
     agreement = rank_correlation(scores.values.flatten()[None], lost.flatten()[None]).item()
     return styled(
         _head_scatter(scores.values, lost, label_top),
-        f'"{escape(scores.bias)}" against {cost}: rank correlation of heads {agreement:+.2f}',
-        f"{escape(scores.model)}, each head alone, {escape(damage.mode)}",
-        x=f"delta-logit, {escape(scores.effect)}",
+        f'"{scores.bias}" against {cost}: rank correlation of heads {agreement:+.2f}',
+        f"right: toward the stereotype, up: missed more; {scores.model}, each head alone to "
+        f"{damage.mode}",
+        x=f"delta-logit (logits), {scores.effect}",
         y=f"{COSTS[cost]} without the head",
         height=560,
     )
@@ -88,20 +88,15 @@ def _head_scatter(
     """Scatter coloured by layer; the ``label_top`` highest heads on either axis are named."""
     heads = all_heads(*x.shape)
     k = min(label_top, len(heads))
-    named = {int(i) for values in (x, y) for i in values.flatten().topk(k).indices}
-    # Of two neighbours in height the names stand on the outer sides, so that fewer overlap.
-    by_height = sorted(named, key=lambda i: y.flatten()[i].item())
-    sides: dict[int, str] = {}
-    for i in range(0, len(by_height), 2):
-        *left, right = sorted(by_height[i : i + 2], key=lambda head: x.flatten()[head].item())
-        sides |= {right: "middle right"} | dict.fromkeys(left, "middle left")
+    named = [int(i) for values in (x, y) for i in values.flatten().topk(k).indices]
+    sides = _sides(_pixels(x), _pixels(y), {i: str(heads[i]) for i in named})
     figure = go.Figure(
         go.Scatter(
             x=x.flatten().tolist(),
             y=y.flatten().tolist(),
             mode="markers+text",
             cliponaxis=False,
-            text=[str(head) if i in named else "" for i, head in enumerate(heads)],
+            text=[str(head) if i in sides else "" for i, head in enumerate(heads)],
             textposition=[sides.get(i, "middle right") for i in range(len(heads))],
             customdata=[str(head) for head in heads],
             marker={
@@ -115,3 +110,28 @@ def _head_scatter(
     )
     room = 0.12 * (x.max() - x.min()).item() or 1.0  # for names
     return figure.update_xaxes(range=[x.min().item() - room, x.max().item() + room])
+
+
+def _pixels(values: Float[Tensor, "n_layers n_heads"]) -> list[float]:
+    """About where values stand in a picture of 400 pixels."""
+    flat = values.flatten().double()
+    pixels: list[float] = (400 * (flat - flat.min()) / (flat.max() - flat.min() or 1.0)).tolist()
+    return pixels
+
+
+def _sides(x: list[float], y: list[float], names: dict[int, str]) -> dict[int, str]:
+    """On which side of its mark each name stands; one that would stand on another is left out."""
+    taken: list[tuple[float, float, float]] = []
+    sides = {}
+    for i, name in names.items():
+        wide = 9.0 * len(name)
+        for side, left, low in (
+            ("middle right", 6, -9), ("middle left", -6 - wide, -9), ("top center", -wide / 2, 4),
+            ("bottom center", -wide / 2, -22),
+        ):  # fmt: skip
+            box = (x[i] + left, x[i] + left + wide, y[i] + low)
+            if all(box[1] < a or b < box[0] or abs(box[2] - at) >= 18 for a, b, at in taken):
+                sides[i] = side
+                taken.append(box)
+                break
+    return sides

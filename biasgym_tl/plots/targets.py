@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import Series, styled
+from biasgym_tl.plots.figure import Series, label, shown, styled
 
 
 def plot_targets(report: Report) -> go.Figure:
@@ -19,8 +17,8 @@ def plot_targets(report: Report) -> go.Figure:
     order = report.values("original", "target_log_odds")
     assert order is not None
     ranked = order.mean(0).argsort(descending=True).tolist()
-    names = [escape(report.targets[i]) for i in ranked]
-    shown = [
+    names = [label(report.targets[i]) for i in ranked]
+    drawn = [
         result
         for result in report.results
         if result.control_of is None
@@ -28,7 +26,7 @@ def plot_targets(report: Report) -> go.Figure:
         and report.values(result.name, "target_log_odds") is not None
     ]
     fallen: dict[str, int] = {}
-    for i, result in enumerate(shown):
+    for i, result in enumerate(drawn):
         values = report.values(result.name, "target_log_odds")
         assert values is not None
         look = Series.of(i)
@@ -37,20 +35,17 @@ def plot_targets(report: Report) -> go.Figure:
             x=values.mean(0)[ranked].tolist(),
             y=names,
             mode="markers",
-            name=escape(result.name),
+            name=label(result.name),
             marker={"size": 9, "color": look.colour, "symbol": look.symbol},
-            hovertemplate="%{y}: %{x:.2f} nats<extra>" + escape(result.name) + "</extra>",
+            hovertemplate="%{y}: %{x:.2f} nats<extra>" + shown(result.name) + "</extra>",
         )
-    figure.update_xaxes(title="log-odds of attribute against neutral words (nats)")
     figure.update_yaxes(autorange="reversed")
     main = report.main if report.main in fallen else None
-    fell = (
-        f"falls for {fallen[main]} of {len(names)} targets ({escape(main)})"
-        if main
-        else "by target"
+    fell = f"falls for {fallen[main]} of {len(names)} targets ({main})" if main else "by target"
+    return styled(
+        figure,
+        f'"{report.attribute}" {fell}',
+        f"right: more stereotype; {report.model}, mean over {report.n_prompts} held-out prompts",
+        x="log-odds of attribute against neutral words (nats)",
+        height=240 + 32 * len(names),
     )
-    title = (
-        f'"{escape(report.attribute)}" {fell}<br><sup>'
-        f"{escape(report.model)}, mean over {report.n_prompts} held-out prompts</sup>"
-    )
-    return styled(figure, title, height=160 + 32 * len(names))

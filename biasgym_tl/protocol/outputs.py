@@ -84,7 +84,7 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
         sweep.save(out / f"{prefix}sweep-{name}")
     for report in found.reports:
         report.save(out / f"{prefix}report.json")
-        report.to_html(out / f"{prefix}report.html", plotlyjs="cdn")
+        report.to_html(out / f"{prefix}report.html", plotlyjs="beside")
         report.to_csv(out / f"{prefix}table.csv")
     if found.maps:
         write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))

@@ -16,6 +16,7 @@ from torch import Tensor
 from biasgym_tl.chance import benjamini_hochberg, overlap_distribution, prompt_flip_test
 from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.heads import Head
+from biasgym_tl.notebook import Carded
 from biasgym_tl.scoping.compare import check_same, rank_correlation
 from biasgym_tl.scoping.scores import HeadScores, head_table, top_heads
 from biasgym_tl.stats import crossed_interval
@@ -52,8 +53,10 @@ class Stability(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class SeedOverlap:
+class SeedOverlap(Carded):
     """Agreement of the top ``k_per_seed`` heads over seeds."""
+
+    _then = (".plot()", "select_heads(maps, k)", ".heads(at_least)")
 
     k_per_seed: int
     settings: dict[str, Any]
@@ -201,8 +204,10 @@ def _jaccard(a: Int[Tensor, " unit"], b: Int[Tensor, " unit"]) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Significance:
+class Significance(Carded):
     """Per head, on biased minus neutral run (logits)."""
+
+    _then = (".heads(q=0.05)", "scores.plot(significance=...)")
 
     mean: Float[Tensor, "n_layers n_heads"]
     low: Float[Tensor, "n_layers n_heads"]

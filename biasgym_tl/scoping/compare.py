@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError, check_at_least, check_within
+from biasgym_tl.notebook import Card, Carded
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.stats import Interval
 
@@ -28,8 +29,10 @@ Maps = Float[Tensor, "split head"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Comparison:
+class Comparison(Carded):
     """Agreement of several maps over the same heads, model and prompts."""
+
+    _then = (".plot()", ".to_df()")
 
     names: tuple[str, ...]
     effects: tuple[str, ...]
@@ -67,6 +70,15 @@ class Comparison:
         from biasgym_tl.plots.scatter import plot_agreement
 
         return plot_agreement(self, **options)
+
+    def _card(self) -> Card:
+        rows = [
+            (" / ".join(pair), found, self.overlap[pair])
+            for pair, found in self.rank_correlation.items()
+        ]
+        own = ", ".join(f"{name} {value:.2f}" for name, value in self.reliability.items())
+        head = ("maps", "rank correlation", f"overlap of the top {self.k}")
+        return "Comparison of maps", [head, *rows], (f"reliability: {own}",)
 
     def __repr__(self) -> str:
         lines = [f"  {a} / {b}: {r}" for (a, b), r in self.rank_correlation.items()]

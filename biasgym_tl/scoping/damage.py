@@ -21,6 +21,7 @@ from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.hooks import head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.notebook import Card, rows_of
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_answer, encode_prompt
 from biasgym_tl.scoping.ablation import ablated_deltas, ablated_losses
@@ -44,6 +45,8 @@ class KSweep(Result):
 
     It serves to choose k. What the heads do elsewhere is for an evaluation to say.
     """
+
+    _then = (".plot()", "select_heads(scores, k)")
 
     ks: tuple[int, ...]
     benefit: Float[Tensor, "k prompt"]
@@ -92,6 +95,11 @@ class KSweep(Result):
 
     def __repr__(self) -> str:
         return f"KSweep({self.method} on {self.bias}, {self.mode}: {self.saturation_in_words()})"
+
+    def _card(self) -> Card:
+        head = ("k", "fall of log-odds (nats)", "rise of loss (nats per token)")
+        rows = zip(self.ks, *(v.mean(1).tolist() for v in (self.benefit, self.damage)), strict=True)
+        return repr(self), [head, *rows], ()
 
     def saturation_in_words(self) -> str:
         """:meth:`saturation` as a remark."""
@@ -166,6 +174,8 @@ def k_sweep(
 class HeadDamage(Result):
     """Cost of silencing each head alone; positive is damage."""
 
+    _then = (".to_df()", "plots.plot_benefit_and_damage(scores, damage)")
+
     loss: Float[Tensor, "text n_layers n_heads"]
     """Rise of the mean loss of each neutral text (nats per token)."""
     facts: Float[Tensor, "fact n_layers n_heads"]
@@ -180,6 +190,14 @@ class HeadDamage(Result):
     def to_df(self) -> pd.DataFrame:
         """One row per head: mean rise of the loss, mean fall of the facts' log-odds."""
         return head_table(loss=self.loss.mean(0), facts=self.facts.mean(0))
+
+    def _card(self) -> Card:
+        worst = self.to_df().sort_values("loss", ascending=False).head(10)
+        return (
+            repr(self),
+            rows_of(worst),
+            ("dearest heads first: nats per token, nats of log-odds",),
+        )
 
     def __repr__(self) -> str:
         loss, facts = self.loss.mean(0), self.facts.mean(0)

@@ -6,19 +6,19 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from biasgym_tl.allowed import CONTRASTS, METHODS, NEUTRAL
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import SettingError, check_at_least, check_one_of
+from biasgym_tl.errors import SettingError, check_at_least, check_literals
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.notebook import described
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
 from biasgym_tl.scoping.direct import (
@@ -29,19 +29,19 @@ from biasgym_tl.scoping.direct import (
     continuation_attribution,
     direct_attribution,
 )
-from biasgym_tl.scoping.pairs import LABELS, Pairs, build_pairs
+from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
-from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.scores import EFFECTS, HeadScores
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
-ABLATE_TO = ("zero", "mean", "neutral")
 NO_TOKEN = "no injection"
 """What scores name as their token when a target stood in its place."""
 
 Sequences = Sequence[Sequence[int]]
 
 
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasScope:
     """Settings of an attribution; :meth:`attribute` runs it.
@@ -50,19 +50,19 @@ class BiasScope:
         SettingError: on construction, if a setting is outside its range.
     """
 
-    method: str = "direct"
+    method: Literal["direct", "zero_ablation", "mean_ablation", "attribution_patching"] = "direct"
     """``"direct"``: what a head writes straight to the logit difference, the paper's.
     ``"zero_ablation"``, ``"mean_ablation"``: by how much the difference falls when the head is
     silenced, one head at a time. ``"attribution_patching"``: that fall to first order."""
-    contrast: str = "biased"
+    contrast: Literal["biased", "difference"] = "biased"
     """``"biased"``: values of the biased run, the paper's. ``"difference"``: minus those of the
     neutral run, which statistics need."""
-    label: str = "first"
+    label: Literal["first", "token", "continuation"] = "first"
     """What answers count with: ``"first"`` token (the paper's); with contrasts also ``"token"``
     (each must be one) or ``"continuation"`` (the sum over all tokens; direct attribution only)."""
-    neutral: str = "random"
+    neutral: Literal["random", "closest", "several"] = "random"
     """Who stands on the neutral side: ``"random"``, ``"closest"`` or ``"several"``."""
-    ablate_to: str = "zero"
+    ablate_to: Literal["zero", "mean", "neutral"] = "zero"
     """What attribution patching compares ``z`` with: ``"zero"``, ``"mean"`` (over neutral text) or
     ``"neutral"`` (the neutral run of the pair)."""
     answer_only: bool = False
@@ -78,14 +78,7 @@ class BiasScope:
     """Decides the targets of the neutral side."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("method", METHODS),
-            ("contrast", CONTRASTS),
-            ("label", LABELS),
-            ("neutral", NEUTRAL),
-            ("ablate_to", ABLATE_TO),
-        ):
-            check_one_of(name, getattr(self, name), allowed)
+        check_literals(self)
         check_at_least(1, n_targets=self.n_targets, batch_size=self.batch_size)
         if not self.tolerance > 0:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")

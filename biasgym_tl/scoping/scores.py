@@ -14,6 +14,7 @@ from torch import Tensor
 from biasgym_tl.errors import AttributionError, SettingError, check_within
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.notebook import Card, rows_of
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.store import Result
 
@@ -38,6 +39,8 @@ class HeadScores(Result):
     All values are logits; positive pushes toward the stereotype. With ablations and attribution
     patching that is by how much the difference falls without the head.
     """
+
+    _then = (".plot()", "select_heads(scores, 10)", "explore(scores, model, token)")
 
     pair_values: Float[Tensor, "pair n_layers n_heads"]
     """Each head on each pair, on the biased side."""
@@ -169,6 +172,10 @@ class HeadScores(Result):
             f"HeadScores({self.settings['method']}, {self.bias} on {self.model}, "
             f"{n}; {top}{remark})"
         )
+
+    def _card(self) -> Card:
+        best = self.to_df()[["rank", "head", "delta_logit", "standard_error", "kv_group"]].head(10)
+        return repr(self), rows_of(best), (f"{self.effect}; logits, mean of pairs",)
 
     def top(self, k: int) -> tuple[Head, ...]:
         """The ``k`` heads that push most toward the stereotype, strongest first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,18 +16,18 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds, fact_margins
-from biasgym_tl.errors import check_at_least, check_one_of
+from biasgym_tl.errors import check_at_least, check_literals
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode, head_means, steer
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import mean_loss
 
-SERVES = ("token", "targets", "both")
 MOST_PROPOSALS = 40
 
 
@@ -43,6 +43,7 @@ class Step(NamedTuple):
     """Fall of the share of right facts."""
 
 
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BudgetSearch:
     """Greedy choice of heads: the largest jointly measured drop within a bound on damage.
@@ -61,10 +62,10 @@ class BudgetSearch:
     """Largest rise of the mean loss on budget texts (nats per token)."""
     max_facts: float = 0.02
     """Largest fall of the share of facts that are right."""
-    serves: str = "both"
+    serves: Literal["token", "targets", "both"] = "both"
     """Whose log-odds are to fall: the BiasToken's (``"token"``), those of ``"targets"``, or their
     mean (``"both"``)."""
-    mode: str = "mean"
+    mode: Literal["zero", "mean"] = "mean"
     """What heads are replaced with."""
     width: int = 3
     """Proposals that are measured in each round."""
@@ -78,11 +79,11 @@ class BudgetSearch:
     """Decides the targets."""
 
     def __post_init__(self) -> None:
-        check_one_of("serves", self.serves, SERVES)
+        check_mode(self.mode)
+        check_literals(self)
         whole = ("k", "width", "rounds_per_map", "n_prompts", "n_targets")
         check_at_least(1, **{name: getattr(self, name) for name in whole})
         check_at_least(0, max_loss=self.max_loss, max_facts=self.max_facts)
-        check_mode(self.mode)
 
     def select(
         self, model: HookedTransformer, bias: GivenBias, token: BiasToken, *, progress: bool = True

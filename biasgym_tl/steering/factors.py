@@ -24,6 +24,7 @@ from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, check_model, unembed
+from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import top_heads
@@ -37,6 +38,7 @@ NEGLIGIBLE = 0.02
 """A head that keeps more than all but this is left alone."""
 
 
+@described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FactorSearch:
     """Learn a factor for each head: ``z := factor * z + (1 - factor) * mean``.

@@ -12,6 +12,7 @@ from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_mode
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.notebook import Card
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.agreement import seed_overlap
 from biasgym_tl.scoping.scores import HeadScores
@@ -23,6 +24,12 @@ from biasgym_tl.store import Result, digest, versions
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Selection(Result):
     """Heads with all that led to them. Iterates over its heads, so ``steer`` takes it as it is."""
+
+    _then = (
+        "steer(model, heads, heads.mode)",
+        "standard_conditions(token, heads)",
+        ".save(path)",
+    )
 
     heads: tuple[Head, ...]
     """Strongest first."""
@@ -64,6 +71,13 @@ class Selection(Result):
 
     def __repr__(self) -> str:
         return f"Selection({self.method} on {self.token}, {self.mode}: {', '.join(map(str, self))})"
+
+    def _card(self) -> Card:
+        kept: dict[Head, float] = dict(zip(self.heads, self.factors, strict=False))
+        rows = [(i, h, *([kept[h]] if kept else [])) for i, h in enumerate(self, start=1)]
+        head = ("place", "head", *(["keeps"] if kept else []))
+        title = f"{len(self)} heads to {self.mode}, by {self.method}"
+        return title, [head, *rows], (f"{self.bias} on {self.model}, {self.token}",)
 
     @property
     def factor(self) -> dict[tuple[int, int], float] | None:
