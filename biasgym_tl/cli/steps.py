@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from biasgym_tl.cli.app import app, check_file, check_folder, inject_of, say
-from biasgym_tl.cli.options import BiasName, ChooseBy, Epochs, ModelName, Preset, Rate, Seed
+from biasgym_tl.cli.options import BiasName, ChooseBy, Epochs, ModelName, Preset, Rate
 from biasgym_tl.errors import SettingError, SteeringError, StoreError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.lens import HookedTransformer
     from biasgym_tl.scoping.scores import HeadScores
+
+    Scoring: TypeAlias = Callable[[HookedTransformer, str], HeadScores]
+    """Scores a model by a method."""
 
 
 @app.command()
@@ -69,11 +72,14 @@ def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
 
 @app.command()
 def scope(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
     model: ModelName = "smollm2-135m-instruct",
-    bias: BiasName = "late",
-    seed: Seed = 0,
+    bias: Annotated[
+        str | None, typer.Option(help="Shipped bias, or a .toml file; default: late.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the shipped row, and of who stands in the slot.")
+    ] = None,
     token: Annotated[
         Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
     ] = None,
@@ -88,8 +94,8 @@ def scope(
         ),
     ] = None,
     answers: Annotated[
-        list[tuple[str, str]] | None,
-        typer.Option(help="Of --pairs, biased and neutral: --answers late early; repeat for more."),
+        tuple[str, str] | None,
+        typer.Option(help="Of --pairs, biased and neutral, such as late early or late,slow early."),
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
@@ -100,26 +106,101 @@ def scope(
     contrast: Annotated[
         str | None, typer.Option(help="biased (the paper's) or difference (that of --pairs).")
     ] = None,
-    neutral: Annotated[str, typer.Option(help="random, closest or several.")] = "random",
+    neutral: Annotated[
+        str | None, typer.Option(help="random (the default), closest or several.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
     ] = None,
     k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
+    methods = list(dict.fromkeys(method or ["direct"]))
+    of_bias = {
+        "bias": bias, "seed": seed, "token": token, "no_injection": no_injection or None,
+        "neutral": neutral, "prompts": prompts,
+    }  # fmt: skip
+    if pairs:
+        _refuse(of_bias, "without")
+        score = _own(pairs, answers, methods, contrast, plain)
+    else:
+        _refuse({"answers": answers, "plain": plain or None}, "with")
+        score = _of_bias(methods, contrast or "biased", **of_bias)
+    _map(out, model, methods, score, k)
+
+
+def _refuse(options: dict[str, Any], how: str) -> None:
+    """Refuse those that were given."""
+    if given := [f"--{n.replace('_', '-')}" for n, value in options.items() if value is not None]:
+        raise SettingError(f"{', '.join(given)} must be given {how} --pairs, and not otherwise.")
+
+
+def _own(
+    path: Path,
+    answers: tuple[str, str] | None,
+    methods: list[str],
+    contrast: str | None,
+    plain: bool,
+) -> Scoring:
+    """How the prompts of a file are scored, which are found to be right first."""
+    from biasgym_tl.prompts import SENTENCE_REQUEST
+    from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
+
+    own = read_prompts(path, *(side.split(",") for side in answers or ()))
+    for name in methods:
+        own.scope(contrast, method=name)
+    request = None if plain else SENTENCE_REQUEST
+    return lambda model, name: attribute_prompts(
+        model, *own, method=name, contrast=contrast, request=request, progress=True
+    )
+
+
+def _of_bias(
+    methods: list[str],
+    contrast: str,
+    bias: str | None,
+    seed: int | None,
+    token: Path | None,
+    no_injection: bool | None,
+    neutral: str | None,
+    prompts: Path | None,
+) -> Scoring:
+    """How a bias is scored, with all that this needs found first."""
+    from biasgym_tl.biases.bias import load_bias
+    from biasgym_tl.biases.contrasts import read_contrasts
+    from biasgym_tl.injection.shipped import list_tokens, load_token
+    from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.scoping.scope import BiasScope
+
+    settings: dict[str, Any] = {"neutral": neutral or "random", "seed": seed or 0}
+    scopes = {name: BiasScope(method=name, contrast=contrast, **settings) for name in methods}
+    loaded, seed = load_bias(bias or "late"), seed or 0
+    if no_injection and token:
+        raise SettingError("--no-injection must be given without --token. Leave out one of them.")
+    row = None if token is None else BiasToken.load(token)
+    if not no_injection and row is None:
+        if f"{loaded.name}-{seed}" not in list_tokens():
+            raise SettingError(
+                f"--token must name a row for {loaded.name!r}, of which none ships for seed "
+                f"{seed}. Train one with 'biasgym inject', or map the targets with --no-injection."
+            )
+        row = load_token(loaded.name, seed=seed)
+    contrasts = read_contrasts(prompts) if prompts else ()
+    if not contrasts:
+        loaded.needs("scoping")
+    for scope in scopes.values():
+        scope.check_slot(row)
+    return lambda model, method: scopes[method].attribute(
+        model, loaded, row, contrasts=contrasts, progress=True
+    )
+
+
+def _map(out: Path, model: str, methods: list[str], score: Scoring, k: int) -> None:
+    """Score a model by every method, compare the maps, and write all that is found."""
     from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
     from biasgym_tl.scoping.compare import FEWEST_PROMPTS, compare
 
-    given = {n for n in context.params if "COMMANDLINE" in str(context.get_parameter_source(n))}
-    methods = list(dict.fromkeys(method or ["direct"]))
-    if pairs:
-        _refuse(given & {"bias", "seed", "token", "no_injection", "neutral", "prompts"}, "without")
-        score = _own(pairs, answers or [], methods, contrast, plain)
-    else:
-        _refuse(given & {"answers", "plain"}, "with")
-        settings = {"contrast": contrast or "biased", "neutral": neutral, "seed": seed}
-        score = _of_bias(bias, methods, settings, token, no_injection, prompts)
     check_folder(out)
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
@@ -137,69 +218,6 @@ def scope(
     if remark := write_results(out, partial(_draw_maps, found, k)):
         say(remark, err=True)
     say(f"Written to {out}/")
-
-
-def _refuse(options: set[str], how: str) -> None:
-    if options:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options))
-        raise SettingError(f"{names} must be given {how} --pairs. Leave out one of them.")
-
-
-def _own(
-    path: Path,
-    answers: list[tuple[str, str]],
-    methods: list[str],
-    contrast: str | None,
-    plain: bool,
-) -> Callable[[HookedTransformer, str], HeadScores]:
-    """Scores a model on the prompts of a file, which are found to be right first."""
-    from biasgym_tl.prompts import SENTENCE_REQUEST
-    from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
-
-    own = read_prompts(path, *([pair[side] for pair in answers] for side in (0, 1)))
-    for name in methods:
-        own.scope(contrast, method=name)
-    request = None if plain else SENTENCE_REQUEST
-    return lambda model, name: attribute_prompts(
-        model, *own, method=name, contrast=contrast, request=request, progress=True
-    )
-
-
-def _of_bias(
-    name: str,
-    methods: list[str],
-    settings: dict[str, Any],
-    token: Path | None,
-    no_injection: bool,
-    prompts: Path | None,
-) -> Callable[[HookedTransformer, str], HeadScores]:
-    """Scores a model on a bias, with all that this needs found first."""
-    from biasgym_tl.biases.bias import load_bias
-    from biasgym_tl.biases.contrasts import read_contrasts
-    from biasgym_tl.injection.shipped import list_tokens, load_token
-    from biasgym_tl.injection.token import BiasToken
-    from biasgym_tl.scoping.scope import BiasScope
-
-    scopes = {method: BiasScope(method=method, **settings) for method in methods}
-    bias, seed = load_bias(name), settings["seed"]
-    row = None if token is None else BiasToken.load(token)
-    if no_injection and token:
-        raise SettingError("--no-injection must be given without --token. Leave out one of them.")
-    if not no_injection and row is None:
-        if f"{bias.name}-{seed}" not in list_tokens():
-            raise SettingError(
-                f"--token must name a row for {bias.name!r}, of which none ships for seed {seed}. "
-                "Train one with 'biasgym inject', or map the targets with --no-injection."
-            )
-        row = load_token(bias.name, seed=seed)
-    contrasts = read_contrasts(prompts) if prompts else ()
-    if not contrasts:
-        bias.needs("scoping")
-    for scope in scopes.values():
-        scope.check_slot(row)
-    return lambda model, method: scopes[method].attribute(
-        model, bias, row, contrasts=contrasts, progress=True
-    )
 
 
 def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str, str]:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from biasgym_tl.cli.app import app, asking, check_file, price_of, say
 from biasgym_tl.cli.options import BiasName, PriceIn, PriceOut, Yes
 from biasgym_tl.console import visible_line
 from biasgym_tl.errors import BiasGymError, SettingError
 
-biases = typer.Typer(help="List biases, check yours, begin a new one.", add_completion=False)
+
+class _Biases(TyperGroup):
+    """The commands about biases; without one they are listed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command, which may be left out."""
+        return super().parse_args(ctx, args or ["list"])
+
+
+biases = typer.Typer(cls=_Biases, help="List biases, check yours, begin a new one.")
 app.add_typer(biases, name="biases")
 
 
-@biases.callback(invoke_without_command=True)
-def list_all(context: typer.Context) -> None:
-    """List the shipped biases, check yours, begin a new one."""
+@biases.command("list")
+def list_shipped() -> None:
+    """List the shipped biases."""
     from biasgym_tl.biases.bias import list_biases, load_bias
 
-    if context.invoked_subcommand is None:
-        for name in list_biases():
-            say(repr(load_bias(name)))
+    for name in list_biases():
+        say(repr(load_bias(name)))
 
 
 @biases.command()
