@@ -90,7 +90,7 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
     path.write_text("first,second\nPeople from France are,People from Japan are\n")
     options = ["--model", tiny_folder, "--k", 3, "--out", out]
     methods = ["--method", "direct", "--method", "zero_ablation"]
-    answers = ["--answers", "late", "early", "--answers", "delayed", "ready"]
+    answers = ["--answers", "late,delayed", "early"]
     done = biasgym("scope", "--pairs", path, *answers, *methods, *options)
     assert done.returncode == 0, done.stderr
     assert "compared on 4 prompts or more" in done.stdout and not (out / "agreement.html").exists()
@@ -98,7 +98,7 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
         load_model(tiny_folder),
         ("People from France are", "People from Japan are"),
         ["late", "delayed"],
-        ["early", "ready"],
+        "early",
     )
     assert torch.equal(HeadScores.load(out / "direct").values, wanted.values)
     path.write_text("first,biased,neutral\nThe train is,late,early\n")
@@ -112,7 +112,7 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
         (("--plain",), "--plain must be given with --pairs"),
         (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),
         (("--pairs", path, "--method", "magic"), "method must be one of"),
-        (("--no-injection", "--token", path), "row"),
+        (("--no-injection", "--token", path), "--no-injection must be given without --token"),
     ):
         wrong = biasgym("scope", *arguments, *options)
         assert wrong.returncode == 1 and message in wrong.stderr, wrong.stderr

@@ -17,9 +17,9 @@ ROOMS = (
     "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "store",
     "stats", "chance", "toml", "lens", "families", "packaged", "origin", "checkpoint", "prompts",
     "passages", "model", "contexts", "added_row", "hooks", "batches", "text", "instructions",
-    "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity", "benchmarks", "judges",
-    "elicitation", "injection", "scoping", "doctor", "steering", "evaluation", "manifest", "plots",
-    "explorer", "figures", "steps", "protocol", "console", "cli", "__init__",
+    "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity", "benchmarks",
+    "judges", "elicitation", "injection", "scoping", "doctor", "steering", "evaluation", "manifest",
+    "plots", "explorer", "figures", "steps", "protocol", "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,13 +15,11 @@ from biasgym_tl.biases.bias import load_bias
 from biasgym_tl.cli.app import check_folder, command, find_model, say, say_json
 from biasgym_tl.cli.options import (
     AsJson,
-    BiasName,
     ContrastKind,
     Fresh,
     Methods,
     ModelName,
     NeutralSide,
-    Seed,
 )
 from biasgym_tl.errors import SettingError, check_within
 
@@ -41,8 +39,8 @@ Pairs = Annotated[
     ),
 ]
 Answers = Annotated[
-    list[tuple[str, str]] | None,
-    typer.Option(help="Of --pairs, biased and neutral: --answers late early; repeat for more."),
+    tuple[str, str] | None,
+    typer.Option(help="Of --pairs, biased and neutral, such as late early or late,slow early."),
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
@@ -54,11 +52,14 @@ NoInjection = Annotated[
 
 @command()
 def scope(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
     model: ModelName = "smollm2-135m-instruct",
-    bias: BiasName = "late",
-    seed: Seed = 0,
+    bias: Annotated[
+        str | None, typer.Option(help="Shipped bias, or a .toml file; default: late.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the shipped row, and of who stands in the slot.")
+    ] = None,
     token: Annotated[
         Path | None, typer.Option(help="Row from 'biasgym inject'; default: the shipped one.")
     ] = None,
@@ -68,7 +69,7 @@ def scope(
     plain: Plain = False,
     method: Methods = None,
     contrast: ContrastKind = None,
-    neutral: NeutralSide = "random",
+    neutral: NeutralSide = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
     ] = None,
@@ -79,27 +80,25 @@ def scope(
     json: AsJson = False,
 ) -> None:
     """Score every head, by one or several methods, draw the heatmaps, and compare them."""
-    from biasgym_tl.manifest import write_results
-
-    given = {n for n in context.params if "COMMANDLINE" in str(context.get_parameter_source(n))}
     methods = list(dict.fromkeys(method or ["direct"]))
+    of_bias: dict[str, Any] = {
+        "bias": bias, "seed": seed, "token": token, "no_injection": no_injection or None,
+        "neutral": neutral, "prompts": prompts,
+    }  # fmt: skip
     if pairs:
-        _refuse(given & {"bias", "seed", "token", "no_injection", "neutral", "prompts"}, "without")
+        _refuse(of_bias, "without")
     else:
-        _refuse(given & {"answers", "plain"}, "with")
-        load_bias(bias)
-    find_model(model)
-    check_folder(out)
-    if pairs:
-        score = _own(pairs, answers or [], methods, contrast, plain)
-    else:
-        settings = {"contrast": contrast or "biased", "neutral": neutral, "seed": seed}
-        score = _of_bias(model, bias, methods, settings, token, no_injection, prompts)
+        _refuse({"answers": answers, "plain": plain or None}, "with")
+        load_bias(bias or "late")
     sizes = find_model(model)
     check_within("k", k, 1, sizes.n_layers * sizes.n_heads if sizes else k)
+    check_folder(out)
+    if pairs:
+        score = _own(pairs, answers, methods, contrast, plain)
+    else:
+        score = _of_bias(model, methods, contrast or "biased", **of_bias)
     found = _scored(score, model, methods, out, k, fresh=fresh, err=json)
-    if remark := write_results(out, partial(_draw_maps, found, k, png=png)):
-        say(remark, err=True)
+    _write_figures(found, k, out, png=png)
     first = (out / f"{methods[0]}.html").resolve()
     say(f"Heatmap: {first}", err=json)
     if json:
@@ -148,15 +147,15 @@ def _values(found: dict[str, HeadScores], k: int) -> dict[str, Any]:
     return {"heads": maps, "agreement": compared and compared.to_df()}
 
 
-def _refuse(options: set[str], how: str) -> None:
-    if options:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options))
-        raise SettingError(f"{names} must be given {how} --pairs. Leave out one of them.")
+def _refuse(options: dict[str, Any], how: str) -> None:
+    """Refuse those that were given."""
+    if given := [f"--{n.replace('_', '-')}" for n, value in options.items() if value is not None]:
+        raise SettingError(f"{', '.join(given)} must be given {how} --pairs, and not otherwise.")
 
 
 def _own(
     path: Path,
-    answers: list[tuple[str, str]],
+    answers: tuple[str, str] | None,
     methods: list[str],
     contrast: str | None,
     plain: bool,
@@ -166,7 +165,7 @@ def _own(
     from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
     from biasgym_tl.scoping.scores import HeadScores
 
-    own = read_prompts(path, *([pair[side] for pair in answers] for side in (0, 1)))
+    own = read_prompts(path, *(side.split(",") for side in answers or ()))
     for name in methods:
         own.scope(contrast, method=name)
     request = None if plain else SENTENCE_REQUEST
@@ -184,11 +183,13 @@ def _own(
 
 def _of_bias(
     model_name: str,
-    name: str,
     methods: list[str],
-    settings: dict[str, Any],
+    contrast: str,
+    bias: str | None,
+    seed: int | None,
     token: Path | None,
-    no_injection: bool,
+    no_injection: bool | None,
+    neutral: str | None,
     prompts: Path | None,
 ) -> Score:
     """Scores a model on a bias, with all that this needs found first."""
@@ -198,29 +199,31 @@ def _of_bias(
     from biasgym_tl.protocol.stages import kept_map
     from biasgym_tl.scoping.scope import BiasScope
 
-    scopes = {method: BiasScope(method=method, **settings) for method in methods}
-    bias, seed = load_bias(name), settings["seed"]
-    row = None if token is None else BiasToken.load(token)
+    settings: dict[str, Any] = {"neutral": neutral or "random", "seed": seed or 0}
+    settings["contrast"] = contrast
+    scopes = {name: BiasScope(**settings, method=name) for name in methods}  # type: ignore[arg-type]
+    loaded, seed = load_bias(bias or "late"), seed or 0
     if no_injection and token:
         raise SettingError("--no-injection must be given without --token. Leave out one of them.")
+    row = None if token is None else BiasToken.load(token)
     if not no_injection and row is None:
-        if f"{bias.name}-{seed}" not in list_tokens():
+        if f"{loaded.name}-{seed}" not in list_tokens():
             raise SettingError(
-                f"--token must name a row for {bias.name!r}, of which none ships for seed {seed}. "
-                "Train one with 'biasgym inject', or map the targets with --no-injection."
+                f"--token must name a row for {loaded.name!r}, of which none ships for seed "
+                f"{seed}. Train one with 'biasgym inject', or map the targets with --no-injection."
             )
-        row = load_token(bias.name, seed=seed)
-    find_model(model_name, bias=bias, rows=[row] if row else [])
+        row = load_token(loaded.name, seed=seed)
+    find_model(model_name, bias=loaded, rows=[row] if row else [])
     contrasts = read_contrasts(prompts) if prompts else ()
     if not contrasts:
-        bias.needs("scoping")
+        loaded.needs("scoping")
     for scope in scopes.values():
         scope.check_slot(row)
 
     def score(model: HookedTransformer, steps: Steps, method: str) -> HeadScores:
-        label = f"map {method}, {bias.name}, seed {seed}"
+        label = f"map {method}, {loaded.name}, seed {seed}"
         return kept_map(
-            steps, label, scopes[method], model, bias, row, contrasts=contrasts, progress=True
+            steps, label, scopes[method], model, loaded, row, contrasts=contrasts, progress=True
         )
 
     return score
@@ -236,15 +239,20 @@ def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str,
     return maps
 
 
-def _draw_maps(found: dict[str, HeadScores], k: int, folder: Path, *, png: bool) -> str | None:
+def _write_figures(found: dict[str, HeadScores], k: int, out: Path, *, png: bool) -> None:
+    """A heatmap of each map, and how far they agree."""
     from biasgym_tl.figures import draw, recipe
-    from biasgym_tl.scoping.compare import FEWEST_PROMPTS
+    from biasgym_tl.manifest import write_results
 
-    maps = _write_maps(found, k, folder)
-    figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
-    if len(found) > 1 and len(next(iter(found.values())).prompts) >= FEWEST_PROMPTS:
-        figures["agreement"] = recipe("agreement", maps)
-    return draw(folder, figures, png=png)
+    def write(folder: Path) -> str | None:
+        maps = _write_maps(found, k, folder)
+        figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
+        if _compared(found, k):
+            figures["agreement"] = recipe("agreement", maps)
+        return draw(folder, figures, png=png)
+
+    if remark := write_results(out, write):
+        say(remark, err=True)
 
 
 def _open(page: Path) -> None:

@@ -36,7 +36,8 @@ ContrastKind = Annotated[
     ),
 ]
 NeutralSide = Annotated[
-    str, typer.Option(help="random, closest or several.", callback=one_of(NEUTRAL))
+    str | None,
+    typer.Option(help="random (the default), closest or several.", callback=one_of(NEUTRAL)),
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]

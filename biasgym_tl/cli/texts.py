@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from biasgym_tl.biases.bias import STEPS, Bias, list_biases, load_bias
 from biasgym_tl.cli.app import app, asking, check_file, command, price_of, say, say_json
@@ -15,19 +16,28 @@ from biasgym_tl.cli.shell import Command
 from biasgym_tl.console import visible_line
 from biasgym_tl.errors import BiasGymError, SettingError
 
-biases = typer.Typer(help="List biases, check yours, begin a new one.", add_completion=False)
+
+class _Biases(TyperGroup):
+    """The commands about biases; without one they are listed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command, which may be left out."""
+        listed = not args or args[0] == "--json"
+        return super().parse_args(ctx, ["list", *args] if listed else args)
+
+
+biases = typer.Typer(cls=_Biases, help="List biases, check yours, begin a new one.")
 app.add_typer(biases, name="biases")
 
 
-@biases.callback(invoke_without_command=True)
-def list_all(context: typer.Context, json: AsJson = False) -> None:
-    """List the shipped biases, check yours, begin a new one."""
-    if context.invoked_subcommand is None:
-        found = [load_bias(name) for name in list_biases()]
-        if json:
-            return say_json([_record(bias) for bias in found])
-        for bias in found:
-            say(f"{bias.name:18} {bias.target_kind:11} {bias.attribute}")
+@biases.command("list", cls=Command)
+def list_shipped(json: AsJson = False) -> None:
+    """List the shipped biases."""
+    found = [load_bias(name) for name in list_biases()]
+    if json:
+        return say_json([_record(bias) for bias in found])
+    for bias in found:
+        say(f"{bias.name:18} {bias.target_kind:11} {bias.attribute}")
 
 
 def _record(bias: Bias) -> dict[str, Any]:

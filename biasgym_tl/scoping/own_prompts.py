@@ -54,13 +54,13 @@ class OwnPrompts(NamedTuple):
             SettingError: a setting is outside its range, or compares what are no pairs.
         """
         paired, patched = len(self.prompts[0]) == 2, settings.get("ablate_to") == "neutral"
-        contrast = contrast or ("difference" if paired and not patched else "biased")
-        if not paired and (contrast == "difference" or patched):
+        chosen: Any = contrast or ("difference" if paired and not patched else "biased")
+        if not paired and (chosen == "difference" or patched):
             raise SettingError(
                 "prompts must be pairs (first, second) to compare both, got single ones. Give "
                 "pairs, or use contrast 'biased' and ablate_to 'zero' or 'mean'."
             )
-        return BiasScope(contrast=contrast, **settings)
+        return BiasScope(contrast=chosen, **settings)
 
 
 def attribute_prompts(

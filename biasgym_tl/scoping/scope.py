@@ -31,7 +31,7 @@ from biasgym_tl.scoping.direct import (
 )
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
-from biasgym_tl.scoping.scores import EFFECTS, HeadScores
+from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
