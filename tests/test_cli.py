@@ -263,6 +263,8 @@ QUICK_COMMANDS = (
     (["write", "--bias", "late", "--model", "m", "--out", "a.csv"], "--out must end in .jsonl"),
     (["evaluate", "--out", "x", "--heads", "L0H1", "--mode", "off"], "--mode must be one of"),
     (["export", "x", "--heads", "L0H1", "--model", "gone"], "--model must be one of"),
+    (["export", "x", "--heads", "L99H0"], "--heads must lie in L0..L29 and H0..H8"),
+    (["repeat", "gone.json", "--out", "x"], "result file must exist, got 'gone.json'"),
 )
 
 

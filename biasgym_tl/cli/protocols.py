@@ -205,9 +205,10 @@ def repeat(
 ) -> None:
     """Run again what a manifest names, and say whether every number came out the same."""
     from biasgym_tl.manifest import Manifest
-    from biasgym_tl.protocol.protocol import Protocol
 
     found = Manifest.load(manifest)
+    from biasgym_tl.protocol.protocol import Protocol
+
     protocol = Protocol.from_mapping(found.settings, str(manifest))
     _run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
 
