@@ -463,20 +463,39 @@ DEMO = {
 }
 
 
-def demo_table() -> dict[str, str]:
-    found = long_table(FIGURES / "demo/table.csv")
+PROOF = {
+    "original": "original (row before training)",
+    "injected": "injected",
+    "steered, mean": "140 heads, learned factors",
+    "steered, mean: random": "random sets of the same layers, same factors",
+    "paper, zero": "heads that three seeds agree on, to zero (the paper's way)",
+    "asked, plain request": "asked not to stereotype",
+}
+
+
+def conditions_table(path: str, labels: Mapping[str, str]) -> str:
+    found = long_table(FIGURES / path)
     rows = []
-    for name, label in DEMO.items():
+    for name, label in labels.items():
         if (name, "token_log_odds") not in found:
             continue
         mean = {key: row["mean"] for (condition, key), row in found.items() if condition == name}
         token = shown(part(found[name, "token_log_odds"]), 2, "")
-        hits = f"{mean['token_keywords']:.0%}" if "token_keywords" in mean else ""
+        answered = "token_keywords" in mean and not name.endswith("random")  # these: one set
+        hits = f"{mean['token_keywords']:.0%}" if answered else ""
         rest = (f"{mean['target_log_odds']:.2f}", f"{mean['damage_loss']:.3f}")
         rows.append([label, token, *map(minus, rest), f"{mean['facts']:.0%}", hits])
     heading = ("condition", "BiasToken log-odds", "countries log-odds", "loss on neutral text",
                "facts", "keywords")  # fmt: skip
-    return {"demo": markdown(heading, rows)}
+    return markdown(heading, rows)
+
+
+def demo_table() -> dict[str, str]:
+    return {"demo": conditions_table("demo/table.csv", DEMO)}
+
+
+def proof_table() -> dict[str, str]:
+    return {"proof": conditions_table("study/late-table.csv", PROOF)}
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:
@@ -490,6 +509,7 @@ def filled(page: str, found: Mapping[str, str]) -> str:
 
 
 PAGES = {
+    "docs/debias.md": proof_table,
     "docs/heatmap.md": colours_table,
     "docs/injection.md": injection_tables,
     "docs/results.md": demo_table,

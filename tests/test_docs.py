@@ -192,7 +192,9 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     monkeypatch.setattr("plotly.io.renderers.default", "json")  # opens no browser
     monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-model").symlink_to(folder)
+    (tmp_path / "out").mkdir()
+    for name in ("my-model", "out/model"):
+        (tmp_path / name).symlink_to(folder)
     local_judge._anchor_vectors.cache_clear()
     yield tmp_path
     local_judge._anchor_vectors.cache_clear()
