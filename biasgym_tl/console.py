@@ -101,8 +101,9 @@ def _pooled(result: ProtocolResult) -> Table:
 def show_report(report: Report, console: Console) -> None:
     """Print one report."""
     console.print(summary_table(report))
-    measured = [report.measures[str(key)] for key in report.to_df()]
-    if others := [m.label for m in measured if m not in _main(report)]:
+    shown = _main(report)
+    measured = (report.measures[str(key)] for key in report.to_df())
+    if others := [m.label for m in measured if m not in shown]:
         _print(f"In table.csv and report.html also: {', '.join(others)}.", console)
     for line in [*summary_lines(report), *(f"{warning}." for warning in report.warnings())]:
         _print(line, console)
@@ -124,7 +125,8 @@ _COLUMNS = (
 
 
 def _main(report: Report) -> list[Measure]:
-    return [report.measures[key] for key in _COLUMNS if key in report.to_df()][:4]
+    measured = set(report.to_df())
+    return [report.measures[key] for key in _COLUMNS if key in measured][:4]
 
 
 def _table(title: str, **options: Any) -> Table:
