@@ -116,7 +116,7 @@ def scope(
 ) -> None:
     """Score every head, by one or several methods, and compare them."""
     methods = list(dict.fromkeys(method or ["direct"]))
-    of_bias = {
+    of_bias: dict[str, Any] = {
         "bias": bias, "seed": seed, "token": token, "no_injection": no_injection or None,
         "neutral": neutral, "prompts": prompts,
     }  # fmt: skip
