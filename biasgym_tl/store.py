@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -281,6 +282,8 @@ class Result(Carded):
     @classmethod
     def has_tensors(cls) -> bool:
         """Whether a field is declared to hold a tensor."""
+        if "torch" not in sys.modules:  # which the module of a class with tensors imports
+            return False
         from jaxtyping import AbstractArray
         from torch import Tensor
 
@@ -292,6 +295,8 @@ class Result(Carded):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _tensors(self) -> dict[str, Tensor]:
+        if "torch" not in sys.modules:
+            return {}
         from torch import Tensor
 
         return {key: value for key, value in self._fields().items() if isinstance(value, Tensor)}
