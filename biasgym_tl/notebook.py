@@ -109,8 +109,9 @@ def described(settings: Settings) -> Settings:
             words = " ".join(inspect.cleandoc(text).replace("``", "").split())
             lines.append(textwrap.fill(name + words, 96, subsequent_indent="    "))
     settings.__doc__ = "\n".join((inspect.getdoc(settings) or "", "", "Fields:", "", *lines))
-    settings.__signature__ = inspect.signature(settings)
-    hints = settings.__init__.__annotations__
+    made: Any = settings
+    made.__signature__ = inspect.signature(settings)
+    hints = made.__init__.__annotations__
     hints |= {name: "str" for name, hint in hints.items() if str(hint).startswith("Literal[")}
     return settings
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
@@ -109,7 +110,7 @@ class BiasScope:
         token: BiasToken | None,
         *,
         contrasts: Sequence[Contrast] = (),
-        progress: bool = False,
+        progress: bool = True,
     ) -> HeadScores:
         """Score every head on the bias's scoping prompts.
 
@@ -121,7 +122,7 @@ class BiasScope:
             contrasts: Prompts with both answers each, such as ``read_contrasts(path)``; default:
                 the bias's scoping prompts, with the words A. Where both answers begin with the
                 same token, a prompt is left out and reported.
-            progress: Show a bar while heads are ablated.
+            progress: Show a bar, where it takes more than 3 seconds.
 
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the difference.
@@ -144,16 +145,16 @@ class BiasScope:
         run = partial(self._run, model, pairs, progress)
         with token.attached(model) if token else contextlib.nullcontext():
             biased = run(pairs.biased, sides[0] if to_neutral else means)
-        neutral = [run(side, means) for side in sides] if differs else []
-        deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in sides]
+        each = tqdm(sides, desc="neutral runs", delay=3, disable=not progress)
+        neutral = [run(side, means) for side in each] if differs else []
+        deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in each]
         return HeadScores(
             pair_values=biased.values,
             neutral_values=torch.stack([one.values for one in neutral], 1) if differs else None,
             delta=biased.delta,
             neutral_delta=torch.stack(deltas, 1),
             **biased.others,
-            **_written_down(model, pairs, bias),
-            token=token.label if token else NO_TOKEN,
+            **_written_down(model, pairs, bias, token),
             settings=dataclasses.asdict(self)
             | {
                 "bias_fingerprint": bias.fingerprint(),
@@ -179,7 +180,9 @@ class BiasScope:
         delta, ids = self._delta(model, pairs, sequences), (pairs.biased_ids, pairs.neutral_ids)
         if self.method == "attribution_patching":
             at_once = max(1, self.batch_size // 4)  # a gradient holds more
-            patched = partial(patching_effects, reference=reference, batch_size=at_once)
+            patched = partial(
+                patching_effects, reference=reference, batch_size=at_once, progress=progress
+            )
             return _Run(patched(model, sequences, *ids), delta, {})
         without = ablated_deltas(
             model,
@@ -218,13 +221,16 @@ class _Run(NamedTuple):
     """Parts beside heads, and the reconstruction error, of direct attribution."""
 
 
-def _written_down(model: HookedTransformer, pairs: Pairs, bias: Bias) -> dict[str, Any]:
+def _written_down(
+    model: HookedTransformer, pairs: Pairs, bias: Bias, token: BiasToken | None
+) -> dict[str, Any]:
     """What scores keep of their pairs, their model and their bias."""
     same = ("prompts", "targets", "label_targets", "left_out")
     words = model.tokenizer.batch_decode
     return {name: getattr(pairs, name) for name in same} | {
         "model": model.cfg.model_name,
         "bias": bias.name,
+        "token": token.label if token else NO_TOKEN,
         "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
         "biased_ids": pairs.biased_ids.cpu(),
         "neutral_ids": pairs.neutral_ids.cpu(),
