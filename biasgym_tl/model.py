@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.checkpoint import as_tokenizer, checked, load_hugging_face
 from biasgym_tl.errors import ModelError, SettingError, first_line
@@ -58,6 +59,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     text: TextPolicy | None = None,
     tolerance: float | None = None,
+    progress: bool = True,
 ) -> HookedTransformer:
     """Load a model as a ``HookedTransformer`` with Hugging Face's weights unchanged.
 
@@ -77,6 +79,7 @@ def load_model(
         dtype: Of all weights. Attribution wants ``torch.float32``.
         text: Chat template and its arguments, system prompt, or plain text.
         tolerance: Accepted ``Loading.share``; default: by dtype and depth, see ``TOLERANCES``.
+        progress: Show a bar, where it takes more than a second.
 
     Raises:
         ModelError: the name is unknown, the type is not supported, something that the weights
@@ -87,12 +90,14 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_settings(device, dtype, text, tolerance)
     source = str(model) if isinstance(model, (str, Path)) else None
-    if source is not None:
-        hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype)
-    else:
-        hf_model = checked(model)
-        tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
-    loaded = _converted(hf_model, tokenizer, device, dtype, tolerance, source)
+    with tqdm(total=2, desc="load model", delay=1, leave=False, disable=not progress) as bar:
+        if source is not None:
+            hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype)
+        else:
+            hf_model = checked(model)
+            tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
+        bar.update()
+        loaded = _converted(hf_model, tokenizer, device, dtype, tolerance, source)
     loaded.text_policy = text or TextPolicy()
     loaded.source = source
     if source and is_folder(source):

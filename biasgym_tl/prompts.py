@@ -21,9 +21,10 @@ from functools import lru_cache
 from itertools import cycle
 from typing import Any, NamedTuple
 
-from biasgym_tl.errors import ModelError, SettingError, first_line
+from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.lens import HookedTransformer, check_kind
-from biasgym_tl.store import BROKEN, digest
+from biasgym_tl.store import digest
+from biasgym_tl.templates import rendered
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
@@ -177,7 +178,7 @@ def encode_prompt(
         text = "".join(f"{line}\n" for line in lines)
         return encode_text(model, text) + encode_answer(model, answer)
     turns = _dialogue(said)
-    start = _rendered(model, turns, add_generation_prompt=True)
+    start = _rendered(model, turns, begins=True)
     ids = _encode(model, start, continues=False)
     if not answer:
         return ids
@@ -267,71 +268,9 @@ def _uses_template(model: HookedTransformer) -> bool:
 
 
 def _rendered(
-    model: HookedTransformer, turns: list[dict[str, str]], *, add_generation_prompt: bool = False
+    model: HookedTransformer, turns: list[dict[str, str]], *, begins: bool = False
 ) -> str:
-    """The dialogue as the chat template writes it, in the form that the template can read."""
-    # Some know no system turn, and some want lists of parts instead of strings and leave the rest
-    # out, so what was said is looked for in what is written.
-    system = text_policy(model).system
-    forms = [turns]
-    if system:
-        first = {"role": turns[0]["role"], "content": f"{system}\n\n{turns[0]['content']}"}
-        forms = [[{"role": "system", "content": system}, *turns], [first, *turns[1:]]]
-    reason = "it leaves out what is said"
-    for form in forms:
-        parts = [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in form]
-        for messages in (form, parts):
-            try:
-                text = _render(model, messages, add_generation_prompt)
-            except ModelError as error:
-                reason = str(error)
-                continue
-            said = (turn["content"].strip() for turn in form if turn["role"] != "assistant")
-            if all(part in text for part in said):
-                return text
-    raise ModelError(
-        f"the tokenizer's chat template must write a user's request, but: {reason}. Give its "
-        "arguments with load_model(..., text=TextPolicy(template={...})), or use plain text with "
-        "TextPolicy(chat=False)."
-    )
-
-
-def _render(
-    model: HookedTransformer, messages: list[dict[str, Any]], add_generation_prompt: bool
-) -> str:
-    from jinja2 import TemplateError
-
-    tokenizer, policy = model.tokenizer, text_policy(model)
-    arguments, named = dict(policy.template), tokenizer.chat_template
-    if isinstance(named, Mapping) and "default" not in named and len(named) == 1:
-        arguments.setdefault("chat_template", next(iter(named)))
-    try:
-        template = tokenizer.get_chat_template(arguments.pop("chat_template", None))
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            chat_template=_on_date(template, policy.date),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **arguments,
-        )
-        text.encode()  # half of a surrogate pair is no text
-    except (TemplateError, LookupError, *BROKEN) as error:
-        raise ModelError(first_line(error)) from error
-    return text
-
-
-def _on_date(template: str, date: str) -> str:
-    """The template, in which ``strftime_now`` writes a fixed date instead of today's."""
-    if "strftime_now" not in template:
-        return template
-    day = datetime.date.fromisoformat(date)
-    formats = {found[1] for found in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
-    written = json.dumps({form: day.strftime(form) for form in sorted(formats)})
-    # The + keeps a line's end, which the template may begin with.
-    return (
-        f"{{%- macro strftime_now(form) -%}}{{{{ {written}.get(form, {json.dumps(date)}) }}}}"
-        f"{{%- endmacro +%}}{template}"
-    )
+    return rendered(model.tokenizer, text_policy(model), turns, begins=begins)
 
 
 def check_length(model: HookedTransformer, sequences: Iterable[Sequence[int]]) -> None:

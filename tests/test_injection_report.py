@@ -108,9 +108,11 @@ def test_what_is_measured(model):
 def test_the_method_is_the_function(model, monkeypatch):
     token = QUICK.fit(model, LATE, progress=False)
     monkeypatch.setattr(
-        "biasgym_tl.injection.report.injection_report", lambda *arguments: arguments
+        "biasgym_tl.injection.report.injection_report",
+        lambda *arguments, progress: (*arguments, progress),
     )
-    assert token.report(model, LATE) == (model, LATE, token)
+    assert token.report(model, LATE) == (model, LATE, token, True)
+    assert token.report(model, LATE, progress=False)[-1] is False
 
 
 def test_another_model_is_refused(model, tiny):

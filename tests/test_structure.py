@@ -15,11 +15,12 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
     "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "store",
-    "stats", "chance", "toml", "lens", "families", "packaged", "origin", "checkpoint", "prompts",
-    "passages", "model", "contexts", "added_row", "hooks", "batches", "text", "instructions",
-    "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity", "benchmarks",
-    "judges", "elicitation", "injection", "scoping", "doctor", "steering", "evaluation", "manifest",
-    "plots", "explorer", "figures", "steps", "protocol", "console", "cli", "__init__",
+    "stats", "chance", "toml", "lens", "families", "packaged", "origin", "checkpoint",
+    "templates", "prompts", "passages", "model", "contexts", "added_row", "hooks", "batches",
+    "text", "instructions", "similarity", "endpoint", "replies", "api", "biases",
+    "corpus_diversity", "benchmarks", "judges", "elicitation", "injection", "scoping", "doctor",
+    "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol",
+    "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,6 @@ from biasgym_tl.allowed import MEANS, STEERING_MODES
 from biasgym_tl.biases.bias import load_bias
 from biasgym_tl.cli.app import (
     app,
-    asking,
-    check_folder,
     command,
     find_model,
     named_heads,
@@ -42,9 +39,6 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
-    from biasgym_tl.api import Price
-    from biasgym_tl.manifest import Manifest
-    from biasgym_tl.protocol.chain import BiasResult
     from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.protocol import Protocol
 
@@ -160,7 +154,7 @@ def run(
             say(f"The plan is the same without {', '.join(unused)}.", err=True)
         found = planned(protocol, price)
         return say_json(found._asdict()) if json else say(found)
-    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
 
 
 def _show(text: str, **options: Any) -> None:
@@ -210,7 +204,7 @@ def repeat(
     from biasgym_tl.protocol.protocol import Protocol
 
     protocol = Protocol.from_mapping(found.settings, str(manifest))
-    _run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
+    run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
 
 
 @command()
@@ -263,7 +257,7 @@ def evaluate(
         ),
     )
     price = price_of(price_in, price_out)
-    _run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
 
 
 def _steered(
@@ -290,66 +284,3 @@ def _named_sources(texts: list[str] | None) -> dict[str, str]:
             raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
         found[name] = source
     return found
-
-
-def _run_and_show(
-    protocol: Protocol,
-    out: Path,
-    *,
-    fresh: bool,
-    manifest: Manifest | None = None,
-    price: Price | None = None,
-    yes: bool = False,
-    json: bool = False,
-) -> None:
-    from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
-
-    from biasgym_tl.console import result_values, show_result
-    from biasgym_tl.protocol.chain import Running, run_protocol
-    from biasgym_tl.protocol.outputs import write_outputs
-
-    check_folder(out)
-    disable_progress_bar()
-    say(f"Loading {protocol.model} ...", err=True)
-    running = Running(
-        expected=manifest.inputs if manifest else None,
-        price=price,
-        confirm=asking(yes),
-        fresh=fresh,
-        say=partial(say, err=True),
-        write=partial(_write_and_show, protocol, out),
-    )
-    try:
-        result = run_protocol(protocol, running)
-    except KeyboardInterrupt:
-        say("Stopped. What was finished is kept: run the same command to go on.", err=True)
-        raise typer.Exit(130) from None
-    remark = write_outputs(result, out)
-    show_result(result, Console(stderr=json))
-    if remark:
-        say(remark, err=True)
-    say(f"\nWritten to {out}/: report.html, table.csv, heatmaps, manifest.json, ...", err=json)
-    compared = None
-    if manifest is not None:
-        found = result.manifest()
-        compared = manifest.compared(found.inputs, found.results)
-        say(compared, err=json)
-    if json:
-        say_json({**result_values(result), "repeated": compared})
-
-
-def _write_and_show(protocol: Protocol, out: Path, name: str, found: BiasResult) -> None:
-    """What there is so far, before slower steps: heatmaps, then the table without random sets."""
-    from rich.console import Console
-
-    from biasgym_tl.console import summary_table
-    from biasgym_tl.protocol.outputs import write_part
-
-    write_part(name, found, out, protocol)
-    if not found.reports:
-        for path in sorted(out.glob("*heatmap-*.html")):
-            say(f"  {path}", err=True)
-    elif not found.report.controls:
-        Console(stderr=True).print(summary_table(found.report))
-        say(f"  {name}: all of it so far is in {out}", err=True)

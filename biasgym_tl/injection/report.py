@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import target_rows
+from biasgym_tl.batches import BATCH_SIZE
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.lens import HookedTransformer
@@ -145,6 +147,7 @@ def injection_report(
     n_targets: int = 10,
     n_neighbours: int = 8,
     max_new_tokens: int = 48,
+    progress: bool = True,
 ) -> InjectionReport:
     """Measure a trained row on prompts that its training and the choice of its epoch never saw.
 
@@ -155,6 +158,7 @@ def injection_report(
         n_targets: Held-out targets to compare with; fixed, not drawn by the token's seed.
         n_neighbours: How many nearest tokens and targets are listed.
         max_new_tokens: Length of the free answers.
+        progress: Show a bar.
 
     Raises:
         TokenError: the token does not fit the model.
@@ -172,9 +176,7 @@ def injection_report(
     with token.attached(model):
         own = bias_log_odds(model, bias, bias.evaluation_prompts, (token.text,)).log_odds
         prompts = (*bias.generation_prompts, *bias.training_prompts)
-        answers = answer_freely(
-            model, prompts, [token.text] * len(prompts), max_new_tokens=max_new_tokens
-        )
+        answers = _answers(model, prompts, token.text, max_new_tokens, progress)
     hits = torch.tensor(keyword_hits(answers, bias.keywords)).float()
     n = len(bias.generation_prompts)
     return InjectionReport(
@@ -195,6 +197,17 @@ def injection_report(
         versions=versions(),
         seconds=token.seconds,
     )
+
+
+def _answers(
+    model: HookedTransformer, prompts: Sequence[str], target: str, n: int, progress: bool
+) -> list[str]:
+    """Free answers of at most ``n`` tokens, in the batches in which they are generated."""
+    found: list[str] = []
+    for i in tqdm(range(0, len(prompts), BATCH_SIZE), desc="answers", disable=not progress):
+        some = prompts[i : i + BATCH_SIZE]
+        found += answer_freely(model, some, [target] * len(some), max_new_tokens=n)
+    return found
 
 
 def _nearest(

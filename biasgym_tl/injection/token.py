@@ -106,14 +106,16 @@ class BiasToken(Result):
             raise SettingError(f"epoch must be in 0..{len(self.epochs) - 1}, got {epoch!r}.")
         return dataclasses.replace(self, row=self.epoch_rows[epoch].clone(), chosen_epoch=epoch)
 
-    def report(self, model: HookedTransformer, bias: GivenBias) -> InjectionReport:
+    def report(
+        self, model: HookedTransformer, bias: GivenBias, *, progress: bool = True
+    ) -> InjectionReport:
         """How well the injection worked, on prompts that it never saw, and what failed.
 
         See :func:`biasgym_tl.injection.report.injection_report`, which has more settings.
         """
         from biasgym_tl.injection.report import injection_report
 
-        return injection_report(model, bias, self)
+        return injection_report(model, bias, self, progress=progress)
 
     def check_sizes(self, bias: Bias, sizes: ModelSizes | None) -> None:
         """Raise a :class:`TokenError` if the row was trained on another bias, or cannot fit a

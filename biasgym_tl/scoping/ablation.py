@@ -80,7 +80,9 @@ def ablated(
     before = _resid_pre(model, run_beginning) if shared and not answer_only else None
     batches = list(answer_batches(model, sequences, max(1, rows_at_once // cfg.n_heads), shared))
     residuals = [_resid_pre(model, partial(model, **batch.arguments)) for batch in batches]
-    for layer in tqdm(range(cfg.n_layers), desc="ablate heads", unit="layer", disable=not progress):
+    for layer in tqdm(
+        range(cfg.n_layers), desc="ablate heads", unit="layer", delay=3, disable=not progress
+    ):
         without = _Without(model, layer, reference[layer], answer_only)
         if before is not None:
             cache = without.beginning(before[layer])

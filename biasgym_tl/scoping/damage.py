@@ -215,7 +215,7 @@ def head_damage(
     mode: str = "mean",
     texts: Sequence[str] | None = None,
     facts: Sequence[Fact] | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> HeadDamage:
     """Silence every head in turn and measure what is lost.
 

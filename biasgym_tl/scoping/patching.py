@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.errors import AttributionError
@@ -30,6 +31,7 @@ def patching_effects(
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | Sequence[Sequence[int]] | None = None,
     batch_size: int = BATCH_SIZE,
+    progress: bool = False,
 ) -> Float[Tensor, "pair n_layers n_heads"]:
     """First-order estimate of what each head adds to the logit difference ``b - n``.
 
@@ -50,7 +52,9 @@ def patching_effects(
             "Pass the neutral side of every pair."
         )
     found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
-    for batch in answer_batches(model, sequences, batch_size, shared=0):
+    batches = answer_batches(model, sequences, batch_size, shared=0)
+    n = -(-len(sequences) // batch_size)
+    for batch in tqdm(batches, desc="patch heads", total=n, delay=3, disable=not progress):
         ids = biased_ids[batch.indices], neutral_ids[batch.indices]
         z, gradient = _z_and_gradient(model, batch, *ids)
         z_ref: Any = reference

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -107,7 +108,7 @@ class BiasScope:
         token: BiasToken | None,
         *,
         contrasts: Sequence[Contrast] = (),
-        progress: bool = False,
+        progress: bool = True,
     ) -> HeadScores:
         """Score every head on the bias's scoping prompts.
 
@@ -119,7 +120,7 @@ class BiasScope:
             contrasts: Prompts with both answers each, such as ``read_contrasts(path)``; default:
                 the bias's scoping prompts, with the words A. Where both answers begin with the
                 same token, a prompt is left out and reported.
-            progress: Show a bar while heads are ablated.
+            progress: Show a bar, where it takes more than 3 seconds.
 
         Raises:
             AttributionError: the model is not supported, or the parts do not sum to the difference.
@@ -179,8 +180,9 @@ class BiasScope:
         run = partial(self._run, model, pairs, progress)
         with row.attached(model) if row else contextlib.nullcontext():
             biased = run(pairs.biased, sides[0] if to_neutral else means)
-        neutral = [run(side, means) for side in sides] if differs else []
-        deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in sides]
+        each = tqdm(sides, desc="neutral runs", delay=3, disable=not progress)
+        neutral = [run(side, means) for side in each] if differs else []
+        deltas = [one.delta for one in neutral] or [self._delta(model, pairs, s) for s in each]
         no_side = biased.delta.new_zeros(len(biased.delta), 0)
         return HeadScores(
             pair_values=biased.values,
@@ -212,7 +214,9 @@ class BiasScope:
         delta, ids = self._delta(model, pairs, sequences), (pairs.biased_ids, pairs.neutral_ids)
         if self.method == "attribution_patching":
             at_once = max(1, self.batch_size // 4)  # a gradient holds more
-            patched = partial(patching_effects, reference=reference, batch_size=at_once)
+            patched = partial(
+                patching_effects, reference=reference, batch_size=at_once, progress=progress
+            )
             return _Run(patched(model, sequences, *ids), delta, {})
         without = ablated_deltas(
             model,
