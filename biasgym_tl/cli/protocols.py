@@ -34,6 +34,7 @@ from biasgym_tl.cli.options import (
     Train,
     Yes,
 )
+from biasgym_tl.cli.running import run_and_show
 from biasgym_tl.cli.shell import FileCommand, one_of
 from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.shipped import protocol_text
