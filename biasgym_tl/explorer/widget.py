@@ -34,7 +34,7 @@ class ExplorerWidget:
         )
         self.map.add_scatter(
             mode="markers",
-            marker={"symbol": "circle-open", "size": 18, "color": "black", "line": {"width": 3}},
+            marker={"size": 13, "color": "#ffd500", "line": {"width": 2.5, "color": "black"}},
             hoverinfo="skip",
             showlegend=False,
         )
