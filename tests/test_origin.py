@@ -7,6 +7,7 @@ import pytest
 from biasgym_tl.errors import ModelError
 from biasgym_tl.lens import lens_loading
 from biasgym_tl.origin import listed_names, model_sizes, not_found
+from biasgym_tl.packaged import PACKAGED, packaged_folder
 
 
 def test_listed_names_are_those_of_transformer_lens():
@@ -34,3 +35,12 @@ def test_names_that_are_near_are_proposed():
     for name, meant in (("smollm2", "smollm2-135m-instruct"), ("pythia-70", "pythia-70m")):
         assert f"{meant!r}" in not_found(name, name, OSError("no such name"))
     assert "Did you mean" not in not_found("gpt2", "gpt2", OSError("no network"))
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", PACKAGED)
+def test_sizes_of_packaged_models_are_those_of_their_files(name):
+    folder = packaged_folder(name)
+    if folder is None:
+        pytest.skip(f"the package {PACKAGED[name].package} is not installed")
+    assert model_sizes(str(folder)) == model_sizes(name) == PACKAGED[name].sizes
