@@ -176,7 +176,8 @@ def as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, (name, *first["loc"][1:])))
-            raise StoreError(f"{where} is not as declared: {first['msg']}") from error
+            got = f"{first['msg']}, got {first['input']!r:.80}"
+            raise StoreError(f"{where} is not as declared: {got}") from error
     return found
 
 

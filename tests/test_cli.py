@@ -93,7 +93,7 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
     answers = ["--answers", "late,delayed", "early"]
     done = biasgym("scope", "--pairs", path, *answers, *methods, *options)
     assert done.returncode == 0, done.stderr
-    assert "compared on 4 prompts or more" in done.stdout and not (out / "agreement.html").exists()
+    assert "compared on more prompts" in done.stdout and not (out / "agreement.html").exists()
     wanted = attribute_prompts(
         load_model(tiny_folder),
         ("People from France are", "People from Japan are"),
@@ -111,7 +111,7 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
         (("--pairs", path, "--bias", "late"), "--bias must be given without --pairs"),
         (("--plain",), "--plain must be given with --pairs"),
         (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),
-        (("--pairs", path, "--method", "magic"), "method must be one of"),
+        (("--pairs", path, "--method", "magic"), "--method must be one of"),
         (("--no-injection", "--token", path), "--no-injection must be given without --token"),
     ):
         wrong = biasgym("scope", *arguments, *options)
@@ -249,7 +249,7 @@ QUICK_COMMANDS = (
     (["scope", "-h"], "attribution_patching"),
     (["--version"], f"biasgym {metadata.version('biasgym-tl')}"),
     (["biases"], "late"),
-    (["biases", "lat"], "bias must be one of"),
+    (["biases", "check", "lat"], "bias must be one of"),
     (["run", "demoo"], "protocol must be one of"),
     (["run", "demo", "--show"], "[[conditions]]"),
     (["run", "--out", "x", "--bias", "lat"], "--bias must be one of"),

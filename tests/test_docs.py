@@ -343,9 +343,12 @@ def test_lines_for_the_shell_are_accepted(page):
 def test_commands_in_the_text_exist_with_their_options(page):
     for command in re.findall(r"`biasgym\s+([^`]+)`", prose(page)):
         name, *arguments = command.split()
-        if name == "--help":
+        if name in ("--help", "COMMAND"):
             continue
-        known = {opt for p in COMMANDS[name].params for opt in (*p.opts, *p.secondary_opts)}
+        found = COMMANDS[name]
+        if arguments and arguments[0] in getattr(found, "commands", {}):
+            found = found.commands[arguments[0]]
+        known = {opt for p in found.params for opt in (*p.opts, *p.secondary_opts)}
         assert {word for word in arguments if word.startswith("--")} <= known, command
     for script in re.findall(r"`python\s+(\S+\.py)", prose(page)):
         assert (ROOT / script).is_file(), script

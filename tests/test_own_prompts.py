@@ -14,11 +14,11 @@ from biasgym_tl import (
     select_heads,
     significance,
 )
+from biasgym_tl.allowed import METHODS
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.prompts import encode_sentence, encode_text
 from biasgym_tl.scoping.own_prompts import own_prompts, read_prompts
-from biasgym_tl.scoping.scope import METHODS
 from biasgym_tl.slot import fill
 
 LATE = load_bias("late")
@@ -138,7 +138,7 @@ def test_the_result_says_what_it_is_of(model, tmp_path):
     assert repr(scores).startswith("HeadScores(direct, late / delayed rather than early on ")
     assert "4 pairs" in repr(scores)
     title = scores.plot(mark_top=3).layout.title.text
-    assert 'Strongest toward "late / delayed rather than early": L' in title
+    assert 'Heads that push most toward "late / delayed rather than early": L' in title
     assert "first minus second prompt" in title and "mean of 4 pairs, top 3 framed" in title
     loaded = HeadScores.load(scores.save(tmp_path / "map"))
     assert loaded.record() == scores.record()

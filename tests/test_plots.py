@@ -356,5 +356,5 @@ def test_red_is_toward_the_stereotype_and_said_so():
         assert maps[0].colorscale[0][1] == "rgb(103,0,31)"
         bar = maps[0].colorbar
         words = f"{bar.title.text} {' '.join(bar.ticktext or ())}"
-        assert "delta-logit" in words and "toward<br>stereotype" in words
+        assert "delta-logit" in words and "red: toward it" in figure.layout.title.subtitle.text
         assert maps[0].showscale is not False

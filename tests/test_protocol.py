@@ -18,9 +18,7 @@ from biasgym_tl.plots import figure
 from biasgym_tl.protocol.plan import plan
 from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep
 from biasgym_tl.protocol.shipped import list_protocols, protocol_text
-from biasgym_tl.protocol.stages import Stages
 from biasgym_tl.steering.budget import BudgetSearch
-from biasgym_tl.steps import Steps
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +85,7 @@ WRONG = [
     ("[training]\nepoch = 3", "only its fields, got ['epoch']"),
     ('[training]\nepochs = "3"', "epochs is not as declared"),
     ("[training]\nepochs = 0", "epochs must be at least 1, got 0"),
-    ('[training]\nchoose_by = "luck"', "choose_by must be one of"),
+    ('[training]\nchoose_by = "luck"', "choose_by is not as declared: Input should be"),
     ("[training]\nsettings = [1]", f"training {AS_SHOWN}"),
     ('[training]\nrows = "all"', "rows of the training must be one of"),
     ("maps = 5", f"maps {AS_SHOWN}5"),
@@ -95,7 +93,7 @@ WRONG = [
     ('maps = { direct = "row" }', f"maps {AS_SHOWN}"),
     ("[[maps]]\nslot = 'row'", f"maps {AS_SHOWN}"),
     (f'{MAP}slot = "rows"', "slot of the map 'direct' must be one of ['row', 'targets'"),
-    (f'{MAP}method = "magic"', "method must be one of"),
+    (f'{MAP}method = "magic"', "method is not as declared: Input should be"),
     (f"{MAP}methd = 1", "settings of the map must be of BiasScope"),
     (f"{MAP}n_prompts = 0", "n_prompts of the map 'direct' must be at least 1"),
     (f"{MAP}seed = 3", "seed of the map 'direct' must be left to the protocol's seeds"),
@@ -252,20 +250,18 @@ def test_two_files_with_one_name_are_no_two_biases(tiny, tmp_path):
         "biases must be different ones, got ['late', 'late']",
     )
     # What is trained on another bias is never trained on the same one.
-    model = tiny()
-    given = {"model": model, "steps": Steps.of(model)}
-    protocol = Protocol(biases=(str(path), "math"))
+    spec, biases = Map(slot="other bias"), (str(path), "math")
     for bias, other in (("late", "math"), ("math", str(path))):
-        stages = Stages(protocol=protocol, bias=load_bias(bias), **given)
-        assert stages.other_bias() == other
-    alone = Stages(protocol=Protocol(), bias=load_bias("late"), **given)
-    assert alone.other_bias() == "math"
+        assert spec.row_of(load_bias(bias), 0, biases) == load_bias(other)
+    assert spec.row_of(load_bias("late"), 0, ("late",)).name == "math"
+    named = dataclasses.replace(spec, other="chess")
+    assert named.row_of(load_bias("late"), 0, biases).name == "chess"
 
 
 def test_options_change_the_protocol(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        "biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found)
+        "biasgym_tl.cli.protocols.run_and_show", lambda found, *_, **__: seen.append(found)
     )
     monkeypatch.setattr("biasgym_tl.cli.protocols.find_model", lambda name, **_: None)
     options = ["--model", "m", "--bias", "math", "--bias", "alcohol", "--seeds", "3",
@@ -289,7 +285,7 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
 def test_evaluate_is_a_protocol_too(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(
-        "biasgym_tl.cli.protocols._run_and_show", lambda found, *_, **__: seen.append(found)
+        "biasgym_tl.cli.protocols.run_and_show", lambda found, *_, **__: seen.append(found)
     )
     for bias, *more in (("late",), ("gardener", "--factor", "0.5", "--no-instructions")):
         found = biasgym("evaluate", "--out", tmp_path, "--heads", "L0H1", "--bias", bias, *more)

@@ -70,7 +70,7 @@ def as_rows(rows: Any, source: str, *, split: str = "train") -> Iterable[Any]:
     Raises:
         BiasFileError: it has no rows, or not this split.
     """
-    if hasattr(rows, "notna"):  # a DataFrame, told without importing pandas
+    if hasattr(rows, "notna") and hasattr(rows, "columns"):  # a DataFrame; pandas stays out
         # None for what is missing, whatever the column's type has for it.
         records: list[Any] = rows.astype(object).where(rows.notna(), None).to_dict("records")
         return records

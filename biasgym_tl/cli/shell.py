@@ -24,7 +24,7 @@ class Command(TyperCommand):
                 str(p.name): p.opts[0]
                 for p in self.params
                 if p.opts[0].startswith("--")
-                and not (self.only_given and ctx.params.get(p.name) is None)
+                and not (self.only_given and ctx.params.get(p.name) in (None, [], ()))
             }
             raise type(error)(in_options(str(error), options)) from error
 

@@ -104,7 +104,7 @@ def plot_methods(
             "title": {"text": ""},
             **{"len": 1 / rows, "y": 1, "yanchor": "top"},
             "tickvals": [-limit, 0, limit],
-            "ticktext": ["away from<br>stereotype", "delta-logit 0", "toward<br>stereotype"],
+            "ticktext": ["away", "delta-logit 0", "toward"],
         }
         trace = _trace(found, limit).update(showscale=place is places[0], colorbar=bar)
         figure.add_trace(trace, **place)
@@ -197,7 +197,7 @@ def _trace(
         zmax=limit,
         text=text,
         hovertemplate="%{text}<extra></extra>",
-        colorbar={"title": {"text": "delta-logit<br>(logits, +<br>toward<br>stereotype)"}},
+        colorbar={"title": {"text": "delta-logit<br>(logits)"}},
     )
 
 
