@@ -131,13 +131,18 @@ def test_a_continuation_counts_whole(model):
         attribute_prompts(model, PAIRS, ["late", "delayed"], "early", **options)
 
 
+def words_of(figure):
+    title = figure.layout.title
+    return f"{title.text} {title.subtitle.text}".replace("<br>", " ")
+
+
 def test_the_result_says_what_it_is_of(model, tmp_path):
     scores = attribute_prompts(model, PAIRS, ["late", "delayed"], "early")
     assert scores.prompts == tuple(one for one, _ in PAIRS)
     assert scores.neutral_prompts == tuple(other for _, other in PAIRS)
     assert repr(scores).startswith("HeadScores(direct, late / delayed rather than early on ")
     assert "4 pairs" in repr(scores)
-    title = scores.plot(mark_top=3).layout.title.text
+    title = words_of(scores.plot(mark_top=3))
     assert 'Heads that push most toward "late / delayed rather than early": L' in title
     assert "first minus second prompt" in title and "mean of 4 pairs, top 3 framed" in title
     loaded = HeadScores.load(scores.save(tmp_path / "map"))
@@ -148,9 +153,7 @@ def test_the_result_says_what_it_is_of(model, tmp_path):
     assert "1 prompt" in repr(single) and "given prompts" in single.effect
     assert single.standard_error.isnan().all()
     figure = single.plot(mark_top=1)
-    assert (
-        "nan" not in figure.data[0].text[0][0] and "mean of 1 prompt," in figure.layout.title.text
-    )
+    assert "nan" not in figure.data[0].text[0][0] and "mean of 1 prompt," in words_of(figure)
 
 
 def test_maps_are_compared_and_heads_selected(model):
