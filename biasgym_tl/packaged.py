@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import NamedTuple
@@ -69,7 +72,20 @@ def packaged_folder(name: str) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file that the manifest lists is there with the checksum it was written with."""
+    """Whether every file that the manifest lists is there with the checksum it was written with,
+    which is computed once in a process."""
+    if folder in _WHOLE and folder.is_dir():
+        return True
+    whole = _has_its_checksums(folder)
+    if whole:
+        _WHOLE.add(folder)
+    return whole
+
+
+_WHOLE: set[Path] = set()
+
+
+def _has_its_checksums(folder: Path) -> bool:
     try:
         checksums: dict[str, str] = read_json(folder / _MANIFEST)
         return bool(checksums) and all(
@@ -98,6 +114,20 @@ def _convert(entry: PackagedModel, source: Path, folder: Path) -> None:
     write_folder_atomically(folder, lambda to: _write_converted(entry, source, to))
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers reads a GGUF file for the tokenizer, the configuration and the weights each; its
+    vocabulary alone takes seconds."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
 def _write_converted(entry: PackagedModel, source: Path, to: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -106,8 +136,11 @@ def _write_converted(entry: PackagedModel, source: Path, to: Path) -> None:
     if entry.in_parts:
         source = to
         import_module(entry.package).assemble(to / gguf_file)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+    with _read_once():
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=gguf_file, dtype=torch.float32
+        )
     # What was read is plain fp32 now; with these left in place save_pretrained refuses.
     del model.config.quantization_config
     model.hf_quantizer = None
