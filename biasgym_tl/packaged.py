@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.files import write_folder_atomically
@@ -118,8 +118,7 @@ def _convert(entry: PackagedModel, source: Path, folder: Path) -> None:
 def _read_once() -> Iterator[None]:
     """transformers reads a GGUF file for the tokenizer, the configuration and the weights each; its
     vocabulary alone takes seconds."""
-    import gguf
-
+    gguf: Any = import_module("gguf")
     reader = gguf.GGUFReader
     gguf.GGUFReader = cache(reader)
     try:
