@@ -458,8 +458,8 @@ DEMO = {
     "no-injection, mean": "heads found without injection, mean",
     "shuffled-corpus, mean": "heads of a row trained on shuffled text, mean",
     "other-bias, mean": "heads of another bias's row, mean",
-    "steered, zero: random": "5 random sets of the same layers, zero",
-    "steered, mean: random": "5 random sets of the same layers, mean",
+    "steered, zero: random": "5 random sets of the same layers, zero (loss, facts: 2)",
+    "steered, mean: random": "5 random sets of the same layers, mean (loss, facts: 2)",
 }
 
 
