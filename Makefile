@@ -48,7 +48,7 @@ lowest: | $(VENV)/.python
 	$(LOW)/bin/python -m pytest -n auto --dist worksteal -W ignore::DeprecationWarning -m "$(QUICK)"
 
 $(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11 demo" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d. Try: make PYTHON=python3.11 map" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

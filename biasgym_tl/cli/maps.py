@@ -111,10 +111,13 @@ def _scored(
     score: Score, model: str, methods: list[str], out: Path, k: int, *, fresh: bool, err: bool
 ) -> dict[str, HeadScores]:
     """The maps by method, each written down as soon as it is there."""
+    from transformers.utils.logging import disable_progress_bar
+
     from biasgym_tl.manifest import write_results
     from biasgym_tl.model import load_model
     from biasgym_tl.steps import Steps
 
+    disable_progress_bar()
     say(f"Loading {model} ...", err=True)
     loaded = load_model(model)
     steps = Steps.of(loaded, fresh=fresh)

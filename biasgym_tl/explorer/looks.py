@@ -19,8 +19,7 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_prompt, encode_sentence
 from biasgym_tl.scoping.attention import answer_attention
-from biasgym_tl.scoping.scope import NO_TOKEN
-from biasgym_tl.scoping.scores import OWN_PROMPTS, HeadScores
+from biasgym_tl.scoping.scores import NO_TOKEN, OWN_PROMPTS, HeadScores
 from biasgym_tl.slot import fill
 from biasgym_tl.text import generate, next_token_log_probs
 

@@ -32,12 +32,9 @@ from biasgym_tl.scoping.direct import (
 )
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
-from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
-
-NO_TOKEN = "no injection"
-"""What scores name as their token when a target stood in its place."""
 
 Sequences = Sequence[Sequence[int]]
 

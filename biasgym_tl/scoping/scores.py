@@ -28,6 +28,8 @@ EFFECTS = {
     "attribution_patching": "total effect to first order",
 }
 """What the values of each method are."""
+NO_TOKEN = "no injection"
+"""What scores name as their token when a target stood in its place."""
 OWN_PROMPTS = "own prompts"
 """What scores name as their token when whole prompts were given."""
 
@@ -152,6 +154,7 @@ class HeadScores(Result):
         method, own = self.settings["method"], self.token == OWN_PROMPTS
         one, other, what = ("first", "second", "prompt") if own else ("biased", "neutral", "run")
         run = f"{one} {what}" if self.neutral_prompts or not own else "given prompts"
+        run = "targets in the slot, no injection" if self.token == NO_TOKEN else run
         if self.settings.get("contrast") == "difference":
             run = f"{one} minus {other} {what}"
         where = ""
