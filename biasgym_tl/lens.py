@@ -210,6 +210,9 @@ def replayed(model: HookedTransformer, recording: Recording, first: int) -> Iter
     _REPLAYS[model] = run
     try:
         yield
+    except BaseException:
+        recording.steps.clear()  # of some runs alone it would be wrong
+        raise
     finally:
         del _REPLAYS[model]
 

@@ -7,6 +7,7 @@ import torch
 
 from biasgym_tl import BiasInject, Condition, evaluate, load_bias, random_conditions, steer
 from biasgym_tl.errors import ModelError
+from biasgym_tl.evaluation.evaluate import Shared
 from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.lens import Recording, at_each_layer, final_resid, replayed
 from biasgym_tl.prompts import encode_sentence
@@ -77,7 +78,25 @@ def test_a_report_is_the_same_without(model, monkeypatch):
     conditions += random_conditions(conditions[-1], model.cfg.n_heads, n=2)
     measures = standard_measures(LATE, n_targets=2, max_new_tokens=4)
     report = evaluate(model, LATE, conditions, measures, progress=False)
+    shared, made = Shared(), []  # and in two calls: what the first knows is not measured again
+
+    def noted(name, uses, make):
+        made.append(name)
+        return make()
+
+    for some in (conditions[:-2], conditions):
+        again = evaluate(model, LATE, some, measures, progress=False, finished=noted, shared=shared)
+    assert sum("floor" not in name for name in made) == len(shared.known)
+    assert again.numbers() == report.numbers()
     monkeypatch.setattr(
         "biasgym_tl.evaluation.measurement.replayed", lambda *_: nullcontext(), raising=True
     )
     assert evaluate(model, LATE, conditions, measures, progress=False).numbers() == report.numbers()
+
+
+def test_a_recording_of_some_runs_alone_is_thrown_away(model):
+    recording = Recording([1])
+    with pytest.raises(KeyboardInterrupt), replayed(model, recording, 1):
+        final_resid(model, [[1, 2, 3]])
+        raise KeyboardInterrupt
+    assert not recording.steps

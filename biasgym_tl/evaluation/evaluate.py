@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias
@@ -38,6 +39,18 @@ def measured_now(name: str, uses: Any, make: Callable[[], Any]) -> Any:
     return make()
 
 
+class Shared:
+    """What evaluations of one model have in common; given to each, it is measured once."""
+
+    def __init__(self) -> None:
+        """Nothing was measured yet."""
+        self.known: dict[str, Any] = {}
+        """Items, by a hash of what they depend on."""
+        self.recordings: dict[str, Recording] = {}
+        """By a hash of what the model is given."""
+        self.means: Float[Tensor, "n_layers n_heads d_head"] | None = None
+
+
 def evaluate(
     model: HookedTransformer,
     bias: GivenBias,
@@ -47,6 +60,7 @@ def evaluate(
     scores: HeadScores | None = None,
     progress: bool = True,
     finished: Finished = measured_now,
+    shared: Shared | None = None,
 ) -> Report:
     """Make every measurement in every condition; what two conditions share is measured once.
 
@@ -65,6 +79,7 @@ def evaluate(
         progress: Show a bar.
         finished: Called with the name of a measurement, with what it uses (equal for conditions
             and biases that share it), and with how it is made; may return what is stored instead.
+        shared: Of earlier evaluations of this model, whose conditions these may be among.
 
     Raises:
         SteeringError: a head is outside the model, or a ``Selection`` has seen what is measured.
@@ -80,7 +95,8 @@ def evaluate(
     made = standard_measures(bias) if measures is None else list(map(_as_measurement, measures))
     _check(model, conditions, made)
     settings = _settings(model, bias, conditions, made, scores)
-    results, floors = _measured(model, bias, conditions, made, finished, progress)
+    shared = shared or Shared()
+    results, floors = _measured(model, bias, conditions, made, finished, progress, shared)
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
@@ -126,33 +142,31 @@ def _measured(
     made: Sequence[Measurement],
     finished: Finished,
     progress: bool,
+    shared: Shared,
 ) -> tuple[tuple[ConditionResult, ...], dict[str, Any]]:
     """The results of all conditions, and the floors."""
-    to_mean = any(c.mode == "mean" and c.reference is None for c in conditions)
-    neutral = head_means(model) if to_mean else None
-    known: dict[str, Any] = {}
+    if shared.means is None and any(c.mode == "mean" and c.reference is None for c in conditions):
+        shared.means = head_means(model)
     floors: dict[str, Any] = {}
     results = {condition.name: ConditionResult(**condition.record()) for condition in conditions}
     steered = [c.first_layer(model) for c in conditions if c.mode]
-    recordings: dict[str, Recording] = defaultdict(partial(Recording, steered))
-    jobs = [(c, m) for c in conditions for m in made if m.made_in(c)]
+    jobs = [_Job.of(c, m) for c in conditions for m in made if m.made_in(c)]
     made_now: list[str] = []
 
-    def measure(condition: Condition, m: Measurement) -> Any:
-        made_now.append(m.name)
-        recording = recordings[digest([m.name, m.fingerprint, condition.inputs(m.needs)])]
-        return m.measured(model, condition, neutral, recording)
+    def measure(job: _Job) -> Any:
+        made_now.append(job.key)
+        recording = shared.recordings.setdefault(job.inputs, Recording(steered))
+        return job.measurement.measured(model, job.condition, shared.means, recording)
 
-    left = _costs(model, jobs)
+    left = _costs(model, jobs, shared)
     with bar(total=sum(left.values()), desc=f"evaluate {bias.name}", progress=progress) as shown:
-        for condition, m in jobs:
-            shown.set_postfix_str(f"{condition.name}: {m.name}")
-            uses = _uses(condition, m)
-            key, before = digest(uses), len(made_now)
-            if key not in known:
-                known[key] = finished(m.name, uses, partial(measure, condition, m))
-                (shown.update if len(made_now) > before else shown.found)(left[key])
-            results[condition.name].items.update(known[key])
+        for job in jobs:
+            name, before = job.measurement.name, len(made_now)
+            shown.set_postfix_str(f"{job.condition.name}: {name}")
+            if job.key not in shared.known:
+                shared.known[job.key] = finished(name, job.uses, partial(measure, job))
+                (shown.update if len(made_now) > before else shown.found)(left[job.key])
+            results[job.condition.name].items.update(shared.known[job.key])
     for m in made:
         if m.floors is not None:
             uses = [m.name, m.fingerprint, "floor"]
@@ -160,23 +174,36 @@ def _measured(
     return tuple(results.values()), floors
 
 
-def _uses(condition: Condition, m: Measurement) -> list[Any]:
-    return [m.name, m.fingerprint, condition.uses(m.needs)]
+class _Job(NamedTuple):
+    """A measurement in a condition."""
 
+    condition: Condition
+    measurement: Measurement
+    uses: list[Any]
+    """All that its items depend on beside the model."""
+    key: str
+    """A hash of that."""
+    inputs: str
+    """A hash of what the model is given."""
 
-def _costs(
-    model: HookedTransformer, jobs: Sequence[tuple[Condition, Measurement]]
-) -> dict[str, float]:
-    """What each different job takes, by its key; what is replayed takes nothing."""
-    found: dict[str, float] = {}
-    seen = set[str]()
-    for condition, m in jobs:
+    @classmethod
+    def of(cls, condition: Condition, m: Measurement) -> _Job:
+        """The job."""
+        uses = [m.name, m.fingerprint, condition.uses(m.needs)]
         inputs = digest([m.name, m.fingerprint, condition.inputs(m.needs)])
-        replays = m.same_inputs and inputs in seen
-        seen.add(inputs)
-        layers = condition.first_layer(model) if replays else 0
-        share = 1 - layers / model.cfg.n_layers
-        found.setdefault(digest(_uses(condition, m)), m.cost * share)
+        return cls(condition, m, uses, digest(uses), inputs)
+
+
+def _costs(model: HookedTransformer, jobs: Sequence[_Job], shared: Shared) -> dict[str, float]:
+    """What each job takes that is not known yet, by its key; layers that are replayed take
+    nothing."""
+    found: dict[str, float] = {}
+    recorded = set(shared.recordings)
+    for job in (job for job in jobs if job.key not in shared.known):
+        replays = job.measurement.same_inputs and job.inputs in recorded
+        recorded.add(job.inputs)
+        layers = job.condition.first_layer(model) if replays else 0
+        found.setdefault(job.key, job.measurement.cost * (1 - layers / model.cfg.n_layers))
     return found
 
 

@@ -13,7 +13,7 @@ from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.condition import Condition
-from biasgym_tl.evaluation.evaluate import evaluate
+from biasgym_tl.evaluation.evaluate import Shared, evaluate
 from biasgym_tl.evaluation.judging import judged, to_judge
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.standard import check_others, standard_measures
@@ -264,6 +264,7 @@ def _reports(
     bias, judge, asked = stages.bias, given.judge, Conditions(stages, given.benchmarks)
     conditions, measurements = asked.conditions(), asked.measurements()
     code = (standard_measures, *map(type, given.benchmarks), implicit_questions)
+    shared = Shared()
 
     def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
         return stages.steps.measured(name, uses, make, *code)
@@ -277,6 +278,7 @@ def _reports(
             scores=stages.first_map(),
             progress=running.progress,
             finished=finished,
+            shared=shared,
         )
 
     begin("conditions")
