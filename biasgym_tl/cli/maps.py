@@ -25,6 +25,7 @@ from biasgym_tl.errors import SettingError, check_within
 
 if TYPE_CHECKING:
     from biasgym_tl.lens import HookedTransformer
+    from biasgym_tl.scoping.compare import Comparison
     from biasgym_tl.scoping.scores import HeadScores
     from biasgym_tl.steps import Steps
 
@@ -98,11 +99,14 @@ def scope(
     else:
         score = _of_bias(model, methods, contrast or "biased", **of_bias)
     found = _scored(score, model, methods, out, k, fresh=fresh, err=json)
-    _write_figures(found, k, out, png=png)
+    compared = _compared(found, k)
+    if len(found) > 1:
+        say(compared or "Methods are compared on more prompts than these.", err=json)
+    _write_figures(found, k, out, png=png, agreement=compared is not None)
     first = (out / f"{methods[0]}.html").resolve()
     say(f"Heatmap: {first}", err=json)
     if json:
-        say_json(_values(found, k))
+        say_json({"heads": _chosen(found, k), "agreement": compared and compared.to_df()})
     if show:
         _open(first)
 
@@ -128,12 +132,10 @@ def _scored(
         say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}", err=err)
         for prompt in scores.left_out:
             say(f"  left out, both answers begin alike: {prompt}", err=err)
-    if len(found) > 1:
-        say(_compared(found, k) or "Methods are compared on more prompts than these.", err=err)
     return found
 
 
-def _compared(found: dict[str, HeadScores], k: int) -> Any:
+def _compared(found: dict[str, HeadScores], k: int) -> Comparison | None:
     """How far methods agree; None of one, or on too few prompts."""
     from biasgym_tl.scoping.compare import FEWEST_PROMPTS, compare
 
@@ -142,12 +144,10 @@ def _compared(found: dict[str, HeadScores], k: int) -> Any:
     return compare(scores, k=k) if enough else None
 
 
-def _values(found: dict[str, HeadScores], k: int) -> dict[str, Any]:
+def _chosen(found: dict[str, HeadScores], k: int) -> dict[str, Any]:
     from biasgym_tl.steering.selection import select_heads
 
-    compared = _compared(found, k)
-    maps = {method: select_heads(scores, k).record() for method, scores in found.items()}
-    return {"heads": maps, "agreement": compared and compared.to_df()}
+    return {method: select_heads(scores, k).record() for method, scores in found.items()}
 
 
 def _refuse(options: dict[str, Any], how: str) -> None:
@@ -242,7 +242,9 @@ def _write_maps(found: dict[str, HeadScores], k: int, folder: Path) -> dict[str,
     return maps
 
 
-def _write_figures(found: dict[str, HeadScores], k: int, out: Path, *, png: bool) -> None:
+def _write_figures(
+    found: dict[str, HeadScores], k: int, out: Path, *, png: bool, agreement: bool
+) -> None:
     """A heatmap of each map, and how far they agree."""
     from biasgym_tl.figures import draw, recipe
     from biasgym_tl.manifest import write_results
@@ -250,7 +252,7 @@ def _write_figures(found: dict[str, HeadScores], k: int, out: Path, *, png: bool
     def write(folder: Path) -> str | None:
         maps = _write_maps(found, k, folder)
         figures = {method: recipe("heads", [name], mark_top=k) for method, name in maps.items()}
-        if _compared(found, k):
+        if agreement:
             figures["agreement"] = recipe("agreement", maps)
         return draw(folder, figures, png=png)
 

@@ -20,10 +20,10 @@ class Course:
     ) -> None:
         """Of biases by their names; ``n_made`` is how much was made, not read back, so far."""
         self.biases, self.n_made = biases, n_made
-        steps = [(each.name.partition(":")[0], each.stage) for each in planned]
-        self.seconds = dict.fromkeys(steps, 0.0)
-        for step, each in zip(steps, planned, strict=True):
-            self.seconds[step] += each.seconds
+        self.seconds: dict[tuple[str, str], float] = {}
+        for step in planned:
+            key = step.bias, step.stage
+            self.seconds[key] = self.seconds.get(key, 0.0) + step.seconds
         self.planned = self.taken = 0.0
         self.now: tuple[str, str] | None = None
         self.before = (0.0, 0)

@@ -19,7 +19,7 @@ from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.evaluation.measurement import ITEM
 from biasgym_tl.evaluation.standard import SENTENCE, TEXT, standard_measures
 from biasgym_tl.injection.shipped import shipped_row
-from biasgym_tl.packaged import PACKAGED, packaged_folder
+from biasgym_tl.origin import find_source
 from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Steering
 from biasgym_tl.protocol.protocol import Protocol
@@ -41,6 +41,7 @@ _UNSTEERED = Steering(name="original, injected", asked="persona")
 class PlannedStep(NamedTuple):
     """One line of a plan."""
 
+    bias: str
     stage: str
     """One of :data:`STAGES`."""
     name: str
@@ -79,19 +80,19 @@ def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
         price: Of an API judge.
     """
     biases = [load_bias(name) for name in protocol.biases]
-    steps = planned_steps(protocol, *model_size(protocol.model))
+    n_parameters, n_heads = model_size(protocol.model)
+    steps = planned_steps(protocol, n_parameters, n_heads)
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
-    memory = 4 * model_size(protocol.model)[0] * 1.6 + 2**30
-    return Estimate(steps, memory, judged if api else 0, cost)
+    return Estimate(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
 
 
 def planned_steps(protocol: Protocol, n_parameters: int, n_heads: int) -> tuple[PlannedStep, ...]:
     """The steps of a protocol on a model of some size; rows that ship take no time."""
     speed = _operations_per_second() / (2 * n_parameters)
     found = [
-        (stage, f"{bias.name}: {name}", passes)
+        (bias.name, stage, f"{bias.name}: {name}", passes)
         for bias in map(load_bias, protocol.biases)
         for stage, name, passes in _steps(protocol, bias, n_heads)
     ]
@@ -106,9 +107,8 @@ def model_size(name: str) -> tuple[int, int]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    folder = packaged_folder(name) if name in PACKAGED else None
     try:
-        config = AutoConfig.from_pretrained(folder or name)
+        config = AutoConfig.from_pretrained(find_source(name))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
