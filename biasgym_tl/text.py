@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.batches import (
     BATCH_SIZE,
@@ -236,6 +237,7 @@ def generate(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     until: Sequence[str] = (),
+    progress: bool = False,
 ) -> list[str]:
     """Continuations of prompts, up to the token that ends an answer or to the context's end.
 
@@ -248,6 +250,7 @@ def generate(
         seed: Decides the draws; torch's own random state is left alone.
         batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
         until: A text also ends before the first of these strings.
+        progress: Show a bar.
 
     Raises:
         SettingError: ``temperature`` is negative.
@@ -271,7 +274,8 @@ def generate(
         return bool(until) and any(end in model.tokenizer.decode(row) for end in until)
 
     texts: list[str] = []
-    for start in range(0, len(sequences), batch_size):
+    starts = range(0, len(sequences), batch_size)
+    for start in tqdm(starts, desc="answers", disable=not progress):
         prompts = sequences[start : start + batch_size]
         rows = _continued(model, prompts, max_new_tokens, pick, ended)
         texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]

@@ -18,6 +18,7 @@ from biasgym_tl import (
     BiasScope,
     Condition,
     agreement,
+    allowed,
     compare,
     list_biases,
     load_bias,
@@ -27,6 +28,7 @@ from biasgym_tl import (
 )
 from biasgym_tl.errors import SettingError
 from biasgym_tl.notebook import MOST_ROWS, card, described
+from biasgym_tl.scoping.scores import EFFECTS
 from biasgym_tl.steering.budget import BudgetSearch
 
 MAPS = [scores(noisy(SIGNAL, 8, 0.1, seed)) for seed in range(3)]
@@ -94,8 +96,8 @@ def test_literal_fields_take_their_values_and_no_others(settings):
     hints = get_type_hints(settings)
     literals = {name: get_args(hint) for name, hint in hints.items() if "Literal" in str(hint)}
     assert literals
-    for name, allowed in literals.items():
-        assert getattr(settings(), name) in allowed
+    for name, values in literals.items():
+        assert getattr(settings(), name) in values
         with pytest.raises((SettingError, ValueError), match=f"{name} must be one of .*got 'x'"):
             settings(**{name: "x"})
 
@@ -124,3 +126,21 @@ def test_plots_and_version_are_there_at_first_use():
         "assert callable(biasgym_tl.plots.plot_heads)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "values"),
+    [
+        (BiasScope, "method", allowed.METHODS),
+        (BiasScope, "contrast", allowed.CONTRASTS),
+        (BiasScope, "neutral", allowed.NEUTRAL),
+        (BiasInject, "choose_by", allowed.EPOCH_CHOICES),
+        (BudgetSearch, "mode", allowed.MODES),
+    ],
+)
+def test_the_command_line_knows_the_values_of_fields(settings, field, values):
+    assert get_args(get_type_hints(settings)[field]) == values
+
+
+def test_every_method_has_its_effect_in_words():
+    assert tuple(EFFECTS) == allowed.METHODS

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import target_rows
-from biasgym_tl.batches import BATCH_SIZE
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.lens import HookedTransformer
@@ -176,7 +174,8 @@ def injection_report(
     with token.attached(model):
         own = bias_log_odds(model, bias, bias.evaluation_prompts, (token.text,)).log_odds
         prompts = (*bias.generation_prompts, *bias.training_prompts)
-        answers = _answers(model, prompts, token.text, max_new_tokens, progress)
+        again, n = [token.text] * len(prompts), max_new_tokens
+        answers = answer_freely(model, prompts, again, max_new_tokens=n, progress=progress)
     hits = torch.tensor(keyword_hits(answers, bias.keywords)).float()
     n = len(bias.generation_prompts)
     return InjectionReport(
@@ -197,17 +196,6 @@ def injection_report(
         versions=versions(),
         seconds=token.seconds,
     )
-
-
-def _answers(
-    model: HookedTransformer, prompts: Sequence[str], target: str, n: int, progress: bool
-) -> list[str]:
-    """Free answers of at most ``n`` tokens, in the batches in which they are generated."""
-    found: list[str] = []
-    for i in tqdm(range(0, len(prompts), BATCH_SIZE), desc="answers", disable=not progress):
-        some = prompts[i : i + BATCH_SIZE]
-        found += answer_freely(model, some, [target] * len(some), max_new_tokens=n)
-    return found
 
 
 def _nearest(
