@@ -5,7 +5,8 @@ Every message follows ``<name> must be <expected>, got <value!r>. <what to do>``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -37,6 +38,7 @@ class SteeringError(BiasGymError, ValueError):
     """Heads, mode or reference of a steering are not valid for the model."""
 
 
+
 class StoreError(BiasGymError, ValueError):
     """A saved result is missing, broken or of another kind."""
 
@@ -53,10 +55,23 @@ class ApiError(BiasGymError, RuntimeError):
     """A language model's API cannot be reached, refuses, or answers nothing that can be used."""
 
 
-def check_one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+def check_one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """Refuse a setting that is none of the ``allowed``."""
     if value not in tuple(allowed):
-        raise SettingError(f"{name} must be one of {list(allowed)}, got {value!r}.")
+        raise SettingError(
+            f"{name} must be one of {list(allowed)}, got {value!r}.{did_you_mean(value, allowed)}"
+        )
+
+
+def did_you_mean(value: object, known: Iterable[object]) -> str:
+    """What may have been meant, as a sentence with a space before it; nothing if nothing is close.
+
+    Close is what is spelled alike, or begins so.
+    """
+    wanted, names = str(value).lower(), [each for each in known if isinstance(each, str)]
+    close = difflib.get_close_matches(wanted, names, n=3)
+    close = close or [name for name in names if wanted and name.startswith(wanted)][:3]
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def check_literals(settings: Any) -> None:

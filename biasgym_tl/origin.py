@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.errors import ModelError, did_you_mean, first_line
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 from biasgym_tl.store import read_json
 
@@ -124,11 +123,7 @@ def not_found(name: str, source: str, error: Exception) -> str:
             "pass that to the package's calls."
         )
     known = [*PACKAGED, *listed_names()]
-    wanted = name.lower()
-    close = difflib.get_close_matches(wanted, known, n=3)
-    close = close or [each for each in known if each.startswith(wanted)][:3]
-    close = [] if wanted in known else close
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = "" if name.lower() in known else did_you_mean(name, known)
     return (
         f"model must be one of {sorted(PACKAGED)}, a local folder, a TransformerLens name or a "
         f"Hugging Face name, got {name!r}.{hint} ({first_line(error)})"

@@ -29,13 +29,19 @@ if TYPE_CHECKING:  # torch takes seconds, and what has no tensors is kept withou
 
 Built = TypeVar("Built")
 Saved = TypeVar("Saved", bound="Result")
+Finished = Callable[[str, Any, Callable[[], Any]], Any]
+"""Looks up what was made before by its name and by what it uses, or makes and keeps it."""
 LONGEST_NAME = 80
 """Characters of a name that becomes part of file names."""
 BROKEN = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
           RuntimeError, MemoryError)  # fmt: skip
 """What reading a file that was changed at any place can raise."""
 _HEADER = "biasgym_tl"
-_PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
+
+
+def make_now(name: str, uses: Any, make: Callable[[], Any]) -> Any:
+    """The ``Finished`` that keeps nothing."""
+    return make()
 
 
 def cache_dir() -> Path:
@@ -69,7 +75,7 @@ def locked(path: Path) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in ("biasgym-tl", "torch", "transformer-lens", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

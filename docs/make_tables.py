@@ -458,8 +458,8 @@ DEMO = {
     "no-injection, mean": "heads found without injection, mean",
     "shuffled-corpus, mean": "heads of a row trained on shuffled text, mean",
     "other-bias, mean": "heads of another bias's row, mean",
-    "steered, zero: random": "5 random sets of the same layers, zero (loss, facts: 2)",
-    "steered, mean: random": "5 random sets of the same layers, mean (loss, facts: 2)",
+    "steered, zero: random": "5 random sets of the same layers, zero",
+    "steered, mean: random": "5 random sets of the same layers, mean",
 }
 
 
@@ -483,8 +483,10 @@ def conditions_table(path: str, labels: Mapping[str, str]) -> str:
         token = shown(part(found[name, "token_log_odds"]), 2, "")
         answered = "token_keywords" in mean and not name.endswith("random")  # these: one set
         hits = f"{mean['token_keywords']:.0%}" if answered else ""
-        rest = (f"{mean['target_log_odds']:.2f}", f"{mean['damage_loss']:.3f}")
-        rows.append([label, token, *map(minus, rest), f"{mean['facts']:.0%}", hits])
+        loss = f"{mean['damage_loss']:.3f}" if "damage_loss" in mean else ""
+        facts = f"{mean['facts']:.0%}" if "facts" in mean else ""
+        targets = minus(f"{mean['target_log_odds']:.2f}")
+        rows.append([label, token, targets, loss, facts, hits])
     heading = ("condition", "BiasToken log-odds", "countries log-odds", "loss on neutral text",
                "facts", "keywords")  # fmt: skip
     return markdown(heading, rows)

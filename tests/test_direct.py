@@ -247,6 +247,17 @@ def test_the_neutral_side(model, late_token):
     from biasgym_tl.added_row import target_rows
 
     bias = load_bias("late")
+    kept: dict = {}
+
+    def finished(name, uses, make):
+        return kept.setdefault(repr(uses), make() if repr(uses) not in kept else None)
+
+    for token in (late_token, None, late_token):
+        found = build_pairs(model, bias, token, seed=3, finished=finished)
+        wanted = build_pairs(model, bias, token, seed=3)
+        assert torch.equal(found.neutral_ids, wanted.neutral_ids)
+        assert torch.equal(found.biased_ids, wanted.biased_ids)
+    assert len(kept) == 1  # what targets say does not depend on the token
     several = build_pairs(model, bias, late_token, n_targets=3, neutral="several")
     assert all(targets == several.label_targets for targets in several.targets)
     closest = build_pairs(model, bias, late_token, n_targets=3, neutral="closest")

@@ -452,7 +452,7 @@ def test_the_readme_holds_the_numbers_of_the_demo():
     token = {name: table[name, "token_log_odds"] for name in ("injected", "steered, mean")}
     keywords = [table[name, "token_keywords"] for name in token]
     said = (
-        f"by {token['injected'] - table['injected', 'target_log_odds']:.1f} over 10 held-out",
+        f"to {token['injected'] - table['injected', 'target_log_odds']:.1f} above that of five",
         f"take {token['injected'] - token['steered, mean']:.1f} of it back",
         f"in {keywords[0]:.0%} of the answers, with ten heads at their mean in {keywords[1]:.0%}",
     )

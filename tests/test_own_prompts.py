@@ -131,6 +131,13 @@ def test_a_continuation_counts_whole(model):
         attribute_prompts(model, PAIRS, ["late", "delayed"], "early", **options)
 
 
+def test_an_answer_of_several_tokens_counts_by_its_first_and_says_so(model):
+    with pytest.warns(UserWarning, match="'unthinkably' by '.+…'. Choose words of one token"):
+        found = attribute_prompts(model, PAIR, "late", "unthinkably")
+    assert found.bias.startswith("late rather than ") and found.bias.endswith("…")
+    assert f'toward "{found.bias}"' in words_of(found.plot())
+
+
 def words_of(figure):
     title = figure.layout.title
     return f"{title.text} {title.subtitle.text}".replace("<br>", " ")
@@ -205,8 +212,8 @@ def test_the_explorer_needs_no_token(model, prompts, request_text, tmp_path):
         (PAIR, "late", [], {}, "neutral must be an answer, a list of them"),
         (PAIRS, [["late"], ["delayed"]], "early", {}, "for each of 4 prompts"),
         (PAIRS[:2], [["late"], ["delayed", "late"]], "early", {}, "equally many in each"),
-        (PAIR, "late", " late", {}, "answers must differ in the tokens that count"),
-        (PAIR, ["late", "delayed"], ["early", "delayed"], {}, "answers must differ in the tokens"),
+        (PAIR, "late", " late", {}, "biased and neutral must be different answers, got"),
+        (PAIR, ["late", "delayed"], ["early", "delayed"], {}, "must be different answers"),
         (PAIR, "late", "early", {"method": "guess"}, "method must be one of"),
         (PAIR, "late", "early", {"label": "last"}, "label must be one of"),
         (PAIR, "late", "unthinkably", {"label": "token"}, "answer must be one token"),
@@ -236,6 +243,9 @@ def test_a_file_of_prompts(tmp_path):
         (("early",), ("fast",)),
     )
     assert found.name == "biased answers"
+    for mark in ";\t":
+        path.write_text(f"first{mark}second\nOh, Peru is{mark} Chad is\n")
+        assert read_prompts(path, "late", "early").prompts == (("Oh, Peru is", "Chad is"),)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +253,7 @@ def test_a_file_of_prompts(tmp_path):
     [
         ("", ("a", "b"), "must name its columns, first,second or first,second,biased,neutral, got"),
         ("France is,Japan is\n", ("a", "b"), "must name its columns.*got 'France is,Japan is'"),
-        ("first;second\nx;y\n", ("a", "b"), "must name its columns"),
+        ("first;second\nx\n", ("a", "b"), "row 1 of pairs.csv must hold first,second"),
         ("first,first\nx,y\n", ("a", "b"), "must name its columns"),
         ("first,second\n", ("a", "b"), "must hold a row below its first line"),
         (

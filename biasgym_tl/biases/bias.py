@@ -20,7 +20,7 @@ from biasgym_tl.biases.bias_file import (
 )
 from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
-from biasgym_tl.errors import BiasFileError, SettingError
+from biasgym_tl.errors import BiasFileError, SettingError, did_you_mean
 from biasgym_tl.files import read_text
 from biasgym_tl.notebook import card, described
 from biasgym_tl.slot import SLOT
@@ -295,6 +295,7 @@ def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = N
     if str(name) not in list_biases():
         raise BiasFileError(
             f"bias must be one of {list_biases()} or the path of a .toml file, got {str(name)!r}."
+            f"{did_you_mean(str(name), list_biases())}"
         )
     file = f"{name}.toml"
     return Bias.from_mapping(shipped_toml(f"biases/data/{file}"), file, slots=slots)

@@ -39,9 +39,21 @@ Pairs = Annotated[
         "second (not for single prompts), and biased, neutral unless there are --answers."
     ),
 ]
+
+
+def _two_answers(answers: tuple[str, str] | None) -> tuple[str, str] | None:
+    """Refuse an option in the place of the second answer."""
+    if answers and (option := next((a for a in answers if a.startswith("--")), None)):
+        raise typer.BadParameter(f"two are needed, biased and neutral, but {option!r} is an option")
+    return answers
+
+
 Answers = Annotated[
     tuple[str, str] | None,
-    typer.Option(help="Of --pairs, biased and neutral, such as late early or late,slow early."),
+    typer.Option(
+        help="Of --pairs, biased and neutral, such as late early or late,slow early.",
+        callback=_two_answers,
+    ),
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
@@ -264,3 +276,5 @@ def _open(page: Path) -> None:
     """Show a page, where there is a screen."""
     if sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         typer.launch(str(page))
+    else:
+        say("No screen: open it in a browser, or in Jupyter scores.plot().show().", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,15 +28,7 @@ from biasgym_tl.progress import bar
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import digest, versions
-
-Finished = Callable[[str, Any, Callable[[], Any]], Any]
-"""Looks up a finished measurement by its name and by what it uses, or makes and keeps it."""
-
-
-def measured_now(name: str, uses: Any, make: Callable[[], Any]) -> Any:
-    """The ``Finished`` that keeps nothing."""
-    return make()
+from biasgym_tl.store import Finished, digest, make_now, versions
 
 
 class Shared:
@@ -59,7 +51,7 @@ def evaluate(
     *,
     scores: HeadScores | None = None,
     progress: bool = True,
-    finished: Finished = measured_now,
+    finished: Finished = make_now,
     shared: Shared | None = None,
 ) -> Report:
     """Make every measurement in every condition; what two conditions share is measured once.

@@ -120,7 +120,7 @@ def plot_methods(
     shared = set.intersection(*(set(found.top(k)) for found in scores.values()))
     return styled(
         figure,
-        f'"{first.bias}": of the top {k} heads, {len(shared)} shared by all maps',
+        f'"{first.toward}": of the top {k} heads, {len(shared)} shared by all maps',
         f"red: toward it, blue: away from it; darkest: the logits in brackets; "
         f"{first.model}, {first.basis}{f', top {k} framed' if mark_top else ''}",
         width=180 + 240 * columns,
@@ -277,7 +277,7 @@ def _styled(
     strongest = ", ".join(map(str, scores.top(min(3, n_layers * n_heads))))
     return styled(
         figure,
-        title or f'Heads that push most toward "{scores.bias}": {strongest}',
+        title or f'Heads that push most toward "{scores.toward}": {strongest}',
         f"red: toward it, blue: away from it; mean of {scores.basis}"
         f"{remarks}\n{scores.model}, {scores.effect}",
         width=max(720, 220 + 12 * n_heads),

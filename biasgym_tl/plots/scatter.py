@@ -73,7 +73,7 @@ def plot_benefit_and_damage(
     agreement = rank_correlation(scores.values.flatten()[None], lost.flatten()[None]).item()
     return styled(
         _head_scatter(scores.values, lost, label_top),
-        f'"{scores.bias}" against {cost}: rank correlation of heads {agreement:+.2f}',
+        f'"{scores.toward}" against {cost}: rank correlation of heads {agreement:+.2f}',
         f"right: toward the stereotype, up: missed more; {scores.model}, each head alone to "
         f"{damage.mode}",
         x=f"delta-logit (logits), {scores.effect}",

@@ -39,6 +39,7 @@ OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
 MEASURES: dict[str, tuple[str, ...] | None] = {
     "all": None,
     "brief": BRIEF,
+    "log-odds": LOG_ODDS,
     "own answers": OWN_ANSWERS,
     "answers": ("token answers", "target answers", "other answers"),
 }

@@ -197,7 +197,7 @@ def _n_answers(protocol: Protocol, bias: Bias) -> int:
 
 def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
     m = protocol.measures
-    if not m.answers or spec.measures == "brief":
+    if not m.answers or spec.measures in ("brief", "log-odds"):
         return 0
     more = spec.measures in ("all", "answers")
     others = m.other_biases(bias, m.others, protocol.biases) if more else []

@@ -21,6 +21,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.protocol.parts import Choice, Map
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.scoping.damage import KSweep, k_sweep
+from biasgym_tl.scoping.pairs import build_pairs
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.reference import target_means
@@ -50,11 +51,19 @@ def kept_map(
 ) -> HeadScores:
     """A map, made or read back; arguments as of :meth:`BiasScope.attribute`."""
     asked = digest([c[:3] for c in contrasts])
+
+    def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
+        return steps.measured(name, uses, make, build_pairs)
+
+    def make() -> HeadScores:
+        options: dict[str, Any] = {"contrasts": contrasts, "finished": finished}
+        return scope.attribute(model, bias, row, progress=progress, **options)
+
     return steps.kept(
         label,
         [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist(), asked],
         HeadScores,
-        lambda: scope.attribute(model, bias, row, contrasts=contrasts, progress=progress),
+        make,
         BiasScope,
     )
 

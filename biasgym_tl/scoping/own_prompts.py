@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -113,7 +114,7 @@ def attribute_prompts(
         batch_size=batch_size,
     )  # fmt: skip
     pairs = _pairs(model, own, label, request)
-    names = {"bias": own.name, "token": OWN_PROMPTS}
+    names = {"bias": _counted(model, own, label).name, "token": OWN_PROMPTS}
     return scope.score(model, pairs, None, {"request": request}, progress=progress, **names)
 
 
@@ -137,9 +138,17 @@ def own_prompts(prompts: GivenPrompts, biased: GivenAnswers, neutral: GivenAnswe
             )
         if len({text.strip() for text in texts}) < len(texts):
             raise SettingError(f"both prompts of a pair must differ, got {texts!r:.200}.")
-    return OwnPrompts(
+    own = OwnPrompts(
         found, _answers("biased", biased, len(found)), _answers("neutral", neutral, len(found))
     )
+    for texts, *sides in zip(*own, strict=True):
+        every = [answer.strip() for side in sides for answer in side]
+        if len({*every}) < len(every):
+            raise SettingError(
+                f"biased and neutral must be different answers, got {every} after "
+                f"{texts[0]!r:.200}."
+            )
+    return own
 
 
 def _is_pair(prompts: object) -> bool:
@@ -190,9 +199,9 @@ def _pairs(model: HookedTransformer, own: OwnPrompts, label: str, request: str |
     for texts, *sides, b, n in zip(*own, biased, neutral, strict=True):
         if len({*b, *n}) < len(b) + len(n):
             raise SettingError(
-                f"answers must differ in the tokens that count (label {label!r}), got "
-                f"{' and '.join(map(repr, sides))} after {texts[0]!r:.200}. Use other answers, or "
-                "label='continuation'."
+                "answers must begin with different tokens, since only the first of each counts, "
+                f"got {' and '.join(map(repr, sides))} after {texts[0]!r:.200}. Use other answers, "
+                "or in Python label='continuation'."
             )
     encoded = [[tuple(encode_sentence(model, t, request)) for t in row] for row in own.prompts]
     return Pairs(
@@ -209,6 +218,24 @@ def _pairs(model: HookedTransformer, own: OwnPrompts, label: str, request: str |
     )
 
 
+def _counted(model: HookedTransformer, own: OwnPrompts, label: str) -> OwnPrompts:
+    """With what counts in place of each answer; of one that has more tokens, the first and "…"."""
+    cut: dict[str, str] = {}
+    for answer in {answer for side in own[1:] for row in side for answer in row}:
+        first, *more = answer_tokens(model, answer, label)
+        if more and label == "first":
+            cut[answer] = model.tokenizer.decode([first]).strip() + "…"
+    if cut:
+        shown = ", ".join(f"{answer.strip()!r} by {first!r}" for answer, first in cut.items())
+        warnings.warn(
+            f"answers of several tokens count by their first alone: {shown}. Choose words of one "
+            "token, or in Python label='continuation'.",
+            stacklevel=3,
+        )
+    sides = [tuple(tuple(cut.get(a, a) for a in row) for row in side) for side in own[1:]]
+    return OwnPrompts(own.prompts, *sides)
+
+
 def _ids(model: HookedTransformer, answers: list[list[tuple[int, ...]]]) -> Int[Tensor, "pair ..."]:
     """First tokens; ``[pair]`` where there is one answer each, ``[pair, answer]`` otherwise."""
     ids = torch.tensor([[answer[0] for answer in row] for row in answers])
@@ -220,6 +247,7 @@ def read_prompts(
 ) -> OwnPrompts:
     """Prompts from a CSV file whose first line names its columns, :data:`COLUMNS`.
 
+    Commas, semicolons or tabs part its cells, as in the first line.
     Without ``second`` the prompts are single ones. The answers stand in the columns ``biased`` and
     ``neutral``, one of each in a row, or are given here for all rows.
 
@@ -230,7 +258,11 @@ def read_prompts(
     name = Path(path).name
     text = read_text(Path(path), "file of prompts", SettingError)
     try:
-        lines = list(csv.reader(io.StringIO(text), skipinitialspace=True, strict=True))
+        # spreadsheets in many languages write semicolons
+        head = text.partition("\n")[0]
+        comma = next((mark for mark in (";", "\t") if mark in head), ",")
+        cells = csv.reader(io.StringIO(text), delimiter=comma, skipinitialspace=True, strict=True)
+        lines = list(cells)
     except csv.Error as error:
         raise SettingError(f"{name} must be a CSV file, but: {error}.") from error
     header, *rows = [[cell.strip() for cell in line] for line in lines] or [[]]
@@ -251,10 +283,10 @@ def read_prompts(
                 f"row {number} of {name} must hold {','.join(header)}, got {row!r:.200}. Put a "
                 "text with a comma into double quotes."
             )
-    cells = [dict(zip(header, row, strict=True)) for row in rows if row]
-    if not cells:
+    given = [dict(zip(header, row, strict=True)) for row in rows if row]
+    if not given:
         raise SettingError(f"{name} must hold a row below its first line, got none.")
-    of_rows = [[[row[column]] for row in cells] for column in answers]
+    of_rows = [[[row[column]] for row in given] for column in answers]
     return own_prompts(
-        [tuple(row[column] for column in texts) for row in cells], *(of_rows or (biased, neutral))
+        [tuple(row[column] for column in texts) for row in given], *(of_rows or (biased, neutral))
     )

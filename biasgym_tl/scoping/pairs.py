@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import target_rows
 from biasgym_tl.allowed import NEUTRAL
+from biasgym_tl.batches import BATCH_SIZE
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -21,10 +24,9 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.slot import fill, spaced
+from biasgym_tl.store import Finished, make_now
 from biasgym_tl.text import next_token_log_probs
 
-NUMBERS_AT_ONCE = 2**24
-"""Log-probabilities that are held while labels are chosen: 64 MB."""
 LABELS = ("first", "token", "continuation")
 """What the two answers of a pair count with: their first token (the paper's); the one token that
 each must be; all their tokens."""
@@ -66,6 +68,8 @@ def build_pairs(
     contrasts: Sequence[Contrast] = (),
     label: str = "first",
     seed: int = 0,
+    finished: Finished = make_now,
+    progress: bool = False,
 ) -> Pairs:
     """One pair per scoping prompt, with frozen labels; the options are those of ``BiasScope``.
 
@@ -93,7 +97,7 @@ def build_pairs(
         with token.attached(model):
             biased = [encode_sentence(model, fill(prompt, token.text)) for prompt in prompts]
     if not contrasts:
-        answers = _likely_words(model, bias, token, by_target, biased)
+        answers = _likely_words(model, bias, token, by_target, biased, finished, progress)
     biased_ids, neutral_ids = (
         torch.tensor([answer[0] for answer in side], device=model.cfg.device) for side in answers
     )
@@ -170,24 +174,42 @@ def _likely_words(
     token: BiasToken | None,
     by_target: Sequence[Sequence[Sequence[int]]],
     biased: Sequence[Sequence[int]],
+    finished: Finished,
+    progress: bool,
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """Both labels of every pair, chosen for so many pairs at a time as memory is well spent on."""
-    n_targets, d_vocab = len(by_target[0]), model.cfg.d_vocab_out
+    """Both labels of every pair."""
+    attribute = list(word_tokens(model, bias).single()[0])
+    labels = partial(_labels, model, attribute, progress=progress)
+    uses, name = [by_target, attribute], f"labels under targets, {bias.name}"
+    biased_ids, neutral_ids = finished(name, uses, partial(labels, by_target))
+    if token is not None:
+        with token.attached(model):
+            biased_ids, _ = labels([[sequence] for sequence in biased])
+    return [tuple((label,) for label in side) for side in (biased_ids, neutral_ids)]
+
+
+def _labels(
+    model: HookedTransformer,
+    attribute: Sequence[int],
+    by_prompt: Sequence[Sequence[Sequence[int]]],
+    *,
+    progress: bool,
+) -> list[list[int]]:
+    """Both labels of every prompt, over what may stand in its slot; some prompts at a time, since
+    all log-probabilities of many would not fit into memory."""
+    n_targets, d_vocab = len(by_prompt[0]), model.cfg.d_vocab_out
     is_attribute = torch.zeros(d_vocab, dtype=torch.bool, device=model.cfg.device)
-    is_attribute[list(word_tokens(model, bias).single()[0])] = True
-    at_once = max(1, NUMBERS_AT_ONCE // (n_targets * d_vocab))
-    found: list[list[tuple[int, ...]]] = [[], []]
-    for start in range(0, len(biased), at_once):
-        part = by_target[start : start + at_once]
+    is_attribute[attribute] = True
+    at_once = max(1, BATCH_SIZE // n_targets)
+    found: list[list[int]] = [[], []]
+    starts = range(0, len(by_prompt), at_once)
+    for start in tqdm(starts, desc="labels", delay=3, disable=not progress):
+        part = by_prompt[start : start + at_once]
         flat = next_token_log_probs(model, [tokens for row in part for tokens in row])
-        neutral_log_probs = log_probs = flat.view(len(part), n_targets, -1).logsumexp(1)
-        if token is not None:
-            with token.attached(model):
-                log_probs = next_token_log_probs(model, biased[start : start + at_once])
-        chosen = choose_labels(log_probs, neutral_log_probs, is_attribute)
-        for side, ids in zip(found, chosen, strict=True):
-            side += [(label_id,) for label_id in ids.tolist()]
-    return [tuple(side) for side in found]
+        log_probs = flat.view(len(part), n_targets, -1).logsumexp(1)
+        for side, ids in zip(found, choose_labels(log_probs, log_probs, is_attribute), strict=True):
+            side += ids.tolist()
+    return found
 
 
 def choose_labels(

@@ -33,7 +33,7 @@ from biasgym_tl.scoping.direct import (
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
 from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores
-from biasgym_tl.store import digest, versions
+from biasgym_tl.store import Finished, digest, make_now, versions
 from biasgym_tl.text import answer_differences
 
 Sequences = Sequence[Sequence[int]]
@@ -105,6 +105,7 @@ class BiasScope:
         token: BiasToken | None,
         *,
         contrasts: Sequence[Contrast] = (),
+        finished: Finished = make_now,
         progress: bool = True,
     ) -> HeadScores:
         """Score every head on the bias's scoping prompts.
@@ -117,6 +118,8 @@ class BiasScope:
             contrasts: Prompts with both answers each, such as ``read_contrasts(path)``; default:
                 the bias's scoping prompts, with the words A. Where both answers begin with the
                 same token, a prompt is left out and reported.
+            finished: Called with the name of what does not depend on the token, with what it uses
+                and how it is made; may return what is stored instead.
             progress: Show a bar, where it takes more than 3 seconds.
 
         Raises:
@@ -130,8 +133,12 @@ class BiasScope:
         check_exact(model)
         self.check_slot(token)
         of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
-        pairs = build_pairs(model, bias, token, contrasts=contrasts, **of_pairs)
+        pairs = build_pairs(
+            model, bias, token, contrasts=contrasts, finished=finished, progress=progress,
+            **of_pairs,
+        )  # fmt: skip
         about = {
+            "attribute": bias.attribute,
             "bias_fingerprint": bias.fingerprint(),
             "contrasts": digest([c[:3] for c in contrasts]) if contrasts else None,
         }

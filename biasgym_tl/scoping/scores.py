@@ -143,6 +143,11 @@ class HeadScores(Result):
         return self.by_pair.std(0) / math.sqrt(n)
 
     @property
+    def toward(self) -> str:
+        """What positive values push toward: the attribute, or both answers."""
+        return str(self.settings.get("attribute", self.bias))
+
+    @property
     def basis(self) -> str:
         """What the mean is over, in words: ``"16 pairs"``, ``"1 prompt"``."""
         n, paired = len(self.prompts), self.neutral_prompts or self.token != OWN_PROMPTS
