@@ -38,7 +38,6 @@ class SteeringError(BiasGymError, ValueError):
     """Heads, mode or reference of a steering are not valid for the model."""
 
 
-
 class StoreError(BiasGymError, ValueError):
     """A saved result is missing, broken or of another kind."""
 
