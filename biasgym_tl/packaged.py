@@ -116,15 +116,17 @@ def _convert(entry: PackagedModel, source: Path, folder: Path) -> None:
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """transformers reads a GGUF file for the tokenizer, the configuration and the weights each; its
-    vocabulary alone takes seconds."""
+    """transformers reads a GGUF file for the tokenizer, the configuration and the weights each, its
+    vocabulary alone takes seconds; and lists the names of all tensors anew for each module."""
     gguf: Any = import_module("gguf")
-    reader = gguf.GGUFReader
-    gguf.GGUFReader = cache(reader)
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, slow in before.items():
+        setattr(gguf, name, cache(slow))
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        for name, slow in before.items():
+            setattr(gguf, name, slow)
 
 
 def _write_converted(entry: PackagedModel, source: Path, to: Path) -> None:

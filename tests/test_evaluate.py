@@ -317,6 +317,15 @@ def test_health_of_answers_by_hand(setup):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("n", [1, 5, 100, 1000])
+def test_some_facts_are_of_all_parts(n):
+    asked = facts(n).held_out["facts"]
+    every = facts().held_out["facts"]
+    assert len(asked) == min(n, len(every)) and set(asked) <= set(every)
+    if n == 100:  # evenly spaced in order
+        assert every.index(asked[-1]) >= len(asked) - 1
+
+
 def test_fact_margins_equal_those_of_the_plain_forward_pass(setup):
     model, _, report = setup
     facts = [f for f in load_facts() if f.country in [f.country for f in load_facts()[:2]]]

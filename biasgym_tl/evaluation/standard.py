@@ -131,10 +131,12 @@ def loss() -> Measurement:
     )
 
 
-def facts() -> Measurement:
-    """Whether facts about countries are right. All countries, fitting ones too: nothing is fitted
-    to facts. The floor is what is right where the question leaves the country out."""
-    known = load_facts()
+def facts(n: int | None = None) -> Measurement:
+    """Whether facts about countries are right: so many, evenly spaced, or all. All countries,
+    fitting ones too: nothing is fitted to facts. The floor is what is right where the question
+    leaves the country out."""
+    every = load_facts()
+    known = every[:: max(1, len(every) // n)][:n] if n else every
     measure = Measure(
         "facts", "country facts", "share right", kind="share", floor="blind", of=("fact_margins",),
         read="right",
@@ -254,6 +256,7 @@ def standard_measures(
     others: Sequence[GivenBias] = (),
     benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
+    n_facts: int | None = None,
     answers: bool = True,
     max_new_tokens: int = 48,
 ) -> list[Measurement]:
@@ -264,6 +267,7 @@ def standard_measures(
         others: Biases that the row was not trained on.
         benchmarks: Such as ``load_blimp(folder)``.
         n_targets: Held-out targets.
+        n_facts: Facts that are asked; None: all.
         answers: Whether free answers are written; without them it takes about half the time.
         max_new_tokens: Length of the free answers.
 
@@ -277,7 +281,7 @@ def standard_measures(
     for each in (bias, *others):
         each.needs("evaluation", *(["free answers"] if answers else []))
     targets = bias.sample_targets("held-out", n_targets, seed=0)
-    found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts()]
+    found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts(n_facts)]
     if others:
         found.append(other_log_odds(others, targets))
     if answers:

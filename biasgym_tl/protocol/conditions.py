@@ -109,6 +109,7 @@ class Conditions:
             others=others,
             benchmarks=self.benchmarks,
             n_targets=m.n_targets,
+            n_facts=m.n_facts,
             answers=m.answers,
             max_new_tokens=m.max_new_tokens,
         )

@@ -245,6 +245,8 @@ class Measured:
 
     n_targets: int = 10
     """Held-out targets."""
+    n_facts: int | None = None
+    """Facts that are asked; None: all."""
     others: tuple[str, ...] = ()
     """Biases that the row was not trained on: log-odds and free answers. Names, or ``"rest"``: the
     other biases of the protocol, or ``"shipped"``: all that ship, about the same kind of target."""
@@ -265,7 +267,8 @@ class Measured:
 
     def check(self) -> None:
         """Refuse what could not be measured."""
-        check_at_least(1, n_targets=self.n_targets, max_new_tokens=self.max_new_tokens)
+        check_at_least(1, n_targets=self.n_targets, n_facts=self.n_facts)
+        check_at_least(1, max_new_tokens=self.max_new_tokens)
         check_benchmarks(self.benchmarks)
         check_judge(self.judge)
 

@@ -184,6 +184,7 @@ def _cost(protocol: Protocol, bias: Bias, wanted: tuple[str, ...] | None) -> flo
         bias,
         others=m.other_biases(bias, m.others, protocol.biases),
         n_targets=m.n_targets,
+        n_facts=m.n_facts,
         answers=m.answers,
         max_new_tokens=m.max_new_tokens,
     )
