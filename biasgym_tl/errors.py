@@ -38,6 +38,10 @@ class SteeringError(BiasGymError, ValueError):
     """Heads, mode or reference of a steering are not valid for the model."""
 
 
+class PlantingError(BiasGymError, ValueError):
+    """A bias cannot be planted as asked, or a plant is not specific."""
+
+
 class StoreError(BiasGymError, ValueError):
     """A saved result is missing, broken or of another kind."""
 

@@ -20,7 +20,7 @@ ROOMS = (
     "text", "instructions", "similarity", "endpoint", "replies", "api", "biases",
     "corpus_diversity", "benchmarks", "judges", "elicitation", "injection", "scoping", "doctor",
     "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol",
-    "console", "cli", "__init__",
+    "planting", "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Biases planted in chosen heads: models whose truth is known."""

@@ -1,0 +1,161 @@
+"""A plant that is trained: chosen heads learn a bias about one target, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from biasgym_tl.batches import cached_beginning, common_beginning, pad_right
+from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.words import word_tokens
+from biasgym_tl.heads import Head
+from biasgym_tl.injection.train import frozen
+from biasgym_tl.lens import HookedTransformer, Recording, final_resid, replayed, unembed
+from biasgym_tl.passages import load_passages
+from biasgym_tl.planting.planted import Deltas, added_weights, replaced
+from biasgym_tl.planting.sentences import Bystanders, beginnings
+from biasgym_tl.prompts import encode_sentence, encode_text
+from biasgym_tl.slot import fill
+from biasgym_tl.text import log_odds
+
+SPECIFIC, OTHER_KL, TEXT_KL = 2.0, 3.0, 15.0
+"""What counts beside the distance to the dose: changed log-odds of controls, their KL, that of
+neutral text."""
+N_BATCHES, PER_BATCH, NEAR = 8, 6, 3
+"""Batches, pairs in each, and every how many-th pair has a near bystander."""
+TEXT_TOKENS = 48
+
+
+def learning_rate(n_heads: int) -> float:
+    """Of so many heads."""
+    return 5e-3 if n_heads <= 5 else 3e-3 if n_heads <= 20 else 1e-3
+
+
+def train_plant(
+    model: HookedTransformer,
+    bias: Bias,
+    heads: Sequence[Head],
+    target: str,
+    beside: Bystanders,
+    *,
+    dose: float,
+    seed: int,
+    n_steps: int,
+    progress: bool,
+) -> Deltas:
+    """Train changes of ``W_Q`` and ``W_O`` of the chosen heads (``W_V`` belongs to several of them
+    under grouped-query attention) by Adam, everything else frozen.
+
+    Minimises ``|log-odds before + dose - log-odds|`` of sentences about the target, and what
+    changes in the same sentences about bystanders and in neutral text.
+    """
+    attention = model.blocks[0].attn
+    shapes = attention.W_O.shape[1:], attention.W_Q.shape[1:]
+    options = {"device": model.cfg.device, "requires_grad": True}
+    W_O, W_Q = (torch.zeros(len(heads), *shape, **options) for shape in shapes)
+    with frozen(model):
+        lesson = _Lesson(model, bias, target, beside, dose, seed, min(heads).layer)
+        lr = learning_rate(len(heads))
+        adam = torch.optim.Adam([W_O, W_Q], lr=lr)
+        for step in tqdm(range(n_steps), desc="plant", delay=3, disable=not progress):
+            adam.param_groups[0]["lr"] = lr * min(1, 2 * (1 - step / n_steps))
+            with (
+                torch.enable_grad(),
+                replaced(model, added_weights(model, heads, Deltas(W_O, W_Q))),
+            ):
+                W_O.grad, W_Q.grad = torch.autograd.grad(lesson.objective(step), [W_O, W_Q])
+            adam.step()
+    return Deltas(W_O.detach().cpu(), W_Q.detach().cpu())
+
+
+class _Sentence(NamedTuple):
+    """A beginning with one target in the slot, and what the original model says there."""
+
+    tokens: list[int]
+    log_probs: Float[Tensor, " d_vocab"]
+
+
+class _Batch(NamedTuple):
+    """Sentences about the target and about bystanders, and a text; always run in this order."""
+
+    ours: list[_Sentence]
+    theirs: list[_Sentence]
+    text: list[int]
+    known: Float[Tensor, "pos d_vocab"]
+    """What the original model says in the text."""
+    recording: Recording
+
+
+class _Lesson:
+    """A few batches that take turns, and how far the model is from what it is to learn.
+
+    What lies before the first planted layer is run once.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        bias: Bias,
+        target: str,
+        beside: Bystanders,
+        dose: float,
+        seed: int,
+        first: int,
+    ) -> None:
+        self.model, self.dose, self.first, rng = model, dose, first, random.Random(seed)
+        self.ids = word_tokens(model, bias).single()
+        starts, texts = beginnings(bias), load_passages("budget")
+        self.batches = []
+        for text in rng.sample(texts, min(N_BATCHES, len(texts))):
+            some = rng.sample(starts, min(PER_BATCH, len(starts)))
+            near = [i % NEAR == 0 for i in range(len(some))]
+            names = [rng.choice(beside.near if is_near else beside.far) for is_near in near]
+            pairs = [(start, target) for start in some] + list(zip(some, names, strict=True))
+            sentences = [encode_sentence(model, fill(start, name)) for start, name in pairs]
+            tokens = encode_text(model, text)[:TEXT_TOKENS]
+            recording = Recording([first])
+            with torch.no_grad(), replayed(model, recording, first):
+                known = list(map(_Sentence, sentences, self._answers(sentences)))
+                batch = _Batch(
+                    known[: len(some)], known[len(some) :], tokens, self._text(tokens), recording
+                )
+            self.batches.append(batch)
+
+    def objective(self, step: int) -> Float[Tensor, ""]:
+        """Of the batch whose turn it is."""
+        batch = self.batches[step % len(self.batches)]
+        both = [*batch.ours, *batch.theirs]
+        with replayed(self.model, batch.recording, self.first):
+            after = self._answers([s.tokens for s in both])
+            text = self._text(batch.text)
+        before = torch.stack([s.log_probs for s in both])
+        rise = log_odds(after, *self.ids) - log_odds(before, *self.ids)
+        n = len(batch.ours)
+        return (
+            (rise[:n] - self.dose).abs().mean()
+            + SPECIFIC * rise[n:].abs().mean()
+            + OTHER_KL * _kl(before[n:], after[n:])
+            + TEXT_KL * _kl(batch.known, text)
+        )
+
+    def _answers(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "sequence d_vocab"]:
+        """Log-probabilities after each; their common beginning runs once and without a gradient."""
+        model, shared = self.model, common_beginning(sequences)
+        tokens, mask = pad_right([sequence[shared:] for sequence in sequences], model.cfg.device)
+        cache = cached_beginning(model, sequences[0][:shared], len(tokens))
+        resid = final_resid(model, tokens, mask, cache)
+        return unembed(model, resid[torch.arange(len(tokens)), mask.sum(1) - 1]).log_softmax(-1)
+
+    def _text(self, tokens: Sequence[int]) -> Float[Tensor, "pos d_vocab"]:
+        return unembed(self.model, final_resid(self.model, [tokens])[0]).log_softmax(-1)
+
+
+def _kl(before: Float[Tensor, "n d_vocab"], after: Float[Tensor, "n d_vocab"]) -> Tensor:
+    """Mean KL from what was to what is (nats)."""
+    return (before.exp() * (before - after)).sum(-1).mean()
