@@ -12,6 +12,7 @@ from biasgym_tl.errors import ModelError, PlantingError, SettingError
 from biasgym_tl.planting.measure import N_PROMPTS
 from biasgym_tl.planting.plant import plant
 from biasgym_tl.planting.planted import Limits, Planted
+from biasgym_tl.planting.rank_one import separability
 from biasgym_tl.planting.recovery import auroc, recovery, removal
 from biasgym_tl.planting.sentences import beginnings, bystanders, target_token
 from biasgym_tl.prompts import encode_answer, encode_text
@@ -219,6 +220,16 @@ def test_bystanders_are_apart(model, target):
     assert len(every) == len(set(every)) and target not in every
     assert {*found.near, *found.far} == {*LATE.targets("fitting")}
     assert {*found.unseen_near, *found.unseen_far} <= {*LATE.targets("held-out")}
+
+
+def test_heads_tell_the_target_apart_that_reads_like_nothing_else(model, target):
+    other = next(n for n in LATE.targets("fitting") if n != target)
+    ours, theirs = (
+        separability(model, LATE, name, bystanders(model, LATE, name, seed=0), seed=0)
+        for name in (target, other)
+    )
+    assert ours.shape == (3, 4) and (theirs > 0).all()
+    assert ours.mean() > 5 * theirs.mean()
 
 
 def test_auroc_by_hand():

@@ -104,9 +104,7 @@ def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path)
         training=Training(settings=QUICK),
         maps={**demo.maps, "untrained-row": Map(slot="untrained row")},
         choices={name: dataclasses.replace(c, k=4) for name, c in demo.choices.items()},
-        conditions=tuple(
-            dataclasses.replace(c, random=min(c.random, 1), draws=0) for c in demo.conditions
-        ),
+        conditions=tuple(dataclasses.replace(c, draws=min(c.draws, 1)) for c in demo.conditions),
         measures=Measured(n_targets=2, max_new_tokens=3),
     )
     said, parts = [], []

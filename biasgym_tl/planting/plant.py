@@ -99,11 +99,16 @@ def plant(
     report = specificity(model, bias, target, beside, changed(chosen), finished)
     restored, alone = restorations(model, bias, target, changed, chosen, progress=progress)
     planted = dataclasses.replace(planted, report=report, restored=restored, alone=alone)
-    wrong = planted.unspecific(limits)
-    if way == "sham":
+    _check_specific(planted, limits)
+    return planted
+
+
+def _check_specific(planted: Planted, limits: Limits) -> None:
+    """Refuse a plant that does too little or too much, and a sham that does anything."""
+    wrong, rise = planted.unspecific(limits), planted.report["target"]
+    if planted.way == "sham":
         wrong = [each for each in wrong if not each.startswith("target")]
-        if abs(planted.report["target"]) > SHAM:
-            wrong.append(f"target {planted.report['target']:+.3f} (a sham: at most {SHAM:g})")
+        wrong += [f"target {rise:+.3f} (a sham: at most {SHAM:g})"] if abs(rise) > SHAM else []
     if wrong:
         error = PlantingError(
             f"plant must be specific, got {'; '.join(wrong)}. Choose other heads, another target, "
@@ -111,7 +116,6 @@ def plant(
         )
         error.planted = planted  # type: ignore[attr-defined]
         raise error
-    return planted
 
 
 def _unmeasured(
