@@ -17,7 +17,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.planting.measure import restorations, specificity
 from biasgym_tl.planting.planted import Deltas, Limits, Planted
 from biasgym_tl.planting.rank_one import rank_one_plant
-from biasgym_tl.planting.sentences import bystanders, target_token
+from biasgym_tl.planting.sentences import Bystanders, bystanders, target_token
 from biasgym_tl.planting.trained import train_plant
 from biasgym_tl.scoping.direct import check_precision
 from biasgym_tl.store import Finished, make_now, versions
@@ -84,23 +84,33 @@ def plant(
     chosen = as_heads(heads)
     target_token(model, bias, target)
     beside = bystanders(model, bias, target, seed=seed)
+    options: dict[str, Any] = {"dose": dose, "seed": seed}
     if way == "trained":
-        added = train_plant(
-            model, bias, chosen, target, beside, dose=dose, seed=seed, n_steps=n_steps,
-            progress=progress,
-        )  # fmt: skip
+        options |= {"n_steps": n_steps, "progress": progress}
+        added = train_plant(model, bias, chosen, target, beside, **options)
     else:
-        added = rank_one_plant(
-            model, bias, chosen, target, beside, dose=dose, seed=seed, through=WAYS[way]
-        )
+        options["through"] = WAYS[way]
+        added = rank_one_plant(model, bias, chosen, target, beside, **options)
     about = {"way": way, "dose": dose, "seed": seed, "settings": {"n_steps": n_steps}}
     planted = _unmeasured(model, bias, chosen, target, added, about)
-    changed = partial(planted.changed, model)
-    report = specificity(model, bias, target, beside, changed(chosen), finished)
-    restored, alone = restorations(model, bias, target, changed, chosen, progress=progress)
-    planted = dataclasses.replace(planted, report=report, restored=restored, alone=alone)
+    planted = _measured(planted, model, bias, beside, finished, progress)
     _check_specific(planted, limits)
     return planted
+
+
+def _measured(
+    planted: Planted,
+    model: HookedTransformer,
+    bias: Bias,
+    beside: Bystanders,
+    finished: Finished,
+    progress: bool,
+) -> Planted:
+    """With what it does, and what each of its heads carries."""
+    changed, heads, target = partial(planted.changed, model), planted.heads, planted.target
+    report = specificity(model, bias, target, beside, changed(heads), finished)
+    restored, alone = restorations(model, bias, target, changed, heads, progress=progress)
+    return dataclasses.replace(planted, report=report, restored=restored, alone=alone)
 
 
 def _check_specific(planted: Planted, limits: Limits) -> None:
