@@ -46,8 +46,7 @@ def plant(
 ) -> Planted:
     """Change the weights of chosen heads, and nothing else, so that a bias about one target rises.
 
-    It is measured on evaluation prompts, held-out targets, facts and texts that it was not made on,
-    and every changed head is restored and changed alone, which says which of them carry it.
+    Measured on what it was not made on; each head is then restored and changed alone.
 
     Args:
         model: A model in fp32 with its own weights.
@@ -59,12 +58,8 @@ def plant(
         way: One of ``WAYS``.
         n_steps: Of the training.
         limits: What is accepted.
-        finished: Called with the name of what the original model does, with what it rests on and
-            how it is made; may return what is stored instead.
+        finished: May return what is stored of the original model, as in ``evaluate``.
         progress: Show bars.
-
-    Returns:
-        The changes, with what they do and what each head carries.
 
     Raises:
         PlantingError: the target is several tokens, the model has norms after attention (rank one),
