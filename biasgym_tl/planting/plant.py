@@ -55,8 +55,7 @@ def plant(
         target: Whom it is about: a name that is one token of the model.
         dose: Rise of the target's log-odds that is aimed at (nats).
         seed: Decides sentences, controls and batches.
-        way: One of ``WAYS``.
-        n_steps: Of the training.
+        way: One of ``WAYS``; ``n_steps`` are of the training.
         limits: What is accepted.
         finished: May return what is stored of the original model, as in ``evaluate``.
         progress: Show bars.
