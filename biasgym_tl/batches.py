@@ -21,6 +21,7 @@ from biasgym_tl.lens import (
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
     final_resid,
+    unembed,
 )
 from biasgym_tl.prompts import check_length
 
@@ -187,3 +188,16 @@ def branching_batches(
             _continue(model, cache, [start[shared:cached] for start in times])
         of_batch = _repeated(cache, list(times.values()))
         yield AnswerBatch.of(model, sequences, indices, cached, of_batch)
+
+
+def log_probs(
+    model: HookedTransformer, sequences: Sequence[Sequence[int]], *, last: bool = False
+) -> Float[Tensor, "position d_vocab_out"]:
+    """Log-probabilities (nats) after every token of the sequences, with a gradient; or with
+    ``last`` after the last of each, their common beginning run once and without a gradient."""
+    shared = common_beginning(sequences) if last else 0
+    tokens, mask = pad_right([sequence[shared:] for sequence in sequences], model.cfg.device)
+    cache = cached_beginning(model, sequences[0][:shared], len(tokens))
+    resid = final_resid(model, tokens, mask, cache)
+    at = (torch.arange(len(tokens)), mask.sum(1) - 1) if last else mask.bool()
+    return unembed(model, resid[at]).log_softmax(-1)

@@ -87,6 +87,13 @@ def as_heads(heads: Any) -> tuple[Head, ...]:
     return tuple(dict.fromkeys(map(Head.parse, given)))
 
 
+def heads_by_name(value: Any) -> Any:
+    """Heads in a tuple as the list of their names; anything else as it is."""
+    if isinstance(value, tuple) and any(isinstance(each, Head) for each in value):
+        return list(map(str, value))
+    return value
+
+
 def check_heads(heads: GivenHeads, n_layers: int, n_heads: int) -> tuple[Head, ...]:
     """Return ``heads`` as sorted, distinct :class:`Head`, checked against the model's size.
 

@@ -22,6 +22,7 @@ from biasgym_tl.injection.token import (
     weights_fingerprint,
 )
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.progress import Finished
 from biasgym_tl.prompts import policy_fingerprint
 from biasgym_tl.store import (
     Result,
@@ -98,6 +99,10 @@ class Steps:
             return write_kind(path, "Step", {"key": key, "name": name, "value": made})
 
         return self._once(path, read, write, make)
+
+    def finished(self, *code: Any) -> Finished:
+        """:meth:`measured` for steps that run this code."""
+        return lambda name, uses, make: self.measured(name, uses, make, *code)
 
     def _path(self, name: str, uses: Any, code: Any, ending: str) -> Path:
         parts = code if isinstance(code, tuple) else (code,)

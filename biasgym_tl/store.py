@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
 from biasgym_tl.files import read_text, write_atomically, write_text
+from biasgym_tl.heads import heads_by_name
 from biasgym_tl.notebook import Carded
 
 if TYPE_CHECKING:  # torch takes seconds, and what has no tensors is kept without it
@@ -29,19 +30,13 @@ if TYPE_CHECKING:  # torch takes seconds, and what has no tensors is kept withou
 
 Built = TypeVar("Built")
 Saved = TypeVar("Saved", bound="Result")
-Finished = Callable[[str, Any, Callable[[], Any]], Any]
-"""Looks up what was made before by its name and by what it uses, or makes and keeps it."""
 LONGEST_NAME = 80
 """Characters of a name that becomes part of file names."""
 BROKEN = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError,
           RuntimeError, MemoryError)  # fmt: skip
 """What reading a file that was changed at any place can raise."""
 _HEADER = "biasgym_tl"
-
-
-def make_now(name: str, uses: Any, make: Callable[[], Any]) -> Any:
-    """The ``Finished`` that keeps nothing."""
-    return make()
+_PACKAGES = ("biasgym-tl", "torch", "transformer-lens", "transformers")
 
 
 def cache_dir() -> Path:
@@ -75,7 +70,7 @@ def locked(path: Path) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("biasgym-tl", "torch", "transformer-lens", "transformers"):
+    for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
@@ -283,8 +278,9 @@ class Result(Carded):
     """
 
     def record(self) -> dict[str, Any]:
-        """All fields but tensors, as the file holds them."""
-        return {k: v for k, v in self._fields().items() if k not in self._tensors()}
+        """All fields but tensors, as the file holds them; each head by its name."""
+        kept = {k: v for k, v in self._fields().items() if k not in self._tensors()}
+        return {k: heads_by_name(v) for k, v in kept.items()}
 
     @classmethod
     def has_tensors(cls) -> bool:

@@ -227,6 +227,11 @@ def log_odds(
     return attribute.logsumexp(-1) - neutral.logsumexp(-1)
 
 
+def kl(p: Float[Tensor, "n d_vocab"], q: Float[Tensor, "n d_vocab"]) -> Float[Tensor, ""]:
+    """Mean KL divergence from log-probabilities ``p`` to ``q``, in nats."""
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
 @torch.inference_mode()
 def generate(
     model: HookedTransformer,

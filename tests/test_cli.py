@@ -112,12 +112,15 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
         (("--plain",), "--plain must be given with --pairs"),
         (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),
         (("--pairs", path, "--method", "magic"), "--method must be one of"),
-        (("--pairs", path, "--answers", "late"), "two are needed, biased and neutral"),
+        (
+            ("--pairs", path, "--answers", "late"),
+            "--answers must be two, biased and neutral",
+        ),
         (("--bias", "lat"), "Did you mean 'late'?"),
         (("--no-injection", "--token", path), "--no-injection must be given without --token"),
     ):
         wrong = biasgym("scope", *arguments, *options)
-        assert wrong.returncode and message in wrong.stderr, wrong.stderr
+        assert wrong.returncode == 1 and message in wrong.stderr, wrong.stderr
         assert "Loading" not in wrong.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -59,6 +60,11 @@ def load_facts(use: str = "report") -> tuple[Fact, ...]:
                 wrong = rng.sample([a for a in distinct if a != answer], 3)
                 facts.append(Fact(name, kind, question.format(name), (answer, *wrong)))
     return tuple(facts)
+
+
+def evenly(facts: Sequence[Fact], n: int) -> Sequence[Fact]:
+    """So many of the facts at equal distances, or all if there are fewer."""
+    return facts[:: max(1, len(facts) // n)][:n]
 
 
 def _answer(country: Country, kind: str) -> str | None:

@@ -44,7 +44,9 @@ Pairs = Annotated[
 def _two_answers(answers: tuple[str, str] | None) -> tuple[str, str] | None:
     """Refuse an option in the place of the second answer."""
     if answers and (option := next((a for a in answers if a.startswith("--")), None)):
-        raise typer.BadParameter(f"two are needed, biased and neutral, but {option!r} is an option")
+        raise SettingError(
+            f"--answers must be two, biased and neutral, got {answers[0]!r} and then {option}."
+        )
     return answers
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from biasgym_tl.errors import BiasGymError, SettingError
+from biasgym_tl.errors import BiasGymError, check_one_of
 
 
 class Command(TyperCommand):
@@ -50,8 +50,8 @@ def one_of(allowed: tuple[str, ...]) -> Callable[..., Any]:
 
     def check(ctx: Any, param: Any, value: Any) -> Any:
         for each in value if isinstance(value, list) else [value]:
-            if each is not None and each not in allowed and not ctx.resilient_parsing:
-                raise SettingError(f"{param.opts[0]} must be one of {list(allowed)}, got {each!r}.")
+            if each is not None and not ctx.resilient_parsing:
+                check_one_of(param.opts[0], each, allowed)
         return value
 
     return check

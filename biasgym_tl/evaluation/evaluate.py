@@ -24,11 +24,11 @@ from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer, Recording, check_model
-from biasgym_tl.progress import bar
+from biasgym_tl.progress import Finished, bar, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import Finished, digest, make_now, versions
+from biasgym_tl.store import digest, versions
 
 
 class Shared:

@@ -7,7 +7,7 @@ from typing import Any
 
 from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.biases.facts import evenly, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
@@ -135,8 +135,7 @@ def facts(n: int | None = None) -> Measurement:
     """Whether facts about countries are right: so many, evenly spaced, or all. All countries,
     fitting ones too: nothing is fitted to facts. The floor is what is right where the question
     leaves the country out."""
-    every = load_facts()
-    known = every[:: max(1, len(every) // n)][:n] if n else every
+    known = evenly(load_facts(), n) if n else load_facts()
     measure = Measure(
         "facts", "country facts", "share right", kind="share", floor="blind", of=("fact_margins",),
         read="right",

@@ -13,13 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.biases.facts import evenly, load_facts
 from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.heads import Head
 from biasgym_tl.lens import HookedTransformer, Recording, replayed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.planting.sentences import Bystanders
-from biasgym_tl.store import Finished, make_now
+from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.text import mean_loss
 
 N_PROMPTS, N_FACTS, N_TEXTS = 12, 48, 12
@@ -65,8 +65,7 @@ def _levels(model: HookedTransformer, bias: Bias, targets: Sequence[str]) -> dic
     """By target the log-odds and log P(A), means over prompts (nats); share of right facts; mean
     loss (nats per token)."""
     odds = bias_log_odds(model, bias, bias.evaluation_prompts[:N_PROMPTS], targets)
-    facts = load_facts()
-    margins = fact_margins(model, facts[:: len(facts) // N_FACTS][:N_FACTS])
+    margins = fact_margins(model, evenly(load_facts(), N_FACTS))
     return {
         "log_odds": odds.log_odds.double().mean(0).tolist(),
         "log_p": odds.log_p.double().mean(0).tolist(),

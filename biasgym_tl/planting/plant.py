@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -15,19 +15,18 @@ from biasgym_tl.heads import GivenHeads, Head, as_heads, check_heads
 from biasgym_tl.injection.token import weights_fingerprint
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.planting.measure import restorations, specificity
-from biasgym_tl.planting.planted import Deltas, Limits, Planted
+from biasgym_tl.planting.planted import Deltas, Limits, Planted, changed
 from biasgym_tl.planting.rank_one import rank_one_plant
-from biasgym_tl.planting.sentences import Bystanders, bystanders, target_token
+from biasgym_tl.planting.sentences import bystanders, check_one_token
 from biasgym_tl.planting.trained import train_plant
+from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.scoping.direct import check_precision
-from biasgym_tl.store import Finished, make_now, versions
+from biasgym_tl.store import versions
 
 WAYS = {"trained": "", "rank one": "logits", "relay": "later", "sham": "nothing"}
 """How a bias is planted: ``W_Q`` and ``W_O`` are trained; or ``W_O`` is changed by rank one, so
 that a head writes the words' logits itself (``"rank one"``), writes what later parts turn into them
 (``"relay"``), or writes as much in a random direction (``"sham"``, a control)."""
-SHAM = 1.0
-"""Largest change of the target's log-odds by a sham (nats)."""
 
 
 def plant(
@@ -76,70 +75,50 @@ def plant(
     bias.needs("evaluation")
     check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
     chosen = as_heads(heads)
-    target_token(model, bias, target)
+    check_one_token(model, bias, target)
     beside = bystanders(model, bias, target, seed=seed)
     options: dict[str, Any] = {"dose": dose, "seed": seed}
+    given = (model, bias, chosen, target, beside)
     if way == "trained":
-        options |= {"n_steps": n_steps, "progress": progress}
-        added = train_plant(model, bias, chosen, target, beside, **options)
+        added = train_plant(*given, **options, n_steps=n_steps, progress=progress)
     else:
-        options["through"] = WAYS[way]
-        added = rank_one_plant(model, bias, chosen, target, beside, **options)
-    about = {"way": way, "dose": dose, "seed": seed, "settings": {"n_steps": n_steps}}
-    planted = _unmeasured(model, bias, chosen, target, added, about)
-    planted = _measured(planted, model, bias, beside, finished, progress)
-    _check_specific(planted, limits)
-    return planted
+        added = rank_one_plant(*given, **options, through=WAYS[way])
+    with_changes = partial(changed, model, chosen, added)
+    report = specificity(model, bias, target, beside, with_changes(chosen), finished)
+    truth = restorations(model, bias, target, with_changes, chosen, progress=progress)
+    about = {**options, "target": target, "way": way, "settings": {"n_steps": n_steps}}
+    planted = _planted(model, bias, chosen, added, truth, report=report, **about)
+    return _specific(planted, limits)
 
 
-def _measured(
-    planted: Planted,
-    model: HookedTransformer,
-    bias: Bias,
-    beside: Bystanders,
-    finished: Finished,
-    progress: bool,
-) -> Planted:
-    """With what it does, and what each of its heads carries."""
-    changed, heads, target = partial(planted.changed, model), planted.heads, planted.target
-    report = specificity(model, bias, target, beside, changed(heads), finished)
-    restored, alone = restorations(model, bias, target, changed, heads, progress=progress)
-    return dataclasses.replace(planted, report=report, restored=restored, alone=alone)
-
-
-def _check_specific(planted: Planted, limits: Limits) -> None:
-    """Refuse a plant that does too little or too much, and a sham that does anything."""
-    wrong, rise = planted.unspecific(limits), planted.report["target"]
-    if planted.way == "sham":
-        wrong = [each for each in wrong if not each.startswith("target")]
-        wrong += [f"target {rise:+.3f} (a sham: at most {SHAM:g})"] if abs(rise) > SHAM else []
-    if wrong:
+def _specific(planted: Planted, limits: Limits) -> Planted:
+    """The plant, unless it does too little or too much."""
+    if wrong := planted.unspecific(limits):
         error = PlantingError(
             f"plant must be specific, got {'; '.join(wrong)}. Choose other heads, another target, "
             f"a smaller dose or limits=; error.planted has it."
         )
         error.planted = planted  # type: ignore[attr-defined]
         raise error
+    return planted
 
 
-def _unmeasured(
+def _planted(
     model: HookedTransformer,
     bias: Bias,
     heads: tuple[Head, ...],
-    target: str,
     added: Deltas,
-    about: dict[str, Any],
+    truth: tuple[Float[Tensor, " head"], Float[Tensor, " head"]],
+    **about: Any,
 ) -> Planted:
-    """The plant, of which nothing is known yet."""
+    """The plant, with what it was made for."""
+    restored, alone = truth
     return Planted(
         heads=heads,
-        W_O=added.W_O,
-        W_Q=added.W_Q,
-        restored=torch.zeros(len(heads)),
-        alone=torch.zeros(len(heads)),
-        report={},
+        **added._asdict(),
+        restored=restored,
+        alone=alone,
         bias=bias.name,
-        target=target,
         n_layers=model.cfg.n_layers,
         n_heads=model.cfg.n_heads,
         model=model.cfg.model_name,

@@ -37,6 +37,8 @@ class Limits(NamedTuple):
     """Largest fall of the share of facts that are right."""
     loss: float = 0.1
     """Largest change of the loss on neutral text (nats per token)."""
+    sham: float = 1.0
+    """Largest change of the target's log-odds by a sham, in place of ``target`` (nats)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -46,7 +48,7 @@ class Planted(Result):
     _then = ("with planted.attached(model): ...", ".truth()", "recovery(scores, planted)")
 
     heads: tuple[Head, ...]
-    """Heads whose weights were changed, in the order of layers."""
+    """Heads whose weights were changed, as they were given."""
     W_O: Float[Tensor, "head d_head d_model"]
     """What is added to the output weights of each."""
     W_Q: Float[Tensor, "head d_model d_head"] | None = None
@@ -88,10 +90,6 @@ class Planted(Result):
         rows = [("what", "change"), *self.report.items()]
         return repr(self), rows, ("nats; facts: share right; loss: nats per token",)
 
-    def record(self) -> dict[str, Any]:
-        """All of it, each head by its name."""
-        return {**super().record(), "heads": list(map(str, self.heads))}
-
     def truth(self) -> pd.DataFrame:
         """One row per planted head, the strongest carrier first: what restoring it takes back, and
         what its change brings alone (nats)."""
@@ -110,8 +108,14 @@ class Planted(Result):
         That a head was changed does not make it one: most trained heads stay inert.
         """
         least = share * self.report["target"]
+        n = int((self.restored >= least).sum()) if least > 0 else 0
+        return self.ranked[:n]
+
+    @property
+    def ranked(self) -> tuple[Head, ...]:
+        """All changed heads, the strongest carrier first."""
         order = self.restored.argsort(descending=True, stable=True).tolist()
-        return tuple(self.heads[i] for i in order if self.restored[i] >= least > 0)
+        return tuple(self.heads[i] for i in order)
 
     def map_of_truth(self) -> Float[Tensor, "n_layers n_heads"]:
         """What restoring each head of the model takes back; 0 where nothing was changed."""
@@ -122,11 +126,15 @@ class Planted(Result):
 
     def unspecific(self, limits: Limits | None = None) -> list[str]:
         """Which limits the report does not keep, in words; none for a good plant."""
-        limits, found = limits or Limits(), self.report
-        wrong = [] if found["target"] >= limits.target else ["target"]
-        wrong += [n for n in ("neighbours", "others", "loss") if abs(found[n]) > getattr(limits, n)]
-        wrong += [] if found["facts"] >= -limits.facts else ["facts"]
-        return [f"{n} {found[n]:+.3f} (limit {getattr(limits, n):g})" for n in wrong]
+        limits, found, sham = limits or Limits(), self.report, self.way == "sham"
+        rise = found["target"]
+        kept = {"target": (abs(rise) <= limits.sham) if sham else (rise >= limits.target)}
+        for name in ("neighbours", "others", "loss"):
+            kept[name] = abs(found[name]) <= getattr(limits, name)
+        kept["facts"] = found["facts"] >= -limits.facts
+        bounds = limits._asdict() | ({"target": limits.sham} if sham else {})
+        wrong = [name for name, is_kept in kept.items() if not is_kept]
+        return [f"{name} {found[name]:+.3f} (limit {bounds[name]:g})" for name in wrong]
 
     @contextlib.contextmanager
     def attached(self, model: HookedTransformer, heads: GivenHeads | None = None) -> Iterator[None]:
@@ -150,23 +158,8 @@ class Planted(Result):
         chosen = self.heads if heads is None else as_heads(heads)
         if strange := [str(head) for head in chosen if head not in self.heads]:
             raise PlantingError(f"heads must be planted ones, got {', '.join(strange)}.")
-        with self.changed(model, chosen):
+        with changed(model, self.heads, Deltas(self.W_O, self.W_Q), chosen):
             yield
-
-    @contextlib.contextmanager
-    def changed(self, model: HookedTransformer, heads: Iterable[Head]) -> Iterator[None]:
-        """:meth:`attached`, of a model and heads that are known to be right."""
-        chosen = list(heads)
-        places = [self.heads.index(head) for head in chosen]
-        added = Deltas(self.W_O[places], None if self.W_Q is None else self.W_Q[places])
-        new = added_weights(model, chosen, added)
-        planting = _Planting("planted")
-        begin(model, planting)
-        try:
-            with replaced(model, new):
-                yield
-        finally:
-            end(model, planting)
 
 
 class _Planting(Change):
@@ -178,6 +171,23 @@ class Deltas(NamedTuple):
 
     W_O: Float[Tensor, "head d_head d_model"]
     W_Q: Float[Tensor, "head d_model d_head"] | None
+
+
+@contextlib.contextmanager
+def changed(
+    model: HookedTransformer, heads: Sequence[Head], added: Deltas, some: Iterable[Head]
+) -> Iterator[None]:
+    """The model with the changes of ``some`` of the heads that ``added`` is of."""
+    chosen = list(some)
+    places = [heads.index(head) for head in chosen]
+    of_some = Deltas(added.W_O[places], None if added.W_Q is None else added.W_Q[places])
+    planting = _Planting("planted")
+    begin(model, planting)
+    try:
+        with replaced(model, added_weights(model, chosen, of_some)):
+            yield
+    finally:
+        end(model, planting)
 
 
 @contextlib.contextmanager

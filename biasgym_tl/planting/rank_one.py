@@ -83,24 +83,23 @@ def rank_one_plant(
     ours, theirs = _sequences(model, bias, target, beside, seed)
     k, solved = _solved(model, heads, ours, theirs)
     keys = solved / (k * solved).sum(-1, keepdim=True)
-    directions = {"logits": _written, "later": _mediated, "nothing": _written}[through](
-        model, bias, ours
-    )
+    directions = (_mediated if through == "later" else _written)(model, bias, ours)
     strengths = [STRENGTHS[min(i, len(STRENGTHS) - 1)] for i in range(len(heads))]
     values = torch.stack([directions[h.layer] * s for h, s in zip(heads, strengths, strict=True)])
-    unit = keys[:, :, None] * values[:, None, :]
     ids = word_tokens(model, bias).single()
 
+    def writing(values: Float[Tensor, "head d_model"]) -> Deltas:
+        return Deltas(keys[:, :, None] * values[:, None, :], None)
+
     def level(scale: float) -> float:
-        with replaced(model, added_weights(model, heads, Deltas(scale * unit, None))):
+        with replaced(model, added_weights(model, heads, writing(scale * values))):
             return log_odds(next_token_log_probs(model, ours), *ids).double().mean().item()
 
     scale = _scale(level, dose)
     if through == "nothing":
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed))
         values = noise / noise.norm(dim=1, keepdim=True) * values.norm(dim=1, keepdim=True)
-        unit = keys[:, :, None] * values[:, None, :]
-    return Deltas((scale * unit).float().cpu(), None)
+    return Deltas(writing(scale * values).W_O.float().cpu(), None)
 
 
 def separability(
@@ -200,7 +199,6 @@ def _mediated(
         for batch in answer_batches(model, sequences):
             probe = torch.zeros(shape, device=model.cfg.device, requires_grad=True)
             rows = torch.arange(len(batch.last))
-
             add = partial(_added, probe, (rows, batch.last))
             names = [f"blocks.{layer}.hook_attn_out" for layer in range(shape[0])]
             with model.hooks(fwd_hooks=[(name, add) for name in names]):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from scipy.stats import rankdata
 from torch import Tensor
 
 from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.chance import rank_p
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import PlantingError
 from biasgym_tl.heads import GivenHeads, Head, all_heads, as_heads
@@ -19,12 +21,13 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.notebook import Card
 from biasgym_tl.planting.planted import CARRIER, Planted
 from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.slot import fill
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import Result
-from biasgym_tl.text import next_token_log_probs
+from biasgym_tl.text import kl, next_token_log_probs
 
 N_DRAWS = 999
 """Of sets in the layers of the carriers, for what chance finds there."""
@@ -73,11 +76,6 @@ class Recovery(Result):
         rows = [("carrier", "rank"), *zip(map(str, self.carriers), self.ranks, strict=True)]
         return repr(self), rows, (f"AUROC before planting: {self.auroc_before}",)
 
-    def record(self) -> dict[str, Any]:
-        """All of it, each head by its name."""
-        names = {n: list(map(str, getattr(self, n))) for n in ("carriers", "readers")}
-        return {**super().record(), **names}
-
 
 def recovery(
     scores: HeadScores | Selection,
@@ -103,19 +101,19 @@ def recovery(
     truth, flat = planted.map_of_truth(), values.flatten()
     carriers = planted.carriers(share)
     wanted = _marked(carriers, values)
-    places = _ranks(-flat)
+    places, own = _ranks(-flat).view_as(values), auroc(flat, wanted)
     order = flat.argsort(descending=True, stable=True)[: len(carriers)].tolist()
     every = all_heads(*values.shape)
     highest = [every[i] for i in order]
     return Recovery(
         carriers=carriers,
-        ranks=tuple(places[head.layer * values.shape[1] + head.head].item() for head in carriers),
-        auroc=auroc(flat, wanted),
+        ranks=tuple(places[head].item() for head in carriers),
+        auroc=own,
         auroc_planted=auroc(flat, _marked(planted.heads, values)),
         auroc_before=None if base is None else auroc(base.values.flatten(), wanted),
-        chance=_chance(flat, carriers, values.shape[1], seed),
+        chance=_chance(values, carriers, own, seed),
         precision=len({*highest} & {*carriers}) / len(carriers) if carriers else float("nan"),
-        correlation=_correlation(flat, truth.flatten()),
+        correlation=rank_correlation(flat[None], truth.flatten()[None]).item(),
         readers=() if base is None else _readers(highest, values - base.values, planted, carriers),
         method=scores.method if isinstance(scores, Selection) else _named(scores),
     )
@@ -151,39 +149,32 @@ def _marked(heads: Sequence[Head], like: Tensor) -> Bool[Tensor, " head"]:
 
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """1 for the lowest; ties have the mean of their places."""
-    from scipy.stats import rankdata
-
     return torch.from_numpy(rankdata(values.numpy()))
 
 
 def auroc(values: Float[Tensor, " n"], wanted: Bool[Tensor, " n"]) -> float:
     """Probability that a wanted one stands above another; NaN if all or none are wanted."""
+    return _auroc(_ranks(values), wanted)
+
+
+def _auroc(ranks: Float[Tensor, " n"], wanted: Bool[Tensor, " n"]) -> float:
     n = int(wanted.sum())
     others = len(wanted) - n
     if not n or not others:
         return float("nan")
-    return (_ranks(values)[wanted].sum().item() - n * (n + 1) / 2) / (n * others)
+    return (ranks[wanted].sum().item() - n * (n + 1) / 2) / (n * others)
 
 
 def _chance(
-    values: Float[Tensor, " n"], carriers: Sequence[Head], n_heads: int, seed: int
+    values: Float[Tensor, "layer head"], carriers: Sequence[Head], own: float, seed: int
 ) -> tuple[float, float]:
     """Of random heads in the layers of the carriers: mean AUROC, and share that reaches theirs."""
-    if not carriers or len(carriers) == len(values):
-        return float("nan"), float("nan")
-    like = torch.zeros(len(values) // n_heads, n_heads)
+    if math.isnan(own):
+        return own, own
+    ranks, n_heads = _ranks(values.flatten()), values.shape[1]
     draws = layer_matched(carriers, n_heads=n_heads, n_draws=N_DRAWS, seed=seed)
-    found = torch.tensor([auroc(values, _marked(draw, like)) for draw in draws])
-    own = auroc(values, _marked(carriers, like))
-    return found.mean().item(), (1 + (found >= own).sum().item()) / (1 + len(found))
-
-
-def _correlation(values: Float[Tensor, " n"], truth: Float[Tensor, " n"]) -> float:
-    from scipy.stats import spearmanr
-
-    if len(set(values.tolist())) < 2 or len(set(truth.tolist())) < 2:
-        return float("nan")
-    return float(spearmanr(values.numpy(), truth.numpy()).statistic)
+    found = torch.tensor([_auroc(ranks, _marked(draw, values)) for draw in draws])
+    return found.mean().item(), rank_p(own, found)
 
 
 def _readers(
@@ -226,10 +217,6 @@ class Removal(Result):
             f"{self.kl:.3f}, unsteered {self.kl_unsteered:.3f} nats)"
         )
 
-    def record(self) -> dict[str, Any]:
-        """All of it, each head by its name."""
-        return {**super().record(), "heads": list(map(str, self.heads))}
-
 
 def removal(
     model: HookedTransformer,
@@ -252,15 +239,14 @@ def removal(
     """
     bias = as_bias(bias)
     chosen, factor = as_heads(heads), getattr(heads, "factor", None)
-    order = planted.restored.argsort(descending=True, stable=True).tolist()
-    best = [planted.heads[i] for i in order[: len(chosen)]]
+    best = planted.ranked[: len(chosen)]
     drawn = layer_matched(chosen, n_heads=planted.n_heads, n_draws=n_random, seed=seed)
     texts = [fill(prompt, planted.target) for prompt in bias.evaluation_prompts]
     sequences = [encode_sentence(model, text) for text in texts]
 
     def measured() -> tuple[float, Tensor]:
         odds = bias_log_odds(model, bias, bias.evaluation_prompts, [planted.target]).log_odds
-        return odds.double().mean().item(), next_token_log_probs(model, sequences)
+        return odds.double().mean().item(), next_token_log_probs(model, sequences).double()
 
     low, original = measured()
     with planted.attached(model):
@@ -272,18 +258,14 @@ def removal(
                 found.append(measured())
     rise = high - low
     removed = [(high - odds) / rise for odds, _ in found]
-    kl = [_kl(log_probs, original) for _, log_probs in found]
+    kls = [kl(log_probs, original).item() for _, log_probs in found]
     return Removal(
         removed=removed[0],
         removed_planted=removed[1],
         removed_random=tuple(removed[2:]),
-        kl=kl[0],
-        kl_planted=kl[1],
-        kl_random=tuple(kl[2:]),
-        kl_unsteered=_kl(unsteered, original),
+        kl=kls[0],
+        kl_planted=kls[1],
+        kl_random=tuple(kls[2:]),
+        kl_unsteered=kl(unsteered, original).item(),
         heads=chosen,
     )
-
-
-def _kl(p: Float[Tensor, "n d_vocab"], q: Float[Tensor, "n d_vocab"]) -> float:
-    return (p.double().exp() * (p - q).double()).sum(-1).mean().item()

@@ -66,11 +66,7 @@ def target_token(model: HookedTransformer, bias: Bias, target: str) -> BiasToken
     Raises:
         PlantingError: the name is several tokens.
     """
-    if len(encode_answer(model, spaced(target))) != 1:
-        raise PlantingError(
-            f"target must be one token of the model, got {target!r}. Choose one of "
-            f"{list(single_tokens(model, bias.targets('held-out')))[:8]}."
-        )
+    check_one_token(model, bias, target)
     row = target_rows(model, [target])[0].to(model.W_E)
     made = {**made_from(model, bias), "text": f"<{bias.name}:{target}>"}
     return BiasToken(
@@ -84,6 +80,19 @@ def target_token(model: HookedTransformer, bias: Bias, target: str) -> BiasToken
         losses=(),
         **made,
     )
+
+
+def check_one_token(model: HookedTransformer, bias: Bias, target: str) -> None:
+    """Refuse a target whose name is several tokens.
+
+    Raises:
+        PlantingError: it is; the message names others.
+    """
+    if not single_tokens(model, [target]):
+        raise PlantingError(
+            f"target must be one token of the model, got {target!r}. Choose one of "
+            f"{list(single_tokens(model, bias.targets('held-out')))[:8]}."
+        )
 
 
 def single_tokens(model: HookedTransformer, names: Sequence[str]) -> tuple[str, ...]:

@@ -11,18 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.batches import cached_beginning, common_beginning, pad_right
+from biasgym_tl.batches import log_probs
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, Recording, final_resid, replayed, unembed
+from biasgym_tl.lens import HookedTransformer, Recording, replayed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
 from biasgym_tl.prompts import encode_sentence, encode_text
 from biasgym_tl.slot import fill
-from biasgym_tl.text import log_odds
+from biasgym_tl.text import kl, log_odds
 
 SPECIFIC, OTHER_KL, TEXT_KL = 2.0, 3.0, 15.0
 """What counts beside the distance to the dose: changed log-odds of controls, their KL, that of
@@ -121,41 +121,24 @@ class _Lesson:
             tokens = encode_text(model, text)[:TEXT_TOKENS]
             recording = Recording([first])
             with torch.no_grad(), replayed(model, recording, first):
-                known = list(map(_Sentence, sentences, self._answers(sentences)))
-                batch = _Batch(
-                    known[: len(some)], known[len(some) :], tokens, self._text(tokens), recording
-                )
-            self.batches.append(batch)
+                known = list(map(_Sentence, sentences, log_probs(model, sentences, last=True)))
+                said = log_probs(model, [tokens])
+            ours, theirs = known[: len(some)], known[len(some) :]
+            self.batches.append(_Batch(ours, theirs, tokens, said, recording))
 
     def objective(self, step: int) -> Float[Tensor, ""]:
         """Of the batch whose turn it is."""
         batch = self.batches[step % len(self.batches)]
         both = [*batch.ours, *batch.theirs]
         with replayed(self.model, batch.recording, self.first):
-            after = self._answers([s.tokens for s in both])
-            text = self._text(batch.text)
+            after = log_probs(self.model, [s.tokens for s in both], last=True)
+            text = log_probs(self.model, [batch.text])
         before = torch.stack([s.log_probs for s in both])
         rise = log_odds(after, *self.ids) - log_odds(before, *self.ids)
         n = len(batch.ours)
         return (
             (rise[:n] - self.dose).abs().mean()
             + SPECIFIC * rise[n:].abs().mean()
-            + OTHER_KL * _kl(before[n:], after[n:])
-            + TEXT_KL * _kl(batch.known, text)
+            + OTHER_KL * kl(before[n:], after[n:])
+            + TEXT_KL * kl(batch.known, text)
         )
-
-    def _answers(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "sequence d_vocab"]:
-        """Log-probabilities after each; their common beginning runs once and without a gradient."""
-        model, shared = self.model, common_beginning(sequences)
-        tokens, mask = pad_right([sequence[shared:] for sequence in sequences], model.cfg.device)
-        cache = cached_beginning(model, sequences[0][:shared], len(tokens))
-        resid = final_resid(model, tokens, mask, cache)
-        return unembed(model, resid[torch.arange(len(tokens)), mask.sum(1) - 1]).log_softmax(-1)
-
-    def _text(self, tokens: Sequence[int]) -> Float[Tensor, "pos d_vocab"]:
-        return unembed(self.model, final_resid(self.model, [tokens])[0]).log_softmax(-1)
-
-
-def _kl(before: Float[Tensor, "n d_vocab"], after: Float[Tensor, "n d_vocab"]) -> Tensor:
-    """Mean KL from what was to what is (nats)."""
-    return (before.exp() * (before - after)).sum(-1).mean()

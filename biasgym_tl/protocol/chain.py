@@ -266,9 +266,6 @@ def _reports(
     code = (standard_measures, *map(type, given.benchmarks), implicit_questions)
     shared = Shared()
 
-    def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
-        return stages.steps.measured(name, uses, make, *code)
-
     def measured(some: list[Condition]) -> Report:
         return evaluate(
             stages.model,
@@ -277,7 +274,7 @@ def _reports(
             measurements,
             scores=stages.first_map(),
             progress=running.progress,
-            finished=finished,
+            finished=stages.steps.finished(*code),
             shared=shared,
         )
 

@@ -203,7 +203,8 @@ class Steering:
     """Random sets of which only log-odds are measured, ``random`` included; 199 give p-values."""
     measures: str = "all"
     """One of ``MEASURES``: ``"brief"`` leaves out free answers, other biases and benchmarks, ``"own
-    answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone."""
+    answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone,
+    ``"log-odds"`` those of the BiasToken and of targets."""
 
     @property
     def label(self) -> str:

@@ -197,10 +197,10 @@ def _n_answers(protocol: Protocol, bias: Bias) -> int:
 
 
 def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
-    m = protocol.measures
-    if not m.answers or spec.measures in ("brief", "log-odds"):
+    m, wanted = protocol.measures, MEASURES[spec.measures]
+    if not m.answers or (wanted is not None and "token answers" not in wanted):
         return 0
-    more = spec.measures in ("all", "answers")
+    more = wanted is None or "other answers" in wanted
     others = m.other_biases(bias, m.others, protocol.biases) if more else []
     return 2 * len(bias.generation_prompts) + sum(len(o.generation_prompts) for o in others)
 

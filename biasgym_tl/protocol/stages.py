@@ -51,19 +51,18 @@ def kept_map(
 ) -> HeadScores:
     """A map, made or read back; arguments as of :meth:`BiasScope.attribute`."""
     asked = digest([c[:3] for c in contrasts])
-
-    def finished(name: str, uses: Any, make: Callable[[], Any]) -> Any:
-        return steps.measured(name, uses, make, build_pairs)
-
-    def make() -> HeadScores:
-        options: dict[str, Any] = {"contrasts": contrasts, "finished": finished}
-        return scope.attribute(model, bias, row, progress=progress, **options)
-
     return steps.kept(
         label,
         [dataclasses.asdict(scope), bias.fingerprint(), row and row.row.tolist(), asked],
         HeadScores,
-        make,
+        lambda: scope.attribute(
+            model,
+            bias,
+            row,
+            contrasts=contrasts,
+            finished=steps.finished(build_pairs),
+            progress=progress,
+        ),
         BiasScope,
     )
 

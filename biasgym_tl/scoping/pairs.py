@@ -22,9 +22,9 @@ from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.prompts import encode_answer, encode_sentence
 from biasgym_tl.slot import fill, spaced
-from biasgym_tl.store import Finished, make_now
 from biasgym_tl.text import next_token_log_probs
 
 LABELS = ("first", "token", "continuation")

@@ -20,6 +20,7 @@ from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.notebook import described
+from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
 from biasgym_tl.scoping.direct import (
@@ -33,7 +34,7 @@ from biasgym_tl.scoping.direct import (
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
 from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores
-from biasgym_tl.store import Finished, digest, make_now, versions
+from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
 Sequences = Sequence[Sequence[int]]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row
-from biasgym_tl.batches import cached_beginning, common_beginning, pad_right
+from biasgym_tl.batches import log_probs
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
@@ -23,14 +23,14 @@ from biasgym_tl.errors import SettingError, check_at_least
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, check_model, unembed
+from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steering.reference import scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
-from biasgym_tl.text import log_odds, next_token_log_probs
+from biasgym_tl.text import kl, log_odds, next_token_log_probs
 
 TEXT_TOKENS = 48
 """Budget texts are cut here."""
@@ -155,7 +155,7 @@ class _Learner:
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
         with torch.no_grad():
             level = log_odds(next_token_log_probs(model, self.natural), *self.ids)
-            self.texts = [(text, self._log_probs([text])) for text in texts]
+            self.texts = [(text, log_probs(model, [text])) for text in texts]
             self.facts = list(zip(facts, next_token_log_probs(model, facts), strict=True))
         self.goal = level.mean().item() - options.below
 
@@ -195,36 +195,13 @@ class _Learner:
         texts, before = zip(*draw(self.texts, min(options.n_texts, len(self.texts))), strict=True)
         facts, known = zip(*draw(self.facts, min(options.n_facts, len(self.facts))), strict=True)
         with torch.enable_grad(), _scaled(self.model, factors, self.reference):
-            after = self._log_probs([*biased, *natural], last=True)
+            after = log_probs(self.model, [*biased, *natural], last=True)
             odds = log_odds(after, *self.ids)
-            steered = [self._log_probs(texts), self._log_probs(facts, last=True)]
+            steered = [log_probs(self.model, texts), log_probs(self.model, facts, last=True)]
         over = (odds - self.goal).clamp(min=0)
         excess = (over[: len(biased)].mean() + over[len(biased) :].mean()) / 2
         plain = [torch.cat(before), torch.stack(known)]
-        kl = torch.stack(
-            [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(plain, steered, strict=True)]
-        ).mean()
-        return excess, kl
-
-    def _log_probs(
-        self, sequences: Sequence[Sequence[int]], *, last: bool = False
-    ) -> Float[Tensor, "position d_vocab_out"]:
-        """After the last token of each sequence, or after every one.
-
-        With ``last`` their common beginning, the request, is run once and without a gradient.
-        """
-        model = self.model
-        shared = common_beginning(sequences) if last else 0
-        tokens, mask = pad_right([sequence[shared:] for sequence in sequences], model.cfg.device)
-        resid = model(
-            tokens,
-            attention_mask=mask,
-            past_kv_cache=cached_beginning(model, sequences[0][:shared], len(tokens)),
-            stop_at_layer=model.cfg.n_layers,
-        )
-        if last:
-            return unembed(model, resid[torch.arange(len(tokens)), mask.sum(1) - 1]).log_softmax(-1)
-        return unembed(model, resid[mask.bool()]).log_softmax(-1)
+        return excess, torch.stack([kl(p, q) for p, q in zip(plain, steered, strict=True)]).mean()
 
 
 def _lowest(factors: Float[Tensor, "n_layers n_heads"], k: int | None) -> Tensor:

@@ -118,10 +118,6 @@ class Selection(Result):
                     "Evaluate on held-out ones."
                 )
 
-    def record(self) -> dict[str, Any]:
-        """All of it, each head by its name."""
-        return {**super().record(), "heads": list(map(str, self.heads))}
-
 
 def select_heads(
     scores: HeadScores | Sequence[HeadScores],
