@@ -1,6 +1,8 @@
 """Values that settings can have: the command line knows them before it imports what they set."""
 
-METHODS = ("direct", "zero_ablation", "mean_ablation", "attribution_patching")
+METHODS = (
+    "direct", "zero_ablation", "mean_ablation", "screened_ablation", "attribution_patching",
+)  # fmt: skip
 """How heads are scored."""
 CONTRASTS = ("biased", "difference")
 """Whose values count."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 
-from biasgym_tl import BiasInject, BiasScope, k_sweep, load_bias, steer
+from biasgym_tl import BiasInject, BiasScope, Head, k_sweep, load_bias, steer
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import AttributionError, SettingError
@@ -24,6 +24,7 @@ from biasgym_tl.scoping.ablation import ablated, ablated_deltas, ablated_losses
 from biasgym_tl.scoping.damage import KSweep, head_damage
 from biasgym_tl.scoping.direct import direct_attribution, post_norm
 from biasgym_tl.scoping.patching import alignment, patching_effects
+from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.text import answer_differences, mean_loss, next_token_log_probs
 
 SEQUENCES = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 7]]
@@ -49,6 +50,17 @@ def test_the_sweep_equals_one_run_for_each_head(exact):
     for mode, reference in (("zero", None), ("mean", head_means(exact))):
         swept = ablated_deltas(exact, SEQUENCES, B, N, reference=reference)
         assert (swept - one_by_one(exact, mode, reference)).abs().max() < 1e-9
+
+
+def test_some_heads_are_swept_as_all_are(exact):
+    some = [Head(2, 3), Head(0, 1), Head(2, 0)]
+    whole = ablated_deltas(exact, SEQUENCES, B, N)
+    found = ablated_deltas(exact, SEQUENCES, B, N, heads=some)
+    swept = torch.zeros(3, 4, dtype=torch.bool)
+    for head in some:
+        swept[head] = True
+    assert torch.equal(found.isnan(), (~swept).expand_as(found))
+    assert (found - whole)[:, swept].abs().max() < 1e-9
 
 
 def test_it_does_not_depend_on_what_is_run_together(exact):
@@ -101,6 +113,31 @@ def test_at_the_answer_with_later_parts_frozen_it_is_the_direct_value(exact):
             logits = normed @ exact.W_U + exact.b_U
             lost = plain - (logits[0, B[i]] - logits[0, N[i]]).item()
             assert lost == pytest.approx(direct.heads[i, layer, 1].item(), abs=1e-9)
+
+
+def test_screened_heads_have_the_values_of_mean_ablation(tiny):
+    """Those with the largest values of either sign by patching to the mean; the others 0."""
+    model, late = tiny(), load_bias("late")
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, late, progress=False)
+    found = {}
+    for method, options in (
+        ("screened_ablation", {"n_screened": 5}),
+        ("mean_ablation", {}),
+        ("attribution_patching", {"ablate_to": "mean"}),
+    ):
+        scope = BiasScope(method=method, contrast="difference", n_targets=2, **options)
+        found[method] = scope.attribute(model, late, token, progress=False)
+    screened, swept, patched = found.values()
+    biased = dataclasses.replace(patched, settings=patched.settings | {"contrast": "biased"})
+    assert {*top_heads(biased.values.abs(), 5)} == {*top_heads((screened.values != 0).float(), 5)}
+    marked = screened.values != 0
+    assert marked.sum() == 5
+    assert (screened.values - swept.values)[marked].abs().max() < 1e-4
+    many = BiasScope(method="screened_ablation", contrast="difference", n_targets=2)
+    every = many.attribute(model, late, token, progress=False)
+    assert (every.values - swept.values).abs().max() < 1e-4
+    with pytest.raises(SettingError, match="n_screened must be at least 1, got 0"):
+        BiasScope(method="screened_ablation", n_screened=0)
 
 
 def test_losses_without_each_head(exact):

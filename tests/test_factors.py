@@ -9,6 +9,7 @@ from biasgym_tl import BiasInject, FactorSearch, Head, load_bias, steer
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.passages import load_passages
@@ -17,6 +18,7 @@ from biasgym_tl.text import mean_loss
 
 pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
+ANY = [str(head) for head in all_heads(3, 4)]
 QUICK = FactorSearch(k=3, n_steps=12, n_texts=1, n_facts=2, n_sentences=6, keep=0.0)
 
 
@@ -41,6 +43,20 @@ def test_factors_lower_the_log_odds_on_scoping_prompts(setup):
         steered = scoping_odds(model, token)
     assert steered.mean() < scoping_odds(model, token).mean() - 0.1
     assert len(found.settings["path"]) == QUICK.n_steps
+
+
+def test_only_heads_among_the_given_ones_are_silenced(setup):
+    model, token, found = setup
+    among = [head for head in all_heads(3, 4) if head not in found.heads][:4]
+    other = QUICK.select(model, LATE, token, among=among, progress=False)
+    assert 1 <= len(other) <= 3 and {*other.heads} <= {*among}
+    assert other.settings["among"] == [str(head) for head in sorted(among)]
+    assert found.settings["among"] is None
+    assert QUICK.select(model, LATE, token, among=all_heads(3, 4), progress=False) == (
+        dataclasses.replace(found, settings=other.settings | found.settings | {"among": ANY})
+    )
+    with pytest.raises(SteeringError, match=r"must lie in L0..L2 .*got L9H8"):
+        QUICK.select(model, LATE, token, among="L9H8", progress=False)
 
 
 def test_the_model_is_left_as_it_was(tiny):

@@ -191,9 +191,9 @@ def _readers(
 class Removal(Result):
     """What bringing heads to their mean does to a planted model.
 
-    Shares are of the plant's rise: 1 takes the target's log-odds back to where they were. KL is
-    from the steered plant to the original model (nats), at the answers of held-out prompts about
-    the target: 0 if the plant is gone and nothing else has changed.
+    Shares are of the plant's rise (NaN if there is none): 1 takes the target's log-odds back to
+    where they were. KL is from the steered plant to the original model (nats), at the answers of
+    held-out prompts about the target: 0 if the plant is gone and nothing else has changed.
     """
 
     removed: float
@@ -257,7 +257,7 @@ def removal(
             with steer(model, each, "mean", factor=kept):
                 found.append(measured())
     rise = high - low
-    removed = [(high - odds) / rise for odds, _ in found]
+    removed = [(high - odds) / rise if rise else math.nan for odds, _ in found]
     kls = [kl(log_probs, original).item() for _, log_probs in found]
     return Removal(
         removed=removed[0],

@@ -9,7 +9,7 @@ each head instead of once for each sequence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from biasgym_tl.batches import (
     cached_beginning,
     common_beginning,
 )
+from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import (
     HookedTransformer,
@@ -42,11 +43,13 @@ class Ablated(NamedTuple):
     """Final residuals of some sequences, without each head of one layer in turn."""
 
     layer: int
+    heads: list[int]
+    """Which of its heads."""
     indices: list[int]
     """Which sequences."""
     last: Int[Tensor, " batch"]
     """Their answer positions, counted from the end of the common beginning."""
-    resid: Float[Tensor, "n_heads batch pos d_model"]
+    resid: Float[Tensor, "head batch pos d_model"]
 
 
 @torch.inference_mode()
@@ -54,13 +57,15 @@ def ablated(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
     *,
+    heads: Iterable[Head] | None = None,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     answer_only: bool = False,
     shared: int | None = None,
     rows_at_once: int = ROWS_AT_ONCE,
     progress: bool = False,
 ) -> Iterator[Ablated]:
-    """Run ``sequences`` without each head in turn, layer by layer; a steering stays active.
+    """Run ``sequences`` without each head in turn (of ``heads``; None: of all), layer by layer; a
+    steering stays active.
 
     The head's ``hook_z`` becomes its ``reference`` (None: zero) at all positions, or at the last
     alone (``answer_only``). All sequences begin with ``shared`` tokens in common (None: as many as
@@ -80,15 +85,18 @@ def ablated(
     before = _resid_pre(model, run_beginning) if shared and not answer_only else None
     batches = list(answer_batches(model, sequences, max(1, rows_at_once // cfg.n_heads), shared))
     residuals = [_resid_pre(model, partial(model, **batch.arguments)) for batch in batches]
-    for layer in tqdm(
-        range(cfg.n_layers), desc="ablate heads", unit="layer", delay=3, disable=not progress
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in sorted(all_heads(cfg.n_layers, cfg.n_heads) if heads is None else heads):
+        by_layer.setdefault(layer, []).append(head)
+    for layer, of_layer in tqdm(
+        by_layer.items(), desc="ablate heads", unit="layer", delay=3, disable=not progress
     ):
-        without = _Without(model, layer, reference[layer], answer_only)
+        without = _Without(model, layer, of_layer, reference[layer, of_layer], answer_only)
         if before is not None:
             cache = without.beginning(before[layer])
         for batch, resid in zip(batches, residuals, strict=True):
             found = without.rest(resid[layer], batch, cache)
-            yield Ablated(layer, batch.indices, batch.last, found)
+            yield Ablated(layer, of_layer, batch.indices, batch.last, found)
 
 
 @torch.inference_mode()
@@ -99,16 +107,17 @@ def ablated_deltas(
     neutral_ids: Int[Tensor, "pair ..."],
     **options: Any,
 ) -> Float[Tensor, "pair n_layers n_heads"]:
-    """Logit difference ``b - n`` (before a final soft cap) after each sequence, without each head.
+    """Logit difference ``b - n`` (before a final soft cap) after each sequence, without each head;
+    NaN for those that are not among the ``heads``.
 
     Options as in :func:`ablated`.
     """
     n = model.cfg.n_layers, model.cfg.n_heads
-    found = torch.zeros(len(sequences), *n, dtype=torch.float64)
-    for layer, indices, last, resid in ablated(model, sequences, **options):
+    found = torch.full((len(sequences), *n), torch.nan, dtype=torch.float64)
+    for layer, heads, indices, last, resid in ablated(model, sequences, **options):
         at_answer = resid[:, torch.arange(len(last)), last]
         ids = biased_ids[indices], neutral_ids[indices]
-        for head, rows in enumerate(at_answer):
+        for head, rows in zip(heads, at_answer, strict=True):
             found[indices, layer, head] = logit_difference(model, rows, *ids).double().cpu()
     return found
 
@@ -123,7 +132,7 @@ def ablated_losses(
     for i, text in enumerate(texts):
         tokens = encode_text(model, text)
         wanted = torch.tensor(tokens[1:], device=model.cfg.device)[:, None]
-        for layer, _, _, resid in ablated(model, [tokens], shared=0, **options):
+        for layer, _, _, _, resid in ablated(model, [tokens], shared=0, **options):
             for head in range(model.cfg.n_heads):
                 log_probs = unembed(model, resid[head, 0, :-1]).log_softmax(-1)
                 found[i, layer, head] = -log_probs.gather(-1, wanted).double().mean().cpu()
@@ -136,7 +145,8 @@ class _Without:
 
     model: HookedTransformer
     layer: int
-    reference: Float[Tensor, "n_heads d_head"]
+    heads: list[int]
+    reference: Float[Tensor, "head d_head"]
     answer_only: bool
 
     def beginning(self, resid: Float[Tensor, "1 pos d_model"]) -> Any:
@@ -150,7 +160,7 @@ class _Without:
 
     def rest(
         self, resid: Float[Tensor, "batch pos d_model"], batch: AnswerBatch, cache: Any
-    ) -> Float[Tensor, "n_heads batch pos d_model"]:
+    ) -> Float[Tensor, "head batch pos d_model"]:
         """Final residuals after the common beginning that ``cache`` holds, head by head."""
         n = len(self.reference)
         mask = batch.arguments["attention_mask"].repeat(n, 1)
@@ -170,8 +180,9 @@ class _Without:
         cache: Any,
     ) -> Float[Tensor, "row pos d_model"]:
         rows = torch.arange(len(resid), device=resid.device)
-        heads = rows // (len(resid) // len(self.reference))
-        value = self.reference.to(resid.device)[heads]
+        copy = rows // (len(resid) // len(self.heads))
+        heads = torch.tensor(self.heads, device=resid.device)[copy]
+        value = self.reference.to(resid.device)[copy]
         if isinstance(where, slice):
             value = value[:, None]
 

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError, check_at_least, check_literals
+from biasgym_tl.heads import Head
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -33,7 +34,7 @@ from biasgym_tl.scoping.direct import (
 )
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
-from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores
+from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, top_heads
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
@@ -49,10 +50,14 @@ class BiasScope:
         SettingError: on construction, if a setting is outside its range.
     """
 
-    method: Literal["direct", "zero_ablation", "mean_ablation", "attribution_patching"] = "direct"
+    method: Literal[
+        "direct", "zero_ablation", "mean_ablation", "screened_ablation", "attribution_patching"
+    ] = "direct"
     """``"direct"``: what a head writes straight to the logit difference, the paper's.
     ``"zero_ablation"``, ``"mean_ablation"``: by how much the difference falls when the head is
-    silenced, one head at a time. ``"attribution_patching"``: that fall to first order."""
+    silenced, one head at a time. ``"attribution_patching"``: that fall to first order.
+    ``"screened_ablation"``: mean ablation of the heads that patching to the mean gives the largest
+    values of either sign, since its sign can be wrong; the others count 0."""
     contrast: Literal["biased", "difference"] = "biased"
     """``"biased"``: values of the biased run, the paper's. ``"difference"``: minus those of the
     neutral run, which statistics need."""
@@ -66,6 +71,8 @@ class BiasScope:
     ``"neutral"`` (the neutral run of the pair)."""
     answer_only: bool = False
     """Ablations silence the head at the answer position alone instead of at all positions."""
+    n_screened: int = 40
+    """Heads that ``"screened_ablation"`` silences."""
     n_targets: int = 8
     """Fitting targets that the neutral labels are taken from."""
     batch_size: int = 32
@@ -79,6 +86,7 @@ class BiasScope:
     def __post_init__(self) -> None:
         check_literals(self)
         check_at_least(1, n_targets=self.n_targets, batch_size=self.batch_size)
+        check_at_least(1, n_screened=self.n_screened)
         if not self.tolerance > 0:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")
         to_neutral, ablates = self.ablate_to == "neutral", "ablation" in self.method
@@ -180,10 +188,13 @@ class BiasScope:
             names: ``bias`` and ``token`` of the scores.
         """
         to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
-        means = head_means(model) if "mean" in (self.method[:4], self.ablate_to) else None
+        screens = self.method == "screened_ablation"
+        needs_means = screens or "mean" in (self.method[:4], self.ablate_to)
+        means = head_means(model) if needs_means else None
         sides = list(zip(*pairs.neutral, strict=True))
-        run = partial(self._run, model, pairs, progress)
         with row.attached(model) if row else contextlib.nullcontext():
+            heads = self._screened(model, pairs, means, progress) if screens else None
+            run = partial(self._run, model, pairs, progress, heads)
             biased = run(pairs.biased, sides[0] if to_neutral else means)
         each = tqdm(sides, desc="neutral runs", delay=3, disable=not progress)
         neutral = [run(side, means) for side in each] if differs else []
@@ -208,6 +219,7 @@ class BiasScope:
         model: HookedTransformer,
         pairs: Pairs,
         progress: bool,
+        heads: Sequence[Head] | None,
         sequences: Sequences,
         reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
     ) -> _Run:
@@ -227,12 +239,35 @@ class BiasScope:
             model,
             sequences,
             *ids,
+            heads=heads,
             reference=reference,
             answer_only=self.answer_only,
             rows_at_once=4 * self.batch_size,
             progress=progress,
         )
-        return _Run(delta[:, None, None] - without, delta, {})
+        values = delta[:, None, None] - without
+        if heads is not None:
+            silent = torch.ones(values.shape[1:], dtype=torch.bool)
+            for head in heads:
+                silent[head] = False
+            values[:, silent] = 0.0
+        return _Run(values, delta, {})
+
+    def _screened(
+        self,
+        model: HookedTransformer,
+        pairs: Pairs,
+        means: Float[Tensor, "n_layers n_heads d_head"] | None,
+        progress: bool,
+    ) -> list[Head]:
+        """The heads to silence, the same on both sides."""
+        ids = pairs.biased_ids, pairs.neutral_ids
+        at_once = max(1, self.batch_size // 4)
+        patched = patching_effects(
+            model, pairs.biased, *ids, reference=means, batch_size=at_once, progress=progress
+        )
+        size = patched.mean(0).abs().nan_to_num()
+        return list(top_heads(size, min(self.n_screened, size.numel())))
 
     def _parts(self, model: HookedTransformer, pairs: Pairs, sequences: Sequences) -> Parts:
         options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}

@@ -25,6 +25,7 @@ EFFECTS = {
     "direct": "direct effect at the answer position",
     "zero_ablation": "total effect of zeroing",
     "mean_ablation": "total effect of mean ablation",
+    "screened_ablation": "total effect of mean ablation, of heads that patching screens",
     "attribution_patching": "total effect to first order",
 }
 """What the values of each method are."""

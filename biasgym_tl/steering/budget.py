@@ -122,7 +122,7 @@ class BudgetSearch:
             self,
             model,
             bias,
-            [list(step[1:]) for step in path],
+            {"path": [list(step[1:]) for step in path]},
             heads=tuple(step.head for step in path),
             method="damage budget",
             token=token.label,

@@ -20,6 +20,7 @@ from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError, check_at_least
+from biasgym_tl.heads import GivenHeads, Head, all_heads, check_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
@@ -86,7 +87,12 @@ class FactorSearch:
             raise SettingError(f"lr must be positive, got {self.lr!r}.")
 
     def select(
-        self, model: HookedTransformer, bias: GivenBias, *tokens: BiasToken, progress: bool = True
+        self,
+        model: HookedTransformer,
+        bias: GivenBias,
+        *tokens: BiasToken,
+        among: GivenHeads | None = None,
+        progress: bool = True,
     ) -> Selection:
         """Learn the factors.
 
@@ -95,6 +101,8 @@ class FactorSearch:
             bias: Gives scoping prompts, words and fitting targets.
             tokens: BiasTokens, one or more: rows of other seeds make the heads those of the bias
                 rather than of one row.
+            among: Only these heads may be silenced, such as the highest of a map
+                (``scores.top(20)``); default: all.
             progress: Show a bar.
 
         Returns:
@@ -102,6 +110,7 @@ class FactorSearch:
 
         Raises:
             SettingError: there is no token.
+            SteeringError: one of ``among`` is outside the model.
             TokenError: a token does not fit the model.
         """
         check_model(model)
@@ -109,15 +118,17 @@ class FactorSearch:
         bias.needs("scoping")
         if not tokens:
             raise SettingError("tokens must be one or more BiasTokens, got none.")
+        size = model.cfg.n_layers, model.cfg.n_heads
+        may = check_heads(all_heads(*size) if among is None else among, *size)
         with _attached(model, tokens) as names, frozen(model):
-            factors, path = _Learner(model, bias, names, self).learned(progress)
+            factors, path = _Learner(model, bias, names, self).learned(may, progress)
         ranked = top_heads(-factors, factors.numel())
         heads = tuple(head for head in ranked if factors[head] < 1)
         return searched(
             self,
             model,
             bias,
-            path,
+            {"path": path, "among": None if among is None else list(map(str, may))},
             heads=heads,
             factors=tuple(factors[head].item() for head in heads),
             method="learned factors",
@@ -160,18 +171,20 @@ class _Learner:
         self.goal = level.mean().item() - options.below
 
     def learned(
-        self, progress: bool
+        self, among: Sequence[Head], progress: bool
     ) -> tuple[Float[Tensor, "n_layers n_heads"], list[list[float]]]:
-        """Factors, and excess and KL at each step."""
+        """Factors of some heads (1 elsewhere), and excess and KL at each step."""
         options, cfg = self.options, self.model.cfg
         factors = torch.ones(cfg.n_layers, cfg.n_heads, device=cfg.device, requires_grad=True)
-        free = torch.ones_like(factors, dtype=torch.bool)
+        free = torch.zeros_like(factors, dtype=torch.bool)
+        for head in among:
+            free[head] = True
         adam = torch.optim.Adam([factors], lr=options.lr, betas=(0.8, 0.95))
         path = []
         for step in tqdm(range(options.n_steps), desc="factors", disable=not progress):
             adam.param_groups[0]["lr"] = options.lr * min(1, 2 * (1 - step / options.n_steps))
             if step == options.n_steps // 2:
-                free = _lowest(factors.detach(), options.k)
+                free &= _lowest(factors.detach(), options.k)
             excess, kl = self.objective(factors)
             total = excess + options.keep * kl + options.sparsity * (1 - factors).sum()
             (factors.grad,) = torch.autograd.grad(total, factors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from biasgym_tl.biases.bias import Bias
@@ -183,9 +183,10 @@ def fingerprints(**items: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def searched(
-    search: Any, model: HookedTransformer, bias: Bias, path: list[list[float]], **found: Any
+    search: Any, model: HookedTransformer, bias: Bias, told: Mapping[str, Any], **found: Any
 ) -> Selection:
-    """What a search chose, with its settings, the path it took, and all that it has seen."""
+    """What a search chose, with its settings, what else is ``told`` of it, and all that it has
+    seen."""
     return Selection(
         model=model.cfg.model_name,
         bias=bias.name,
@@ -196,7 +197,7 @@ def searched(
             texts=load_passages("budget") + load_passages("reference"),
             facts=[fact.question for fact in load_facts("budget")],
         ),
-        settings={**dataclasses.asdict(search), "path": path},
+        settings={**dataclasses.asdict(search), **told},
         versions=versions(),
         **found,
     )

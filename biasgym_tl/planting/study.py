@@ -1,0 +1,349 @@
+"""A study of plants: what each carries, and which methods find it. Finished steps are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from biasgym_tl.biases.bias import Bias, load_bias
+from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
+from biasgym_tl.heads import Head, all_heads
+from biasgym_tl.injection.inject import BiasInject
+from biasgym_tl.injection.token import BiasToken
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.planting.measure import N_PROMPTS, specificity
+from biasgym_tl.planting.plant import WAYS, plant
+from biasgym_tl.planting.planted import Limits, Planted
+from biasgym_tl.planting.rank_one import separability
+from biasgym_tl.planting.recovery import Recovery, Removal, recovery, removal
+from biasgym_tl.planting.sentences import bystanders, target_token
+from biasgym_tl.protocol.stages import kept_map
+from biasgym_tl.scoping.compare import concentration
+from biasgym_tl.scoping.scope import BiasScope
+from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.budget import BudgetSearch
+from biasgym_tl.steering.factors import FactorSearch
+from biasgym_tl.steering.selection import Selection
+from biasgym_tl.steps import Steps
+from biasgym_tl.store import as_declared
+
+PLACES = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "spread": (0, 3)}
+"""Which thirds of the layers heads are drawn from."""
+METHODS: dict[str, dict[str, Any]] = {
+    "direct": {"method": "direct"},
+    "patching to mean": {"method": "attribution_patching", "ablate_to": "mean"},
+    "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
+    "zero ablation": {"method": "zero_ablation"},
+    "mean ablation": {"method": "mean_ablation"},
+    "screened ablation": {"method": "screened_ablation"},
+}
+"""Settings of ``BiasScope`` by name."""
+SEARCHES = ("learned factors", "learned among screened", "damage budget")
+"""Searches for as many heads as there are carriers."""
+AMONG = 20
+"""Highest heads of the screened map that one of them may choose from."""
+HALVES = ("open", "closed")
+SHIPPED = "planting/data/plants.toml"
+READING = 6
+"""One of so many heads tells a target apart well enough to carry a plant alone, or of rank one."""
+DRAWS = 3
+"""Of heads, until a plant is accepted."""
+WEAK = Limits(target=-math.inf)
+ANY = Limits(*[math.inf] * len(Limits._fields))._replace(target=-math.inf)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plant:
+    """One plant of a study."""
+
+    bias: str
+    target: str
+    n: int
+    """Heads; 0: all."""
+    place: str = "spread"
+    """One of ``PLACES``."""
+    way: str = "trained"
+    dose: float = 5.0
+    seed: int = 0
+    """Draws the heads, and is the plant's."""
+    half: str = "open"
+    """``"closed"``: nothing may be tuned on it."""
+    inject: bool = False
+    """Also train a BiasToken on the planted model, and ask the methods about that."""
+
+    def check(self) -> None:
+        """Refuse what could not be planted."""
+        load_bias(self.bias)
+        check_one_of("place of a plant", self.place, PLACES)
+        check_one_of("way of a plant", self.way, WAYS)
+        check_one_of("half of a plant", self.half, HALVES)
+        check_at_least(0, n=self.n)
+
+    @property
+    def name(self) -> str:
+        """In words: ``"late, Denmark, 5 middle, trained, 0"``."""
+        n = f"{self.n} {self.place}" if self.n else "all"
+        return f"{self.bias}, {self.target}, {n}, {self.way}, {self.seed}"
+
+    def draws(self, model: HookedTransformer) -> list[tuple[Head, ...]]:
+        """Heads drawn by its seed from its layers, :data:`DRAWS` times. One head, or those whose
+        ``W_O`` alone is changed, are of the :data:`READING` share that tells the target apart best.
+        """
+        n_layers, bias = model.cfg.n_layers, load_bias(self.bias)
+        low, high = (part * n_layers // 3 for part in PLACES[self.place])
+        every = all_heads(n_layers, model.cfg.n_heads)
+        pool = [h for h in every if low <= h.layer < high]
+        if not self.n:
+            return [every]
+        if self.n == 1 or self.way != "trained":
+            beside = bystanders(model, bias, self.target, seed=self.seed)
+            at_name = self.way == "relay"
+            told = separability(model, bias, self.target, beside, seed=self.seed, at_name=at_name)
+            pool = sorted(pool, key=lambda head: -told[head])[: max(self.n, len(pool) // READING)]
+        if self.n > len(pool):
+            raise SettingError(f"n of {self.name!r} must be at most {len(pool)}, got {self.n}.")
+        rng = random.Random(self.seed)
+        drawn = dict.fromkeys(tuple(rng.sample(pool, self.n)) for _ in range(9 * DRAWS))
+        return list(drawn)[:DRAWS]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlantStudy:
+    """Plants, and the methods that are asked for them."""
+
+    plants: tuple[Plant, ...]
+    model: str = "smollm2-135m-instruct"
+    methods: tuple[str, ...] = tuple(METHODS)
+    searches: tuple[str, ...] = SEARCHES
+    n_prompts: int = 8
+    """Scoping prompts of each map, and fitting targets beside them."""
+    n_targets: int = 4
+
+    def __post_init__(self) -> None:
+        for each in self.plants:
+            each.check()
+        for method in self.methods:
+            check_one_of("methods", method, METHODS)
+        for search in self.searches:
+            check_one_of("searches", search, SEARCHES)
+        check_at_least(1, n_prompts=self.n_prompts, n_targets=self.n_targets)
+        if SEARCHES[1] in self.searches and "screened ablation" not in self.methods:
+            raise SettingError(f"methods must hold 'screened ablation' for {SEARCHES[1]!r}.")
+        names = [each.name for each in self.plants]
+        if len({*names}) < len(names):
+            raise SettingError("plants must be different ones, got one twice.")
+
+    def of_half(self, half: str | None) -> PlantStudy:
+        """The study of one half of the plants; None: of all."""
+        if half is None:
+            return self
+        check_one_of("half", half, HALVES)
+        some = tuple(each for each in self.plants if each.half == half)
+        return dataclasses.replace(self, plants=some)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "study") -> PlantStudy:
+        """Build it from what TOML gives.
+
+        Raises:
+            SettingError: there is no such key, or a value is of another type or outside its range.
+        """
+        try:
+            rest = {key: value for key, value in values.items() if key != "plants"}
+            plants = [Plant(**as_declared(Plant, each)) for each in values["plants"]]
+            return cls(plants=tuple(plants), **as_declared(cls, rest))
+        except (StoreError, TypeError, KeyError, AttributeError) as error:
+            raise SettingError(f"{source} must be a study of plants, but: {error!r}.") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a study found of one plant."""
+
+    plant: Plant
+    planted: Planted
+    refused: str
+    """Why, if it is. Methods are asked all the same where it is only too weak."""
+    recoveries: dict[str, Recovery]
+    """By method and run."""
+    removals: dict[str, Removal]
+    effective_heads: dict[str, float]
+    """By method and run, how many equal heads a map's positive values amount to."""
+
+
+def run_study(
+    study: PlantStudy,
+    model: HookedTransformer,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Found]:
+    """Make each plant and ask each method, on the planted model and on the original one.
+
+    Maps are of the target itself (:func:`target_token`) beside fitting targets.
+    """
+    original = Steps.of(model)
+    for i, each in enumerate(study.plants, start=1):
+        say(f"plant {i} of {len(study.plants)}: {each.name}")
+        planted = _made(each, model, original, progress, say)
+        wrong = planted.unspecific()
+        if planted.unspecific(WEAK):
+            yield Found(each, planted, "; ".join(wrong), {}, {}, {})
+            continue
+        asking = _Asking(study, each, model, planted, original, progress)
+        yield dataclasses.replace(asking.found(), refused="; ".join(wrong))
+
+
+def _made(
+    each: Plant,
+    model: HookedTransformer,
+    original: Steps,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Planted:
+    """The first draw that is accepted, otherwise the last."""
+    bias = load_bias(each.bias)
+    options: dict[str, Any] = {"dose": each.dose, "seed": each.seed, "way": each.way}
+    finished = original.finished(specificity)
+    for heads in each.draws(model):
+        make = partial(
+            plant, model, bias, heads, each.target, limits=ANY, finished=finished,
+            progress=progress, **options,
+        )  # fmt: skip
+        uses = [bias.fingerprint(), list(map(str, heads)), each.target, options]
+        planted = original.kept(f"plant {each.name}", uses, Planted, make, plant)
+        wrong = planted.unspecific()
+        say(f"  {planted!r}" + (f" refused: {'; '.join(wrong)}" if wrong else ""))
+        if not wrong:
+            break
+    return planted
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+    """What every method makes of one plant."""
+
+    study: PlantStudy
+    plant: Plant
+    model: HookedTransformer
+    planted: Planted
+    original: Steps
+    progress: bool
+
+    def found(self) -> Found:
+        bias = load_bias(self.plant.bias)
+        few = dataclasses.replace(
+            bias, scoping_prompts=bias.scoping_prompts[: self.study.n_prompts]
+        )
+        token = target_token(self.model, bias, self.planted.target)
+        before = dict(self.maps(few, token, self.original))
+        with self.planted.attached(self.model):
+            steps = Steps.of(self.model)
+            maps = dict(self.maps(few, token, steps))
+            chosen = dict(self.searched(few, token, maps, steps))
+            injected = dict(self.injected(bias, few, steps)) if self.plant.inject else {}
+        known = {n: recovery(v, self.planted, base=before.get(n)) for n, v in maps.items()}
+        known |= {name: recovery(each, self.planted) for name, each in (chosen | injected).items()}
+        sets: dict[str, Any] = {n: maps[n].top(self.k) for n in maps} | chosen
+        gone = {name: self.removal(bias, heads) for name, heads in sets.items() if len(heads)}
+        counts = {n: concentration(v.values).effective_heads for n, v in maps.items()}
+        return Found(self.plant, self.planted, "", known, gone, counts)
+
+    @property
+    def k(self) -> int:
+        return max(1, len(self.planted.carriers()))
+
+    def maps(self, bias: Bias, token: BiasToken, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
+        """Of the model as it is now, by method and run."""
+        for name in self.study.methods:
+            biased = METHODS[name].get("ablate_to") == "neutral"
+            scope = BiasScope(
+                contrast="biased" if biased else "difference",
+                n_targets=self.study.n_targets,
+                **METHODS[name],
+            )
+            label = f"map {name}, {bias.name}"
+            scores = kept_map(steps, label, scope, self.model, bias, token, progress=self.progress)
+            if not biased:
+                yield f"{name}, difference", scores
+                settings = {**scores.settings, "contrast": "biased"}
+                scores = dataclasses.replace(scores, settings=settings)
+            yield f"{name}, biased", scores
+
+    def searched(
+        self, bias: Bias, token: BiasToken, maps: dict[str, HeadScores], steps: Steps
+    ) -> Iterator[tuple[str, Selection]]:
+        """Heads that a search chooses on the planted model."""
+        for name in self.study.searches:
+            search = (BudgetSearch if name == "damage budget" else FactorSearch)(k=self.k)
+            options: dict[str, Any] = {"progress": self.progress}
+            if name == "learned among screened":
+                options["among"] = maps["screened ablation, biased"].top(AMONG)
+            make = partial(search.select, self.model, bias, token, **options)
+            uses = [repr(search), bias.fingerprint(), self.planted.target, repr(options)]
+            yield (
+                name,
+                steps.kept(f"search {name}, {bias.name}", uses, Selection, make, type(search)),
+            )
+
+    def injected(self, bias: Bias, few: Bias, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
+        """Maps of a BiasToken that was trained on the planted model."""
+        inject = BiasInject.cpu()
+        make = partial(inject.fit, self.model, bias, seed=self.plant.seed, progress=self.progress)
+        uses = [dataclasses.asdict(inject), bias.fingerprint(), self.plant.seed]
+        row = steps.kept(f"row on a plant, {bias.name}", uses, BiasToken, make, BiasInject)
+        for name, scores in self.maps(few, row, steps):
+            yield f"{name}, trained row", scores
+
+    def removal(self, bias: Bias, heads: Any) -> Removal:
+        """What bringing them to their mean does; the same heads are steered once."""
+        few = dataclasses.replace(bias, evaluation_prompts=bias.evaluation_prompts[:N_PROMPTS])
+        about = getattr(heads, "factors", None), list(map(str, heads))
+        return self.original.kept(
+            f"removal {self.plant.name}",
+            [few.fingerprint(), self.planted.W_O.tolist(), about],
+            Removal,
+            partial(removal, self.model, few, self.planted, heads, n_random=2),
+            removal,
+        )
+
+
+def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """One row a plant; one row a plant and method; one row a changed head and method."""
+    plants, methods, heads = [], [], []
+    for each in found:
+        name, done = each.plant.name, each.planted
+        strongest = done.truth().iloc[0]
+        plants.append(
+            {
+                "plant": name, **dataclasses.asdict(each.plant), **done.report,
+                "refused": each.refused, "n_planted": len(done.heads),
+                "n_carriers": len(done.carriers()), "strongest": strongest["head"],
+                "restored": strongest["restored"],
+            }
+        )  # fmt: skip
+        for method, known in each.recoveries.items():
+            about = {"plant": name, "half": each.plant.half, "method": method}
+            row = {**about, "refused": each.refused} | {
+                field: getattr(known, field)
+                for field in ("auroc", "auroc_before", "auroc_planted", "precision", "correlation")
+            }
+            row |= {"rank": known.ranks[0] if known.ranks else math.nan, "chance": known.chance[0]}
+            row |= {"p": known.chance[1], "readers": " ".join(map(str, known.readers))}
+            row["effective_heads"] = each.effective_heads.get(method, math.nan)
+            if gone := each.removals.get(method):
+                at_random = sum(gone.removed_random) / len(gone.removed_random)
+                row |= {"removed": gone.removed, "removed_planted": gone.removed_planted}
+                row |= {"removed_random": at_random, "kl": gone.kl, "kl_planted": gone.kl_planted}
+                row["kl_unsteered"] = gone.kl_unsteered
+            methods.append(row)
+            for head, rank in zip(known.carriers, known.ranks, strict=True):
+                restored = done.restored[done.heads.index(head)].item()
+                heads.append({**about, "head": str(head), "restored": restored, "rank": rank})
+    return pd.DataFrame(plants), pd.DataFrame(methods), pd.DataFrame(heads)

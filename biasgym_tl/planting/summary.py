@@ -1,0 +1,118 @@
+"""What a study of plants says: methods over plants, and two pictures of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from biasgym_tl.files import write_csv
+from biasgym_tl.plots.figure import GREY, Series, error_bars, styled, write_pngs
+from biasgym_tl.plots.html import write_html
+from biasgym_tl.stats import Interval, crossed_interval
+
+FEWEST = 8
+"""Plants that an interval needs."""
+
+
+def over_plants(values: pd.Series) -> Interval:
+    """Mean over plants, whose interval is of plants; without ends for fewer than :data:`FEWEST`."""
+    found = torch.tensor(values.dropna().to_numpy(), dtype=torch.float64)
+    if len(found) < FEWEST:
+        mean = found.mean().item() if len(found) else math.nan
+        return Interval(mean, math.nan, math.nan)
+    return crossed_interval(found[:, None])
+
+
+def by_method(methods: pd.DataFrame) -> pd.DataFrame:
+    """One row a method: means over plants, with their intervals in words."""
+    rows = []
+    for name, of_name in methods.groupby("method", sort=False):
+        row = {"method": name, "plants": len(of_name), "first": (of_name["rank"] == 1).mean()}
+        row |= {"median rank": of_name["rank"].median()}
+        for column in (
+            "auroc", "auroc_before", "chance", "precision", "correlation", "removed",
+            "removed_planted", "removed_random", "kl", "kl_planted", "kl_unsteered",
+        ):  # fmt: skip
+            if column in of_name:
+                row[column] = str(over_plants(of_name[column].astype(float))).replace("+", "")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def plot_recovery(methods: pd.DataFrame) -> go.Figure:
+    """AUROC of the carriers by method: a point a plant, the mean with its interval, and the mean of
+    the same maps before planting."""
+    names = list(dict.fromkeys(methods["method"]))
+    rows = {name: methods[methods["method"] == name] for name in names}
+    means = [over_plants(rows[name]["auroc"].astype(float)) for name in names]
+    before = [over_plants(rows[name]["auroc_before"].astype(float)).estimate for name in names]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=methods["auroc"], y=methods["method"], mode="markers", name="one plant",
+        marker={"color": Series.of(1).colour, "opacity": 0.35, "size": 7},
+        customdata=methods["plant"], hovertemplate="%{customdata}: %{x:.2f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=before, y=names, mode="markers", name="mean before planting",
+        marker={"color": GREY, "symbol": "diamond-open", "size": 11},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[mean.estimate for mean in means], y=names, mode="markers", name="mean, 95% interval",
+        marker={"color": Series.of(0).colour, "size": 11}, error_x=error_bars(means, cap=4),
+    )  # fmt: skip
+    figure.add_vline(x=0.5, line={"color": GREY, "dash": "dot"})
+    figure.update_yaxes(autorange="reversed")
+    return styled(
+        figure,
+        "Which methods find the heads that carry a planted bias?",
+        f"{methods['plant'].nunique()} plants; AUROC: probability that a carrier stands above "
+        "another head (0.5: chance)",
+        x="AUROC of the carriers",
+        height=120 + 34 * len(names),
+    )
+
+
+def plot_power(heads: pd.DataFrame, names: list[str]) -> go.Figure:
+    """Rank of each carrier on the maps of some methods, by how much it carries."""
+    figure = go.Figure()
+    for i, name in enumerate(names):
+        some, look = heads[heads["method"] == name], Series.of(i)
+        figure.add_scatter(
+            x=some["restored"], y=some["rank"], mode="markers", name=name,
+            marker={"color": look.colour, "symbol": look.symbol, "size": 9, "opacity": 0.7},
+            customdata=some["plant"] + ": " + some["head"],
+            hovertemplate="%{customdata}: %{x:.1f} nats, rank %{y}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log", autorange="reversed")
+    return styled(
+        figure,
+        "How strong must a carrier be to be found?",
+        "a point: one carrier of one plant; top: highest of all heads",
+        x="nats that restoring the head takes back",
+        y="rank on the map",
+    )
+
+
+def write_study(
+    plants: pd.DataFrame, methods: pd.DataFrame, heads: pd.DataFrame, folder: Path
+) -> str | None:
+    """Tables and pictures into a folder; why there are no PNGs, if so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "plants.csv", plants)
+    if methods.empty:
+        return None
+    write_csv(folder / "methods.csv", methods)
+    write_csv(folder / "heads.csv", heads)
+    write_csv(folder / "summary.csv", by_method(methods))
+    runs = [name for name in dict.fromkeys(methods["method"]) if name.endswith("biased")]
+    figures = {folder / "recovery": plot_recovery(methods)}
+    if not heads.empty:
+        figures[folder / "power"] = plot_power(heads, runs)
+    for path, figure in figures.items():
+        write_html(figure, path.with_suffix(".html"))
+    return write_pngs({path.with_suffix(".png"): figure for path, figure in figures.items()})
