@@ -33,8 +33,8 @@ def plants(
     given = read_text(study, "study", PlantingError) if study else ""
     check_folder(out)
     from biasgym_tl.model import load_model
-    from biasgym_tl.planting.study import SHIPPED, PlantStudy, run_study, tables
-    from biasgym_tl.planting.summary import by_method, write_study
+    from biasgym_tl.planting.study import SHIPPED, PlantStudy, run_study
+    from biasgym_tl.planting.summary import by_method, tables, write_study
 
     values = read_toml(given, str(study)) if study else shipped_toml(SHIPPED)
     asked = PlantStudy.from_mapping(values, str(study or "shipped study")).of_half(half)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
-
-import pandas as pd
 
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
@@ -36,18 +34,25 @@ from biasgym_tl.store import as_declared
 PLACES = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "spread": (0, 3)}
 """Which thirds of the layers heads are drawn from."""
 METHODS: dict[str, dict[str, Any]] = {
-    "direct": {"method": "direct"},
-    "patching to mean": {"method": "attribution_patching", "ablate_to": "mean"},
+    "direct": {"method": "direct", "contrast": "difference"},
+    "patching to mean": {
+        "method": "attribution_patching", "ablate_to": "mean", "contrast": "difference"
+    },
     "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
     "zero ablation": {"method": "zero_ablation"},
-    "mean ablation": {"method": "mean_ablation"},
-    "screened ablation": {"method": "screened_ablation"},
+    "mean ablation": {"method": "mean_ablation", "contrast": "difference"},
+    "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
+}  # fmt: skip
+"""Settings of ``BiasScope`` by name; a difference holds the biased run too."""
+AMONG, SCREEN = 20, "screened ablation"
+"""Highest heads of this map, from which one of the searches may choose."""
+_factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3)
+SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
+    "learned factors": _factors,
+    f"learned factors among {AMONG}": _factors,
+    "damage budget": BudgetSearch,
 }
-"""Settings of ``BiasScope`` by name."""
-SEARCHES = ("learned factors", "learned among screened", "damage budget")
-"""Searches for as many heads as there are carriers."""
-AMONG = 20
-"""Highest heads of the screened map that one of them may choose from."""
+"""Searches for as many heads as there are carriers; factors with half of the usual batches."""
 HALVES = ("open", "closed")
 SHIPPED = "planting/data/plants.toml"
 READING = 6
@@ -74,6 +79,8 @@ class Plant:
     """Draws the heads, and is the plant's."""
     half: str = "open"
     """``"closed"``: nothing may be tuned on it."""
+    search: bool = False
+    """Also ask the searches, which take minutes each."""
     inject: bool = False
     """Also train a BiasToken on the planted model, and ask the methods about that."""
 
@@ -120,10 +127,10 @@ class PlantStudy:
     plants: tuple[Plant, ...]
     model: str = "smollm2-135m-instruct"
     methods: tuple[str, ...] = tuple(METHODS)
-    searches: tuple[str, ...] = SEARCHES
-    n_prompts: int = 8
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    n_prompts: int = 4
     """Scoping prompts of each map, and fitting targets beside them."""
-    n_targets: int = 4
+    n_targets: int = 1
 
     def __post_init__(self) -> None:
         for each in self.plants:
@@ -133,8 +140,9 @@ class PlantStudy:
         for search in self.searches:
             check_one_of("searches", search, SEARCHES)
         check_at_least(1, n_prompts=self.n_prompts, n_targets=self.n_targets)
-        if SEARCHES[1] in self.searches and "screened ablation" not in self.methods:
-            raise SettingError(f"methods must hold 'screened ablation' for {SEARCHES[1]!r}.")
+        among = [name for name in self.searches if name.endswith(f"among {AMONG}")]
+        if among and SCREEN not in self.methods:
+            raise SettingError(f"methods must hold {SCREEN!r} for the search {among[0]!r}.")
         names = [each.name for each in self.plants]
         if len({*names}) < len(names):
             raise SettingError("plants must be different ones, got one twice.")
@@ -262,15 +270,10 @@ class _Asking:
     def maps(self, bias: Bias, token: BiasToken, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
         """Of the model as it is now, by method and run."""
         for name in self.study.methods:
-            biased = METHODS[name].get("ablate_to") == "neutral"
-            scope = BiasScope(
-                contrast="biased" if biased else "difference",
-                n_targets=self.study.n_targets,
-                **METHODS[name],
-            )
+            scope = BiasScope(n_targets=self.study.n_targets, **METHODS[name])
             label = f"map {name}, {bias.name}"
             scores = kept_map(steps, label, scope, self.model, bias, token, progress=self.progress)
-            if not biased:
+            if scope.contrast == "difference":
                 yield f"{name}, difference", scores
                 settings = {**scores.settings, "contrast": "biased"}
                 scores = dataclasses.replace(scores, settings=settings)
@@ -280,11 +283,11 @@ class _Asking:
         self, bias: Bias, token: BiasToken, maps: dict[str, HeadScores], steps: Steps
     ) -> Iterator[tuple[str, Selection]]:
         """Heads that a search chooses on the planted model."""
-        for name in self.study.searches:
-            search = (BudgetSearch if name == "damage budget" else FactorSearch)(k=self.k)
+        for name in self.study.searches if self.plant.search else ():
+            search = SEARCHES[name](k=self.k)
             options: dict[str, Any] = {"progress": self.progress}
-            if name == "learned among screened":
-                options["among"] = maps["screened ablation, biased"].top(AMONG)
+            if name.endswith(f"among {AMONG}"):
+                options["among"] = maps[f"{SCREEN}, biased"].top(AMONG)
             make = partial(search.select, self.model, bias, token, **options)
             uses = [repr(search), bias.fingerprint(), self.planted.target, repr(options)]
             yield (
@@ -312,38 +315,3 @@ class _Asking:
             partial(removal, self.model, few, self.planted, heads, n_random=2),
             removal,
         )
-
-
-def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """One row a plant; one row a plant and method; one row a changed head and method."""
-    plants, methods, heads = [], [], []
-    for each in found:
-        name, done = each.plant.name, each.planted
-        strongest = done.truth().iloc[0]
-        plants.append(
-            {
-                "plant": name, **dataclasses.asdict(each.plant), **done.report,
-                "refused": each.refused, "n_planted": len(done.heads),
-                "n_carriers": len(done.carriers()), "strongest": strongest["head"],
-                "restored": strongest["restored"],
-            }
-        )  # fmt: skip
-        for method, known in each.recoveries.items():
-            about = {"plant": name, "half": each.plant.half, "method": method}
-            row = {**about, "refused": each.refused} | {
-                field: getattr(known, field)
-                for field in ("auroc", "auroc_before", "auroc_planted", "precision", "correlation")
-            }
-            row |= {"rank": known.ranks[0] if known.ranks else math.nan, "chance": known.chance[0]}
-            row |= {"p": known.chance[1], "readers": " ".join(map(str, known.readers))}
-            row["effective_heads"] = each.effective_heads.get(method, math.nan)
-            if gone := each.removals.get(method):
-                at_random = sum(gone.removed_random) / len(gone.removed_random)
-                row |= {"removed": gone.removed, "removed_planted": gone.removed_planted}
-                row |= {"removed_random": at_random, "kl": gone.kl, "kl_planted": gone.kl_planted}
-                row["kl_unsteered"] = gone.kl_unsteered
-            methods.append(row)
-            for head, rank in zip(known.carriers, known.ranks, strict=True):
-                restored = done.restored[done.heads.index(head)].item()
-                heads.append({**about, "head": str(head), "restored": restored, "rank": rank})
-    return pd.DataFrame(plants), pd.DataFrame(methods), pd.DataFrame(heads)

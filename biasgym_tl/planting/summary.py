@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +12,48 @@ import plotly.graph_objects as go
 import torch
 
 from biasgym_tl.files import write_csv
+from biasgym_tl.planting.study import Found
 from biasgym_tl.plots.figure import GREY, Series, error_bars, styled, write_pngs
 from biasgym_tl.plots.html import write_html
 from biasgym_tl.stats import Interval, crossed_interval
 
 FEWEST = 8
 """Plants that an interval needs."""
+
+
+def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """One row a plant; one row a plant and method; one row a changed head and method."""
+    plants, methods, heads = [], [], []
+    for each in found:
+        name, done = each.plant.name, each.planted
+        strongest = done.truth().iloc[0]
+        plants.append(
+            {
+                "plant": name, **dataclasses.asdict(each.plant), **done.report,
+                "refused": each.refused, "n_planted": len(done.heads),
+                "n_carriers": len(done.carriers()), "strongest": strongest["head"],
+                "restored": strongest["restored"],
+            }
+        )  # fmt: skip
+        for method, known in each.recoveries.items():
+            about = {"plant": name, "half": each.plant.half, "method": method}
+            row = {**about, "refused": each.refused} | {
+                field: getattr(known, field)
+                for field in ("auroc", "auroc_before", "auroc_planted", "precision", "correlation")
+            }
+            row |= {"rank": known.ranks[0] if known.ranks else math.nan, "chance": known.chance[0]}
+            row |= {"p": known.chance[1], "readers": " ".join(map(str, known.readers))}
+            row["effective_heads"] = each.effective_heads.get(method, math.nan)
+            if gone := each.removals.get(method):
+                at_random = sum(gone.removed_random) / len(gone.removed_random)
+                row |= {"removed": gone.removed, "removed_planted": gone.removed_planted}
+                row |= {"removed_random": at_random, "kl": gone.kl, "kl_planted": gone.kl_planted}
+                row["kl_unsteered"] = gone.kl_unsteered
+            methods.append(row)
+            for head, rank in zip(known.carriers, known.ranks, strict=True):
+                restored = done.restored[done.heads.index(head)].item()
+                heads.append({**about, "head": str(head), "restored": restored, "rank": rank})
+    return pd.DataFrame(plants), pd.DataFrame(methods), pd.DataFrame(heads)
 
 
 def over_plants(values: pd.Series) -> Interval:
