@@ -190,14 +190,16 @@ def test_the_file_to_start_from_is_enough_for_scoping_and_names_the_rest(tmp_pat
     bias = load_bias(tmp_path / "mine.toml")
     assert bias.name == "mine" and not bias.missing("scoping") and check_bias(bias) == []
     rest = {field for step in STEPS for field in bias.missing(step)}
-    named = set(re.findall(r"^# ([a-z_-]+) = ", text, re.MULTILINE))
-    assert {field.replace("held_out_targets", "held-out") for field in rest} == named
+    own = text[: text.index("# [panel]")]
+    named = set(re.findall(r"^# ([a-z_-]+) = ", own, re.MULTILINE))
+    assert {field.replace("held_out_targets", "held-out") for field in rest} == {*named, "panel"}
     save_corpus(load_corpus("late")[:64], tmp_path / "texts.jsonl")
-    whole = re.sub(r"^# ([a-z_-]+ = )", r"\1", text, flags=re.MULTILINE)
+    whole = re.sub(r"^# ([a-z_-]+ = |\[panel)", r"\1", text, flags=re.MULTILINE)
     (tmp_path / "mine.toml").write_text(whole)
     bias = load_bias(tmp_path / "mine.toml")
     assert not [step for step in STEPS if bias.missing(step)]
     assert all("should be at least" in remark for remark in check_bias(bias))
+    assert any("panel.groups.held-out should be" in remark for remark in check_bias(bias))
 
 
 def test_files_of_your_own(tmp_path):

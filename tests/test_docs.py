@@ -42,6 +42,7 @@ from biasgym_tl import (
 )
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
+from biasgym_tl.biases.panel import Panel
 from biasgym_tl.cli import app
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.instructions import encode_instructed
@@ -406,8 +407,11 @@ def test_the_page_on_biases_shows_every_field_and_what_the_check_says(files):
         "fitting_targets", "held_out_targets"
     }  # fmt: skip
     fields |= {"families", "targets", "slots"}
-    ((_, text),) = blocks(page, "toml")
-    assert set(read_toml(text, "")) == fields - {"corpus"}
+    (_, text), (_, panel) = blocks(page, "toml")
+    assert set(read_toml(text, "")) == fields - {"corpus", "panel"}
+    assert set(read_toml(panel, "")) == {field.name for field in dataclasses.fields(Panel)}
+    Path("whole.toml").write_text(f'panel = "quiet-panel.toml"\n{text}', encoding="utf-8")
+    assert not load_bias("whole.toml").missing("measures off target")
     rows = [line.split("|")[1] for line in read(page).splitlines() if line.startswith("| ")]
     assert {name for row in rows for name in re.findall(r"\w+", row)} >= fields
     ((_, shown),) = blocks(page, "text")

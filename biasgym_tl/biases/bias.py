@@ -13,13 +13,13 @@ from biasgym_tl.biases.bias_file import (
     REQUIRED,
     SINGLE,
     SLOTTED,
-    check_distinct,
     how_to_give,
     read_fields,
-    shared,
 )
 from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
+from biasgym_tl.biases.lists import check_distinct, shared
+from biasgym_tl.biases.panel import Panel
 from biasgym_tl.errors import BiasFileError, SettingError, did_you_mean
 from biasgym_tl.files import read_text
 from biasgym_tl.notebook import card, described
@@ -36,6 +36,7 @@ STEPS = {
         "evaluation_prompts", "generation_prompts", "training_prompts", "keywords", *TARGETS,
     ),
     "evaluation": ("evaluation_prompts", "held_out_targets"),
+    "measures off target": ("panel", "evaluation_prompts", "held_out_targets"),
     "free answers": ("generation_prompts", "keywords", "held_out_targets"),
     "a judge": ("paraphrases",),
     "writing": ("paraphrases",),
@@ -94,6 +95,8 @@ class Bias:
     """Targets that only judge."""
     corpus: tuple[Paragraph, ...] = ()
     """The training paragraphs."""
+    panel: Panel | None = None
+    """What a fall of log-odds should spare, and words that it should reach."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stand_in", self.stand_in or f"this {self.target_kind}")
@@ -104,7 +107,10 @@ class Bias:
             elif isinstance(value, list):
                 value = tuple(value)
             object.__setattr__(self, field.name, value)
-            _check_field(self.name, field.name, value)
+            if field.name != "panel":
+                _check_field(self.name, field.name, value)
+        if self.panel:
+            self.panel.check_new(self.name, (*self.attribute_words, *self.neutral_words))
         for one, other, what in _DISJOINT:
             both = shared(getattr(self, one), getattr(self, other))
             if both:
@@ -165,10 +171,11 @@ class Bias:
             BiasFileError: the message names the fields, and how they are given.
         """
         if missing := self._lacking(fields):
+            value = "Panel(...)" if missing[0] == "panel" else "[...]"
             raise BiasFileError(
                 f"bias {self.name!r} must have {', '.join(missing)} for {step}, and does not. "
                 f"Add to its file: {'; '.join(map(how_to_give, missing))}. In Python: "
-                f"dataclasses.replace(bias, {missing[0]}=[...])."
+                f"dataclasses.replace(bias, {missing[0]}={value})."
             )
 
     def sample_targets(self, split: str, n: int, seed: int) -> tuple[str, ...]:
@@ -207,8 +214,9 @@ class Bias:
         return dataclasses.replace(self, corpus=tuple(p for p in self.corpus if p.family in kept))
 
     def fingerprint(self) -> str:
-        """Short hash of all that the bias holds; results carry it."""
-        return digest(dataclasses.asdict(self))
+        """Short hash of all that the bias holds; results carry it. The panel has its own: what was
+        measured without it stays valid."""
+        return digest({k: v for k, v in dataclasses.asdict(self).items() if k != "panel"})
 
     def training_fingerprint(self) -> str:
         """Short hash of what a training sees: corpus, requests, fitting targets, and what scores
@@ -230,10 +238,10 @@ class Bias:
         Args:
             values: Those of ``Bias``, with ``families`` (grammars), ``corpus`` (a file or list) or
                 both for the paragraphs, ``targets`` with the lists ``fitting`` and ``held-out``,
-                and ``slots``: other slots than ``{target}`` with their values, which are put into
-                the texts in turn.
+                ``panel`` (a table or a file), and ``slots``: other slots than ``{target}`` with
+                their values, which are put into the texts in turn.
             source: Named in errors.
-            folder: Where a corpus file is looked for.
+            folder: Where a file of the corpus or panel is looked for.
             slots: Other values for slots of the file.
 
         Raises:
@@ -245,7 +253,7 @@ class Bias:
     def from_toml(
         cls, path: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None
     ) -> Bias:
-        """Read a bias file; a ``corpus`` it names is looked for beside it.
+        """Read a bias file; a ``corpus`` or ``panel`` it names is looked for beside it.
 
         Raises:
             BiasFileError: the file is missing, is not TOML, or does not hold a valid bias.
@@ -298,7 +306,8 @@ def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = N
             f"{did_you_mean(str(name), list_biases())}"
         )
     file = f"{name}.toml"
-    return Bias.from_mapping(shipped_toml(f"biases/data/{file}"), file, slots=slots)
+    values = {p: shipped_toml(f"biases/data/{p}{file}") for p in ("", "panels/")}
+    return Bias.from_mapping({**values[""], "panel": values["panels/"]}, file, slots=slots)
 
 
 def load_corpus(source: Any) -> tuple[Paragraph, ...]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from biasgym_tl.biases.corpus import Paragraph, TemplateFamily, as_paragraphs, read_corpus
+from biasgym_tl.biases.lists import check_distinct
+from biasgym_tl.biases.panel import CELLS, SPLITS, Cell, Panel, Prompts
 from biasgym_tl.errors import BiasFileError
+from biasgym_tl.files import read_text
 from biasgym_tl.slot import SLOT
-from biasgym_tl.spelling import plain
 from biasgym_tl.store import check_name
+from biasgym_tl.toml import read_toml
 
 MOST_PARAGRAPHS = 100_000
 """That the families of a bias file may make; the shipped biases have 500."""
@@ -25,7 +27,7 @@ SLOTTED = (
     "generation_prompts",
 )  # fmt: skip
 _LISTS = ("attribute_words", "neutral_words", "keywords", "cue_words", *SLOTTED)
-_KNOWN = (*SINGLE, *_LISTS, "corpus", "families", "targets", "slots")
+_KNOWN = (*SINGLE, *_LISTS, "corpus", "families", "targets", "slots", "panel")
 REQUIRED = ("name", "attribute", "attribute_words", "neutral_words")
 """What every bias has; the rest is there for the steps that use it."""
 
@@ -74,6 +76,8 @@ def read_fields(
     for split, key in (("fitting", "fitting_targets"), ("held-out", "held_out_targets")):
         if split in targets:
             fields[key] = _strings(targets[split], key, source)
+    if "panel" in values:
+        fields["panel"] = _panel(values["panel"], source, folder, slots)
     paragraphs = _paragraphs(values, source, folder)
     texts = _filled([p.text for p in paragraphs], slots, source)
     corpus = (p._replace(text=text) for p, text in zip(paragraphs, texts, strict=True))
@@ -143,6 +147,35 @@ def _family(entry: Any, source: str) -> TemplateFamily:
     return TemplateFamily(_string(entry["name"], "name", source), sentences)
 
 
+def _panel(
+    value: Any, source: str, folder: Path | None, slots: Mapping[str, tuple[str, ...]]
+) -> Panel:
+    """From a table, or the file beside the bias's that holds one."""
+    if isinstance(value, str):
+        text = read_text((folder or Path()) / value, "panel file", BiasFileError)
+        return _panel(read_toml(text, value), value, None, slots)
+    words = ("attribute_words", "neutral_words")
+    _check_keys(value, (*words, *CELLS), f"panel of {source}")
+    cells = {}
+    for name in CELLS:
+        _check_keys(value[name], SPLITS, f"panel.{name} of {source}")
+        halves = []
+        for split in SPLITS:
+            half, where = value[name][split], f"panel.{name}.{split} of {source}"
+            _check_keys(half, ("prompts", "fillers"), where)
+            prompts = _filled(_strings(half["prompts"], "prompts", where), slots, where)
+            halves.append(Prompts(prompts, _strings(half["fillers"], "fillers", where)))
+        cells[name] = Cell(*halves)
+    attribute, neutral = (_strings(value[key], key, source) for key in words)
+    return Panel(attribute_words=attribute, neutral_words=neutral, **cells)
+
+
+def _check_keys(value: Any, keys: Sequence[str], what: str) -> None:
+    if not isinstance(value, Mapping) or set(value) != set(keys):
+        got = sorted(value) if isinstance(value, Mapping) else value
+        raise BiasFileError(f"{what} must be a table that holds {list(keys)}, got {got!r}.")
+
+
 def _string(value: Any, key: str, source: str) -> str:
     if not isinstance(value, str):
         raise BiasFileError(f"{key} of {source} must be a string, got {value!r}.")
@@ -163,24 +196,8 @@ def how_to_give(field: str) -> str:
     """The line of a bias file that gives a field of a bias."""
     if field == "corpus":
         return "corpus = \"texts.jsonl\", which 'biasgym write' can write, or families"
+    if field == "panel":
+        return "[panel], as 'biasgym biases new NAME' shows"
     if field.endswith("_targets"):
         return f'{field.removesuffix("_targets").replace("_", "-")} = ["..."] below [targets]'
     return f'{field} = ["... {SLOT} ..."]' if field in SLOTTED else f'{field} = ["..."]'
-
-
-def shared(one: Iterable[str], other: Iterable[str]) -> list[str]:
-    """Texts of one list that stand in the other too, however they are typed."""
-    there = {plain(text).strip() for text in other}
-    return sorted(text for text in one if plain(text).strip() in there)
-
-
-def check_distinct(where: str, key: str, values: Iterable[str]) -> None:
-    """Refuse a list that holds a text twice, however it is typed.
-
-    Raises:
-        BiasFileError: it does; the message names up to three.
-    """
-    twice = sorted(v for v, n in Counter(plain(v).strip() for v in values).items() if n > 1)
-    if twice:
-        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-        raise BiasFileError(f"{key} of {where} must be distinct, got twice: {twice[:3]}{more}.")
