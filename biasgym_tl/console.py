@@ -50,6 +50,7 @@ def as_json(values: Any) -> Any:
 
 def result_values(result: ProtocolResult) -> dict[str, Any]:
     """What one run of a protocol found, under the names that its files have."""
+    from biasgym_tl.evaluation.specificity import off_target_table
     from biasgym_tl.protocol.outputs import pooled_table, reports_of
 
     biases = {}
@@ -61,6 +62,7 @@ def result_values(result: ProtocolResult) -> dict[str, Any]:
                 for seed, heads in by_seed.items()
             },
             "table": found.report.intervals(),
+            "off_target": off_target_table(found.report),
             "warnings": found.report.warnings(),
         }
     pooled = pooled_table(reports_of(result)) if len(biases) > 1 else None
@@ -166,6 +168,8 @@ def _cell(interval: Interval, decimals: int) -> str:
 
 def summary_lines(report: Report) -> list[str]:
     """The table in words: injection, each steering against its controls."""
+    from biasgym_tl.evaluation.specificity import off_target
+
     means, lines = report.to_df(), []
     if {"token_log_odds", "target_log_odds"} <= set(means.columns):
         over = means["token_log_odds"] - means["target_log_odds"]
@@ -190,6 +194,8 @@ def summary_lines(report: Report) -> list[str]:
         lines.append(f"{result.name}: {'; '.join(parts)}.")
         if f"{result.name}: random" in report.controls and "token_log_odds" in report.measures:
             lines.append(f"  {report.beyond_random('token_log_odds', result.name)}.")
+        if found := off_target(report, result.name):
+            lines.append(f"  off target: {found}.")
     return lines
 
 

@@ -37,6 +37,10 @@ class Interval(NamedTuple):
         """Whether ``value`` lies outside the interval; of one without ends, nothing does."""
         return value < self.low or value > self.high
 
+    def within(self, margin: float) -> bool:
+        """Whether all of it lies within ``margin`` of 0; one without ends does not."""
+        return -margin <= self.low and self.high <= margin
+
 
 def crossed_interval(
     values: Float[Tensor, "prompt country"],
@@ -221,18 +225,105 @@ def _left_out(
     return _LeftOut(mean, -centred / (count.sum() - count), count > 0)
 
 
+class _MeanSquares(NamedTuple):
+    """Of rows (A), columns (B) and residual (E) of each matrix, with degrees of freedom."""
+
+    rows: Float[Tensor, "*batch"]
+    columns: Float[Tensor, "*batch"]
+    residual: Float[Tensor, "*batch"]
+    free_rows: int
+    free_columns: int
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "*batch row column"]) -> _MeanSquares:
+        """Those of the values."""
+        n_rows, n_columns = values.shape[-2:]
+        centred = values - values.mean((-2, -1))[..., None, None]
+        row_sum = n_columns * centred.mean(-1).square().sum(-1)
+        column_sum = n_rows * centred.mean(-2).square().sum(-1)
+        residual_sum = (centred.square().sum((-2, -1)) - row_sum - column_sum).clamp(min=0)
+        free = max(n_rows - 1, 1), max(n_columns - 1, 1)
+        return cls(
+            row_sum / free[0], column_sum / free[1], residual_sum / (free[0] * free[1]), *free
+        )
+
+
 def mean_and_variance(
     values: Float[Tensor, "*batch row column"],
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Mean of each matrix, and that mean's variance with rows and columns both random."""
-    n_rows, n_columns = values.shape[-2:]
-    mean = values.mean((-2, -1))
-    centred = values - mean[..., None, None]
-    row_sum = n_columns * centred.mean(-1).square().sum(-1)
-    column_sum = n_rows * centred.mean(-2).square().sum(-1)
-    residual_sum = (centred.square().sum((-2, -1)) - row_sum - column_sum).clamp(min=0)
-    rows = row_sum / max(n_rows - 1, 1)
-    columns = column_sum / max(n_columns - 1, 1)
-    residual = residual_sum / max((n_rows - 1) * (n_columns - 1), 1)
-    variance = torch.maximum(rows + columns - residual, torch.maximum(rows, columns))
-    return mean, variance / (n_rows * n_columns)
+    squares = _MeanSquares.of(values)
+    either = torch.maximum(squares.rows, squares.columns)
+    variance = torch.maximum(squares.rows + squares.columns - squares.residual, either)
+    return values.mean((-2, -1)), variance / (values.shape[-2] * values.shape[-1])
+
+
+def column_spread(values: Float[Tensor, "prompt country"]) -> float:
+    """Standard deviation of the columns' true means, without what sampling of rows adds to it.
+
+    From the mean squares of columns (B) and residual (E) with n rows, ``sqrt((B - E) / n)``; 0
+    where columns differ by no more than the residual. NaN with a single row or column.
+
+    Args:
+        values: One row per prompt, one column per country.
+
+    Raises:
+        SettingError: there is no value or one is not finite.
+    """
+    matrix = checked(values)
+    if min(matrix.shape) < 2:
+        return float("nan")
+    squares = _MeanSquares.of(matrix)
+    return math.sqrt(max(0.0, (squares.columns - squares.residual).item() / len(matrix)))
+
+
+def independent_difference(
+    values: Float[Tensor, "prompt column"],
+    minus: Sequence[Float[Tensor, "_ _"]],
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of a mean minus the mean of others' means, where all are samples of their own.
+
+    The variances of the means (rows and columns random, as :func:`crossed_interval`) add up, those
+    of K others divided by K squared; the interval takes t with the degrees of freedom of
+    Satterthwaite (1946), over all mean squares. In simulations with 20 prompts and 10 countries
+    against two of 12 prompts and 4 fillers, 95% intervals covered 95%.
+
+    Args:
+        values: One row per prompt, one column per country or filler.
+        minus: The same for other prompts, each counting alike.
+        level: Share of intervals that are to hold the true difference.
+
+    Returns:
+        NaN ends where one of them has a single row.
+
+    Raises:
+        SettingError: nothing is to be subtracted, or a value is not finite.
+    """
+    if not minus:
+        raise SettingError("minus must hold at least one matrix, got none.")
+    weights = [1.0, *(1 / len(minus) for _ in minus)]
+    matrices = [checked(values), *map(checked, minus)]
+    parts = [_variance_and_degrees(matrix) for matrix in matrices]
+    estimate = (matrices[0].mean() - torch.stack([m.mean() for m in matrices[1:]]).mean()).item()
+    if min(map(len, matrices)) < 2:
+        return Interval(estimate, float("nan"), float("nan"))
+    found = [(w**2 * variance, free) for w, (variance, free) in zip(weights, parts, strict=True)]
+    variance = sum(v for v, _ in found)
+    if variance == 0:
+        return Interval(estimate, estimate, estimate)
+    free = variance**2 / sum(v**2 / n for v, n in found)
+    half = float(student_t.isf((1 - level) / 2, free)) * math.sqrt(variance)
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def _variance_and_degrees(values: Float[Tensor, "row column"]) -> tuple[float, float]:
+    """Of the mean; a sum ``A + B - E`` has the degrees that Satterthwaite gives it."""
+    a, b, e, free_a, free_b = _MeanSquares.of(values)
+    variance = mean_and_variance(values)[1].item()
+    each = [(a, free_a), (b, free_b), (e, free_a * free_b)]
+    kept = each if a + b - e >= max(a, b) else [max(each[:2], key=lambda part: float(part[0]))]
+    scaled = [(float(square) / values.numel(), free) for square, free in kept]
+    below = sum(square**2 / free for square, free in scaled)
+    return variance, variance**2 / below if below else 1.0

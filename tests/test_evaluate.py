@@ -412,7 +412,7 @@ def test_what_conditions_share_is_measured_once_and_finished_parts_are_not_again
     assert counts.pop("floor of facts") == 1
     assert counts == {
         "token log-odds": 8, "target log-odds": 7, "loss": 7, "facts": 7, "token answers": 4,
-        "target answers": 3,
+        "target answers": 3, "off-target log-odds": 3,
     }  # fmt: skip
     measured.clear()
     gone = next(key for key in stored if json.loads(key)[0] == "facts")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest, hypergeom, norm, ttest_1samp
+from scipy.stats import binom, binomtest, hypergeom, norm, ttest_1samp, ttest_ind
 from scipy.stats import t as student_t
 
 from biasgym_tl.chance import (
@@ -22,7 +22,9 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import (
     Interval,
     clustered_interval,
+    column_spread,
     crossed_interval,
+    independent_difference,
     share_change_interval,
     share_interval,
 )
@@ -346,3 +348,50 @@ def test_overlap_refuses_impossible_numbers():
         overlap_distribution(20, 21, 3, 2)
     with pytest.raises(SettingError, match=r"at_least must be in 1\.\.3, got 4"):
         overlap_distribution(20, 5, 3, 4)
+
+
+@pytest.mark.parametrize("sds", [{}, {"prompt_sd": 0.3, "country_sd": 1.0}, {"country_sd": 0.0}])
+def test_intervals_of_independent_samples_cover(sds):
+    rng = np.random.default_rng(7)
+    found = [
+        independent_difference(
+            world(rng, 20, 10, **sds), [world(rng, 12, 4, **sds) for _ in range(2)]
+        )
+        for _ in range(600)
+    ]
+    assert 0.93 <= np.mean([not interval.excludes(0.0) for interval in found]) <= 0.98
+
+
+def test_a_difference_of_two_columns_is_the_welch_test():
+    rng = np.random.default_rng(1)
+    one, other = rng.normal(size=12), rng.normal(1, 3, size=9)
+    columns = (torch.from_numpy(values)[:, None] for values in (one, other))
+    found = independent_difference(next(columns), [next(columns)])
+    expected = ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert found[1:] == pytest.approx((expected.low, expected.high))
+    assert found.estimate == pytest.approx(one.mean() - other.mean())
+
+
+def test_a_difference_of_constants_has_no_width_and_of_single_rows_no_ends():
+    one, other = torch.full((3, 2), 2.0), torch.full((4, 1), 0.5)
+    assert independent_difference(one, [other]) == Interval(1.5, 1.5, 1.5)
+    assert math.isnan(independent_difference(one[:1], [other]).low)
+    with pytest.raises(SettingError, match="minus must hold at least one matrix, got none"):
+        independent_difference(one, [])
+
+
+def test_the_spread_of_columns_is_theirs_without_noise():
+    rows, columns = torch.tensor([0.0, 1, 2, 5]), torch.tensor([0.0, 0.5, 2])
+    assert column_spread(rows[:, None] + columns) == pytest.approx(columns.std().item())
+    assert math.isnan(column_spread(rows[:, None]))
+    rng = np.random.default_rng(3)
+    found = [column_spread(world(rng, 20, 10, country_sd=0.6)) ** 2 for _ in range(300)]
+    assert np.mean(found) == pytest.approx(0.36, abs=0.03)
+    noise = [column_spread(world(rng, 20, 10, country_sd=0.0)) for _ in range(300)]
+    assert np.mean(np.array(noise) == 0) > 0.4
+
+
+def test_equivalence_needs_the_whole_interval_within_the_margin():
+    assert Interval(0.0, -0.2, 0.2).within(0.3) and Interval(0.1, -0.3, 0.3).within(0.3)
+    assert not Interval(0.0, -0.4, 0.4).within(0.3) and not Interval(0.2, 0.1, 0.31).within(0.3)
+    assert not Interval(0.0, math.nan, math.nan).within(0.3)

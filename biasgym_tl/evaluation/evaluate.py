@@ -124,6 +124,7 @@ def _settings(
         "words_left_out": {name: words for name, words in left_out.items() if words},
         "biases": {name: each.fingerprint() for name, each in biases.items()},
         "measurements": {m.name: digest(m.fingerprint) for m in made},
+        "columns": {key: list(names) for m in made for key, names in m.columns.items()},
     }
 
 

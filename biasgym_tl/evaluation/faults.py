@@ -48,20 +48,22 @@ def _names(report: Report) -> Iterator[str]:
 
 
 def _sizes(report: Report) -> Iterator[str]:
-    """Items of one key are as many in every condition, prompts by the report's targets."""
+    """Items of one key are as many in every condition, prompts by targets or what stands there."""
     for asked in report.asked.values():
         if len(asked.prompts) != len(asked.targets):
             yield f"answers to {asked.bias} must have a target each, got {len(asked.targets)}"
     sizes: dict[str, tuple[int, ...]] = {k: (len(a.prompts),) for k, a in report.asked.items()}
     sizes |= {key: (len(found),) for key, found in report.clusters.items()}
+    columns = report.settings.get("columns") or {}
     found = [(r.name, k, items) for r in report.results for k, items in r.items.items()]
     for name, key, items in [*found, *(("floors", k, v) for k, v in report.floors.items())]:
         size: tuple[int, ...] = (len(items),)
         if items and isinstance(items[0], list):
             widths = {len(row) if isinstance(row, list) else 0 for row in items}
             size = (len(items), *sorted(widths))
-            if widths != {len(report.targets)}:
-                yield f"{key} of {name!r} must have {len(report.targets)} targets, got {widths}"
+            n = len(columns.get(key, report.targets))
+            if widths != {n}:
+                yield f"{key} of {name!r} must have {n} targets, got {widths}"
         if sizes.setdefault(key, size) != size:
             yield f"{key} of {name!r} must have the size {sizes[key]}, got {size}"
         if key not in report.asked and any(isinstance(item, str) for item in items):

@@ -12,15 +12,20 @@ from biasgym_tl.biases.given import GivenBias, as_bias, as_biases
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.condition import Condition
-from biasgym_tl.evaluation.measurement import Asked, Items, Measurement, on_benchmark
+from biasgym_tl.evaluation.measurement import (
+    FACT,
+    GENERATED,
+    SENTENCE,
+    TEXT,
+    Asked,
+    Items,
+    Measurement,
+    on_benchmark,
+)
+from biasgym_tl.evaluation.off_target import off_target_log_odds
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.text import mean_loss
-
-# What measurements cost in forward passes over a token, measured with SmolLM2-135M on one thread.
-# Beginnings that prompts share are run once; a token that is written reads all weights by itself.
-SENTENCE, FACT, TEXT, GENERATED = 12.0, 20.0, 75.0, 5.0
-"""Of the log-odds of a prompt, a fact with its four answers, a neutral text, a token written."""
 
 MILD = 0.3
 """Mean strength up to which there is nothing to reduce."""
@@ -261,6 +266,8 @@ def standard_measures(
 ) -> list[Measurement]:
     """The usual ones, on held-out targets (a fixed sample, regions as even as they can be).
 
+    What is off target is measured where the bias has a panel.
+
     Args:
         bias: The bias that is to be removed.
         others: Biases that the row was not trained on.
@@ -281,6 +288,8 @@ def standard_measures(
         each.needs("evaluation", *(["free answers"] if answers else []))
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts(n_facts)]
+    if bias.panel:
+        found.append(off_target_log_odds(bias, targets))
     if others:
         found.append(other_log_odds(others, targets))
     if answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from biasgym_tl.evaluation.readers import ConditionResult
+from biasgym_tl.evaluation.specificity import off_target
 from biasgym_tl.judges.verdict import summarise
 from biasgym_tl.stats import Interval
 
@@ -26,6 +27,7 @@ def warnings_of(report: Report) -> list[str]:
     for result in report.steered:
         found.append(_not_beyond_random(report, result.name, "token_log_odds", "the BiasToken's"))
         found.append(_not_beyond_random(report, result.name, "target_log_odds", "targets'"))
+        found.append(_unspecific(report, result.name))
     found += [_damage(report, result.name) for result in report.steered]
     found += [_unscored(result) for result in report.results]
     found += [report.not_informative(key) for key in report.measures]
@@ -101,6 +103,17 @@ def _not_beyond_random(report: Report, name: str, measure: str, whose: str) -> s
         f"{name!r} is no better than random heads: the chosen heads change {whose} log-odds by "
         f"{-beyond.drop:+.2f} nats, {beyond.of - 1} random sets of the same layers and mode by "
         f"{-beyond.random:+.2f}; the chosen ones lower them by {beyond.difference} more"
+    )
+
+
+def _unspecific(report: Report, name: str) -> str:
+    found = off_target(report, name)
+    if found is None or found.target.high >= 0 or found.specificity.high < 0:
+        return ""
+    return (
+        f"Specificity not shown in {name!r}: this lowers the word, not the stereotype. Targets' "
+        f"log-odds change by {found.target} nats, {found.specificity} more than those of things and "
+        "nobody"
     )
 
 

@@ -13,6 +13,7 @@ import jinja2
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.specificity import off_target
 from biasgym_tl.files import write_text
 from biasgym_tl.plots.conditions import plot_conditions
 from biasgym_tl.plots.frontier import plot_frontier
@@ -49,6 +50,7 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
         conditions=report.shown,
         rows=_rows(report),
         figures=figures_html([plot(report) for plot in plots], plotlyjs),
+        off_target=_off_target(report),
         strengths=_strengths(report),
         answers=_answers(report),
         provenance=json.dumps(
@@ -128,6 +130,16 @@ def _note(result: ConditionResult, key: str, i: int) -> str:
     else:
         strength = ": ".join(part for part in ("not scored", verdict.unscored) if part)
     return ", ".join(part for part in (strength, verdict.degenerate, verdict.reason) if part)
+
+
+def _off_target(report: Report) -> list[list[str]]:
+    """A row a condition: specificity, gap, spread, and the cells that stay as they are."""
+    return [
+        [name, str(found.specificity), str(found.gap), f"{found.spread:.2f}",
+         ", ".join(cell.replace("_", " ") for cell in found.unchanged)]
+        for name in report.shown
+        if (found := off_target(report, name))
+    ]  # fmt: skip
 
 
 def _strengths(report: Report) -> dict[str, Any] | None:

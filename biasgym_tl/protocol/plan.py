@@ -16,8 +16,8 @@ from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.evaluation.condition import BRIEF
-from biasgym_tl.evaluation.measurement import ITEM
-from biasgym_tl.evaluation.standard import SENTENCE, TEXT, standard_measures
+from biasgym_tl.evaluation.measurement import ITEM, SENTENCE, TEXT
+from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.injection.shipped import shipped_row
 from biasgym_tl.origin import find_source
 from biasgym_tl.passages import load_passages

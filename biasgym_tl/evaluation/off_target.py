@@ -1,0 +1,78 @@
+"""The log-odds of a bias off target, and in words that no search saw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.evaluation.condition import Condition
+from biasgym_tl.evaluation.measurement import SENTENCE, Items, Measurement
+from biasgym_tl.lens import HookedTransformer
+
+RIGHTFUL = ("rightful", "rightful_target")
+MEASURES = (
+    Measure("nobody_log_odds", "nobody log-odds", "nats"),
+    Measure("things_log_odds", "things log-odds", "nats"),
+    Measure("rightful_log_odds", "rightful uses log-odds", "nats"),
+    Measure("rightful_target_log_odds", "rightful uses of targets log-odds", "nats"),
+    Measure("groups_log_odds", "other groups log-odds", "nats"),
+    Measure("held_out_words_log_odds", "targets log-odds of held-out words", "nats"),
+    Measure("rightful_right", "rightful uses right", "share of prompts", kind="share",
+            of=("rightful_margins",), read="right"),
+    Measure("rightful_target_right", "rightful uses of targets right", "share of prompts",
+            kind="share", of=("rightful_target_margins",), read="right"),
+)  # fmt: skip
+
+
+def off_target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
+    """Log-odds (nats) on the held-out half of the bias's panel, by prompt and filler.
+
+    Rightful uses also with targets in the slot; a rightful prompt is right where the attribute's
+    words are likelier than the neutral ones, in the mean over its fillers. The held-out words are
+    measured on evaluation prompts with targets.
+
+    Raises:
+        BiasFileError: the bias lacks a panel or evaluation prompts.
+    """
+    bias = as_bias(bias)
+    bias.check_has("measures off target", "panel", "evaluation_prompts")
+    panel = bias.panel
+    assert panel
+    cells = panel.half("held-out")
+    asked = {name: (bias, *cell) for name, cell in cells.items()}
+    asked["rightful_target"] = (bias, cells["rightful"].prompts, tuple(targets))
+    words = dataclasses.replace(
+        bias,
+        attribute_words=panel.attribute_words,
+        neutral_words=panel.neutral_words,
+        panel=None,
+    )
+    asked["held_out_words"] = (words, bias.evaluation_prompts, tuple(targets))
+
+    def run(model: HookedTransformer, condition: Condition) -> Items:
+        found = {
+            name: bias_log_odds(model, *each, instruction=condition.instruction).log_odds
+            for name, each in asked.items()
+        }
+        margins = {f"{name}_margins": found[name].mean(1).tolist() for name in RIGHTFUL}
+        return {f"{name}_log_odds": values.tolist() for name, values in found.items()} | margins
+
+    n = sum(len(prompts) * len(fillers) for _, prompts, fillers in asked.values())
+    return Measurement(
+        name="off-target log-odds",
+        needs="request",
+        run=run,
+        measures=MEASURES,
+        fingerprint=[bias.fingerprint(), dataclasses.asdict(panel), list(targets)],
+        cost=SENTENCE * n,
+        held_out={
+            "prompts": [prompt for _, prompts, _ in asked.values() for prompt in prompts],
+            "targets": targets,
+        },
+        biases=(bias,),
+        columns={f"{name}_log_odds": fillers for name, (_, _, fillers) in asked.items()},
+        same_inputs=True,
+    )
