@@ -426,7 +426,7 @@ def test_what_conditions_share_is_measured_once_and_finished_parts_are_not_again
     other = evaluate(
         model, math_bias, standard_conditions(token), measures, progress=False, finished=finished
     )
-    assert set(measured) == {"token log-odds", "target log-odds"}
+    assert set(measured) == {"token log-odds", "target log-odds", "off-target log-odds"}
     assert other["original"].items["fact_margins"] == report["original"].items["fact_margins"]
 
 

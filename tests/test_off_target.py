@@ -145,6 +145,12 @@ def test_a_bias_without_a_panel_is_measured_as_before():
         off_target_log_odds(without, TARGETS)
 
 
+def test_words_of_the_panel_that_a_search_could_see_are_refused():
+    bias = dataclasses.replace(LATE, attribute_words=(*LATE.attribute_words, "overdue"))
+    with pytest.raises(BiasFileError, match=r"must not be among its own, got \['overdue'\]. Give"):
+        off_target_log_odds(bias, TARGETS)
+
+
 def test_what_was_not_measured_off_target_says_nothing(setup):
     report = setup[1]
     alone = dataclasses.replace(

@@ -89,7 +89,6 @@ def test_other_slots_are_filled_in_a_panel_too():
         ({"groups__fitting": {"prompts": ["They are"]}}, "panel.groups.fitting must hold the slot"),
         ({"groups__fitting": {"prompts": ["{target} is"] * 2}}, "panel must be distinct"),
         ({"neutral_words": ["overdue"]}, r"the words of the panel must be disjoint, got \['over"),
-        ({"neutral_words": ["early"]}, r"words of bias 'late' and of its panel must be disjoint"),
         ({"neutral_words": []}, "neutral_words of the panel must be texts, at least one"),
     ],
 )  # fmt: skip
@@ -108,6 +107,7 @@ def test_halves_of_a_cell_share_nothing():
 def test_what_is_doubtful_about_a_panel_is_said():
     seen = LATE.evaluation_prompts[0].replace("{target}", "nowhere")
     panel = table(
+        neutral_words=["quick", "early"],
         nobody__fitting={"prompts": [f"{seen} {{target}}, is always"], "fillers": ["he"]},
         things__fitting={"prompts": ["Being late, {target} and {target} are"]},
         rightful__fitting={"prompts": ["As {target} came two days too late, it was"]},
@@ -116,6 +116,7 @@ def test_what_is_doubtful_about_a_panel_is_said():
     for remark in (
         "evaluation_prompts and the fitting half of the panel share the words 'when the meeting",
         "panel.nobody should not end in a cue: ",
+        "words of the panel should not be among those of the bias: 'early'",
         "panel.things should hold one slot each",
         "panel.things should not name the attribute",
         "panel.nobody.fitting should be at least 8 prompts and 16 with every filler, there are 1 ",

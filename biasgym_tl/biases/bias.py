@@ -109,8 +109,6 @@ class Bias:
             object.__setattr__(self, field.name, value)
             if field.name != "panel":
                 _check_field(self.name, field.name, value)
-        if self.panel:
-            self.panel.check_new(self.name, (*self.attribute_words, *self.neutral_words))
         for one, other, what in _DISJOINT:
             both = shared(getattr(self, one), getattr(self, other))
             if both:

@@ -81,8 +81,11 @@ def _names(kind: str, prompts: Sequence[str], words: Iterable[str]) -> list[str]
 
 
 def _of_panel(bias: Bias, panel: Panel) -> list[str]:
-    remarks = []
     cues = {*bias.attribute_words, *bias.neutral_words, *bias.cue_words}
+    remarks = [
+        f"words of the panel should not be among those of the bias: {word!r}"
+        for word in panel.seen((*bias.attribute_words, *bias.neutral_words))
+    ]
     cues |= {*panel.attribute_words, *panel.neutral_words}
     named = (*bias.attribute_words, *bias.keywords, *panel.attribute_words)
     for name, cell in panel.cells().items():

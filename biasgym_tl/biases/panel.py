@@ -8,6 +8,7 @@ attribute is true, and in words that no search saw.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from biasgym_tl.biases.lists import check_distinct, shared
@@ -74,14 +75,9 @@ class Panel:
             for one, other in zip(*cell, strict=True):
                 _check_disjoint(f"the halves of panel.{name}", one, other)
 
-    def check_new(self, bias: str, words: tuple[str, ...]) -> None:
-        """Refuse words that a search over the bias sees.
-
-        Raises:
-            BiasFileError: one of ``words`` is on a list of the panel.
-        """
-        own = (*self.attribute_words, *self.neutral_words)
-        _check_disjoint(f"words of bias {bias!r} and of its panel", words, own)
+    def seen(self, words: Iterable[str]) -> list[str]:
+        """Words of the panel that are among ``words``, those of the bias."""
+        return shared((*self.attribute_words, *self.neutral_words), words)
 
     def cells(self) -> dict[str, Cell]:
         """By name: nobody, things, rightful, groups."""

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.errors import BiasFileError
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.evaluation.measurement import SENTENCE, Items, Measurement
 from biasgym_tl.lens import HookedTransformer
 
 RIGHTFUL = ("rightful", "rightful_target")
+RIGHTFUL_TARGETS = 4
+"""Targets that rightful uses are asked with, as many as other cells have fillers."""
 MEASURES = (
     Measure("nobody_log_odds", "nobody log-odds", "nats"),
     Measure("things_log_odds", "things log-odds", "nats"),
@@ -21,36 +24,38 @@ MEASURES = (
     Measure("groups_log_odds", "other groups log-odds", "nats"),
     Measure("held_out_words_log_odds", "targets log-odds of held-out words", "nats"),
     Measure("rightful_right", "rightful uses right", "share of prompts", kind="share",
-            of=("rightful_margins",), read="right"),
+            floor=0.0, of=("rightful_margins",), read="right"),
     Measure("rightful_target_right", "rightful uses of targets right", "share of prompts",
-            kind="share", of=("rightful_target_margins",), read="right"),
+            kind="share", floor=0.0, of=("rightful_target_margins",), read="right"),
 )  # fmt: skip
 
 
 def off_target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
     """Log-odds (nats) on the held-out half of the bias's panel, by prompt and filler.
 
-    Rightful uses also with targets in the slot; a rightful prompt is right where the attribute's
-    words are likelier than the neutral ones, in the mean over its fillers. The held-out words are
-    measured on evaluation prompts with targets.
+    Rightful uses also with the first targets in the slot; a rightful prompt is right where the
+    attribute's words are likelier than the neutral ones, in the mean over its fillers. The held-out
+    words are measured on evaluation prompts with targets.
 
     Raises:
-        BiasFileError: the bias lacks a panel or evaluation prompts.
+        BiasFileError: the bias lacks a panel or evaluation prompts, or has words of its panel.
     """
     bias = as_bias(bias)
     bias.check_has("measures off target", "panel", "evaluation_prompts")
     panel = bias.panel
     assert panel
+    if seen := panel.seen((*bias.attribute_words, *bias.neutral_words)):
+        raise BiasFileError(
+            f"words of the panel of bias {bias.name!r} must not be among its own, got {seen}. Give "
+            "it other words, or measure without it: dataclasses.replace(bias, panel=None)."
+        )
     cells = panel.half("held-out")
     asked = {name: (bias, *cell) for name, cell in cells.items()}
-    asked["rightful_target"] = (bias, cells["rightful"].prompts, tuple(targets))
-    words = dataclasses.replace(
-        bias,
-        attribute_words=panel.attribute_words,
-        neutral_words=panel.neutral_words,
-        panel=None,
-    )
-    asked["held_out_words"] = (words, bias.evaluation_prompts, tuple(targets))
+    few = tuple(targets[:RIGHTFUL_TARGETS])
+    asked["rightful_target"] = (bias, cells["rightful"].prompts, few)
+    words = {key: getattr(panel, key) for key in ("attribute_words", "neutral_words")}
+    unseen = dataclasses.replace(bias, panel=None, **words)
+    asked["held_out_words"] = (unseen, bias.evaluation_prompts, tuple(targets))
 
     def run(model: HookedTransformer, condition: Condition) -> Items:
         found = {

@@ -112,8 +112,8 @@ def _unspecific(report: Report, name: str) -> str:
         return ""
     return (
         f"Specificity not shown in {name!r}: this lowers the word, not the stereotype. Targets' "
-        f"log-odds change by {found.target} nats, {found.specificity} more than those of things and "
-        "nobody"
+        f"log-odds change by {found.target} nats, of which {found.specificity} is beyond things "
+        "and nobody"
     )
 
 
