@@ -153,7 +153,8 @@ def test_the_demo_runs_whole_and_writes_all_that_it_found(tiny_folder, tmp_path)
     lines = summary_lines(found.report)
     assert lines[0].startswith("Injected: the BiasToken is ")
     assert lines[1].startswith("steered, zero: BiasToken ") and "place" in lines[2]
-    assert lines[3].startswith("steered, mean: BiasToken ") and "of 2." in lines[4]
+    assert lines[3].startswith("  off target: specificity ")
+    assert lines[4].startswith("steered, mean: BiasToken ") and "of 2." in lines[5]
     page = (out / "report.html").read_text()
     assert "no-injection, mean" in page and "steered, zero: random" in page
     maps = pd.read_csv(out / "maps.csv")
