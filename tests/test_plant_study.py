@@ -127,10 +127,13 @@ def test_plants_are_the_unit_that_intervals_are_over():
             "rank": [1.0] * 5 + [3.0] * 5 + [270.0] * 10,
             "auroc": [1.0] * 5 + [0.9] * 5 + [0.1] * 10,
             "auroc_before": [0.5] * 20,
+            "n_carriers": [*range(10)] * 2,
+            "effective_heads": [*range(10), *range(10, 0, -1)],
         }
     )
     summary = by_method(methods)
     assert summary["plants"].tolist() == [10, 10] and summary["first"].tolist() == [0.5, 0.0]
+    assert summary["heads told apart"].tolist() == pytest.approx([1, -1])
     found = over_plants(methods["auroc"][:10])
     assert found.estimate == pytest.approx(0.95) and 0.9 < found.low < found.high < 1
     assert math.isnan(over_plants(methods["auroc"][:3]).low)

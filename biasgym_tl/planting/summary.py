@@ -43,6 +43,7 @@ def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
             }
             row |= {"rank": known.ranks[0] if known.ranks else math.nan, "chance": known.chance[0]}
             row |= {"p": known.chance[1], "readers": " ".join(map(str, known.readers))}
+            row["n_carriers"] = len(known.carriers)
             row["effective_heads"] = each.effective_heads.get(method, math.nan)
             if gone := each.removals.get(method):
                 at_random = sum(gone.removed_random) / len(gone.removed_random)
@@ -66,7 +67,8 @@ def over_plants(values: pd.Series) -> Interval:
 
 
 def by_method(methods: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: means over plants, with their intervals in words."""
+    """One row a method: means over plants, with their intervals in words; and the rank correlation
+    of the heads that its map's effect amounts to with the number of carriers."""
     rows = []
     for name, of_name in methods.groupby("method", sort=False):
         row = {"method": name, "plants": len(of_name), "first": (of_name["rank"] == 1).mean()}
@@ -77,6 +79,9 @@ def by_method(methods: pd.DataFrame) -> pd.DataFrame:
         ):  # fmt: skip
             if column in of_name:
                 row[column] = str(over_plants(of_name[column].astype(float))).replace("+", "")
+        if of_name["effective_heads"].notna().sum() > 2:
+            both = of_name[["n_carriers", "effective_heads"]]
+            row["heads told apart"] = both.corr("spearman").iloc[0, 1]
         rows.append(row)
     return pd.DataFrame(rows)
 
