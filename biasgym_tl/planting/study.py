@@ -40,10 +40,12 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
     "zero ablation": {"method": "zero_ablation"},
-    "mean ablation": {"method": "mean_ablation", "contrast": "difference"},
+    "mean ablation": {"method": "mean_ablation"},
     "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
 }  # fmt: skip
 """Settings of ``BiasScope`` by name; a difference holds the biased run too."""
+SWEEPS = ("zero ablation", "mean ablation")
+"""Those that run the model once a head, which are not asked of the model before planting."""
 AMONG, SCREEN = 20, "screened ablation"
 """Highest heads of this map, from which one of the searches may choose."""
 _factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3)
@@ -250,10 +252,11 @@ class _Asking:
             bias, scoping_prompts=bias.scoping_prompts[: self.study.n_prompts]
         )
         token = target_token(self.model, bias, self.planted.target)
-        before = dict(self.maps(few, token, self.original))
+        cheap = [name for name in self.study.methods if name not in SWEEPS]
+        before = dict(self.maps(few, token, self.original, cheap))
         with self.planted.attached(self.model):
             steps = Steps.of(self.model)
-            maps = dict(self.maps(few, token, steps))
+            maps = dict(self.maps(few, token, steps, self.study.methods))
             chosen = dict(self.searched(few, token, maps, steps))
             injected = dict(self.injected(bias, few, steps)) if self.plant.inject else {}
         known = {n: recovery(v, self.planted, base=before.get(n)) for n, v in maps.items()}
@@ -267,9 +270,11 @@ class _Asking:
     def k(self) -> int:
         return max(1, len(self.planted.carriers()))
 
-    def maps(self, bias: Bias, token: BiasToken, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
+    def maps(
+        self, bias: Bias, token: BiasToken, steps: Steps, methods: Sequence[str]
+    ) -> Iterator[tuple[str, HeadScores]]:
         """Of the model as it is now, by method and run."""
-        for name in self.study.methods:
+        for name in methods:
             scope = BiasScope(n_targets=self.study.n_targets, **METHODS[name])
             label = f"map {name}, {bias.name}"
             scores = kept_map(steps, label, scope, self.model, bias, token, progress=self.progress)
@@ -301,7 +306,7 @@ class _Asking:
         make = partial(inject.fit, self.model, bias, seed=self.plant.seed, progress=self.progress)
         uses = [dataclasses.asdict(inject), bias.fingerprint(), self.plant.seed]
         row = steps.kept(f"row on a plant, {bias.name}", uses, BiasToken, make, BiasInject)
-        for name, scores in self.maps(few, row, steps):
+        for name, scores in self.maps(few, row, steps, self.study.methods):
             yield f"{name}, trained row", scores
 
     def removal(self, bias: Bias, heads: Any) -> Removal:
