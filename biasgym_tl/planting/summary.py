@@ -80,8 +80,9 @@ def by_method(methods: pd.DataFrame) -> pd.DataFrame:
             if column in of_name:
                 row[column] = str(over_plants(of_name[column].astype(float))).replace("+", "")
         if of_name["effective_heads"].notna().sum() > 2:
-            both = of_name[["n_carriers", "effective_heads"]]
-            row["heads told apart"] = both.corr("spearman").iloc[0, 1]
+            row["heads told apart"] = of_name["n_carriers"].corr(
+                of_name["effective_heads"], method="spearman"
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
