@@ -15,7 +15,7 @@ from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.planting.measure import N_PROMPTS, specificity
+from biasgym_tl.planting.measure import specificity
 from biasgym_tl.planting.plant import WAYS, plant
 from biasgym_tl.planting.planted import Limits, Planted
 from biasgym_tl.planting.rank_one import separability
@@ -44,6 +44,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
 }  # fmt: skip
 """Settings of ``BiasScope`` by name; a difference holds the biased run too."""
+N_HELD_OUT = 6
+"""Evaluation prompts that removals are measured on."""
 SWEEPS = ("zero ablation", "mean ablation")
 """Those that run the model once a head, which are not asked of the model before planting."""
 AMONG, SCREEN = 20, "screened ablation"
@@ -183,6 +185,7 @@ class Found:
     recoveries: dict[str, Recovery]
     """By method and run."""
     removals: dict[str, Removal]
+    """By method, of as many heads as there are carriers, the highest of the biased run."""
     effective_heads: dict[str, float]
     """By method and run, how many equal heads a map's positive values amount to."""
 
@@ -261,7 +264,8 @@ class _Asking:
             injected = dict(self.injected(bias, few, steps)) if self.plant.inject else {}
         known = {n: recovery(v, self.planted, base=before.get(n)) for n, v in maps.items()}
         known |= {name: recovery(each, self.planted) for name, each in (chosen | injected).items()}
-        sets: dict[str, Any] = {n: maps[n].top(self.k) for n in maps} | chosen
+        biased = [name for name in maps if name.endswith("biased")]
+        sets: dict[str, Any] = {name: maps[name].top(self.k) for name in biased} | chosen
         gone = {name: self.removal(bias, heads) for name, heads in sets.items() if len(heads)}
         counts = {n: concentration(v.values).effective_heads for n, v in maps.items()}
         return Found(self.plant, self.planted, "", known, gone, counts)
@@ -311,7 +315,7 @@ class _Asking:
 
     def removal(self, bias: Bias, heads: Any) -> Removal:
         """What bringing them to their mean does; the same heads are steered once."""
-        few = dataclasses.replace(bias, evaluation_prompts=bias.evaluation_prompts[:N_PROMPTS])
+        few = dataclasses.replace(bias, evaluation_prompts=bias.evaluation_prompts[:N_HELD_OUT])
         about = getattr(heads, "factors", None), list(map(str, heads))
         return self.original.kept(
             f"removal {self.plant.name}",
