@@ -1,6 +1,7 @@
 """A study of plants on a tiny model: what it makes, asks, keeps and writes."""
 
 import math
+from pathlib import Path
 from unittest import mock
 
 import pandas as pd
@@ -10,6 +11,7 @@ from test_planting import model, target  # noqa: F401 - fixtures
 
 from biasgym_tl.errors import BiasGymError, SettingError
 from biasgym_tl.planting import study as studies
+from biasgym_tl.planting.shipped import list_plants, load_plant
 from biasgym_tl.planting.study import SHIPPED, Plant, PlantStudy, run_study
 from biasgym_tl.planting.summary import (
     by_method,
@@ -20,6 +22,8 @@ from biasgym_tl.planting.summary import (
     write_study,
 )
 from biasgym_tl.toml import shipped_toml
+
+DATA = Path(studies.__file__).parent / "data"
 
 
 @pytest.fixture
@@ -151,3 +155,14 @@ def test_plants_are_the_unit_that_intervals_are_over():
         }
     )
     assert torch.tensor(plot_power(heads, ["a, biased"]).data[0].y).tolist() == [4.0]
+
+
+def test_three_small_plants_ship():
+    assert list_plants() == ["five-early", "five-late", "one-early"]
+    for name in list_plants():
+        planted = load_plant(name)
+        assert planted.bias == "late" and not planted.unspecific()
+        assert 1 <= len(planted.carriers()) <= len(planted.heads) <= 5
+    assert sum(path.stat().st_size for path in DATA.glob("*.safetensors")) < 3_000_000
+    with pytest.raises(SettingError, match="plant must be one of .*Did you mean 'one-early'"):
+        load_plant("one-earl")
