@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from biasgym_tl.figures import draw, keep_figure, recipe
 from biasgym_tl.files import write_csv
 from biasgym_tl.planting.study import Found
-from biasgym_tl.plots.figure import GREY, Series, error_bars, styled, write_pngs
-from biasgym_tl.plots.html import write_html
+from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
 from biasgym_tl.stats import Interval, crossed_interval
 
 FEWEST = 8
@@ -154,9 +154,10 @@ def write_study(
     write_csv(folder / "heads.csv", heads)
     write_csv(folder / "summary.csv", by_method(methods))
     runs = [name for name in dict.fromkeys(methods["method"]) if name.endswith("biased")]
-    figures = {folder / "recovery": plot_recovery(methods)}
+    figures = {"recovery": plot_recovery(methods)}
     if not heads.empty:
-        figures[folder / "power"] = plot_power(heads, runs)
-    for path, figure in figures.items():
-        write_html(figure, path.with_suffix(".html"))
-    return write_pngs({path.with_suffix(".png"): figure for path, figure in figures.items()})
+        figures["power"] = plot_power(heads, runs)
+    kept = {name: keep_figure(folder / f"{name}.figure.json", f) for name, f in figures.items()}
+    return draw(
+        folder, {name: recipe("as it was drawn", [path.name]) for name, path in kept.items()}
+    )
