@@ -528,9 +528,11 @@ def recovery_table(half: str | None = None) -> str:
         cells = ["" if "nan" in str(row[name]).split()[0] else str(row[name]) for name in columns]
         first = f"{row['first']:.0%}"
         rows.append([row.method, str(row.plants), first, f"{row['median rank']:g}", *cells])
-    heading = ("method, run", "plants", "strongest carrier first", "its median rank", "AUROC",
-               "before planting", "precision at k", "removed", "random", "KL to the original")  # fmt: skip
-    return minus(markdown(heading, rows))
+    heading = (
+        "method, run", "plants", "strongest carrier first", "its median rank", "AUROC",
+        "before planting", "precision at k", "removed", "random", "KL to the original",
+    )  # fmt: skip
+    return markdown(heading, ([minus(cell) for cell in row] for row in rows))
 
 
 def planted_tables() -> dict[str, str]:
