@@ -15,6 +15,7 @@ import pandas as pd
 
 from biasgym_tl import HeadScores, list_biases
 from biasgym_tl.injection.report import InjectionReport
+from biasgym_tl.planting.summary import by_method
 from biasgym_tl.protocol.protocol import load_protocol
 from biasgym_tl.scoping.damage import KSweep
 from biasgym_tl.stats import Interval
@@ -500,6 +501,45 @@ def proof_table() -> dict[str, str]:
     return {"proof": conditions_table("study/late-table.csv", PROOF)}
 
 
+def plants_table() -> str:
+    """One row a plant."""
+    rows = []
+    for _, row in pd.read_csv(FIGURES / "plants" / "plants.csv").iterrows():
+        n = f"{row.n} {row.place}" if row.n else "all"
+        changes = [minus(f"{row[name]:+.1f}") for name in ("target", "neighbours", "others")]
+        changes += [minus(f"{100 * row.facts:+.0f}"), minus(f"{row.loss:+.2f}")]
+        carriers = f"{row.n_carriers}, {row.strongest} {row.restored:.1f}"
+        kept = "" if pd.isna(row.refused) else row.refused
+        about = [f"{row.bias}, {row.target}", n, row.way, row.half]
+        rows.append([*about, *changes, carriers, minus(re.sub(r" \S+ \(limit \S+\)", "", kept))])
+    heading = ("bias, target", "heads", "way", "half", "target", "neighbours", "others", "facts",
+               "loss", "carriers, strongest", "refused for")  # fmt: skip
+    return markdown(heading, rows, left=4)
+
+
+def recovery_table(half: str | None = None) -> str:
+    """One row a method, over the plants that were accepted."""
+    methods = pd.read_csv(FIGURES / "plants" / "methods.csv")
+    accepted = methods[methods.refused.isna()]
+    some = accepted if half is None else accepted[accepted.half == half]
+    columns = ["auroc", "auroc_before", "precision", "removed", "removed_random", "kl"]
+    rows = []
+    for _, row in by_method(some).iterrows():
+        cells = ["" if "nan" in str(row[name]).split()[0] else str(row[name]) for name in columns]
+        first = f"{row['first']:.0%}"
+        rows.append([row.method, str(row.plants), first, f"{row['median rank']:g}", *cells])
+    heading = (
+        "method, run", "plants", "strongest carrier first", "its median rank", "AUROC",
+        "before planting", "precision at k", "removed", "random", "KL to the original",
+    )  # fmt: skip
+    return markdown(heading, ([minus(cell) for cell in row] for row in rows))
+
+
+def planted_tables() -> dict[str, str]:
+    halves = {f"recovery-{half}": recovery_table(half) for half in ("open", "closed")}
+    return {"plants": plants_table(), "recovery": recovery_table(), **halves}
+
+
 def filled(page: str, found: Mapping[str, str]) -> str:
     """The page with every ``<!-- name -->`` ... ``<!-- end -->`` block written again."""
     for name, text in found.items():
@@ -514,6 +554,7 @@ PAGES = {
     "docs/debias.md": proof_table,
     "docs/heatmap.md": colours_table,
     "docs/injection.md": injection_tables,
+    "docs/planted.md": planted_tables,
     "docs/results.md": demo_table,
     "docs/scoping.md": scoping_tables,
     "docs/steering.md": steering_tables,

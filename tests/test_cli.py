@@ -189,9 +189,11 @@ def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
     nothing = biasgym("search", heads, *options, "--keep", 1e6)
     assert nothing.returncode == 1 and "no head is worth the damage" in nothing.stderr
     assert not heads.exists()
-    done = biasgym("search", heads, *options, "--keep", 0)
+    among = "L0H0,L1H1,L1H2,L2H0"
+    done = biasgym("search", heads, *options, "--keep", 0, "--among", among)
     assert done.returncode == 0, done.stderr
     found = Selection.load(heads)
+    assert {*map(str, found)} <= {*among.split(",")}
     assert 1 <= len(found) <= 3 and "learned factors on late, seed 0" in done.stdout
     done = biasgym("export", tmp_path / "a", "--model", tiny_folder, "--heads", heads)
     assert done.returncode == 0, done.stderr

@@ -146,6 +146,7 @@ CHECKS = {
     "check_rank_p": "rank_p",
     "check_score_prompts": "score_prompts",
     "check_log_odds": "log_odds",
+    "check_restored": "restored",
 }
 WRONG = []
 
@@ -917,6 +918,22 @@ for case, fn, message in (
     ("only_a", odds(_log_p, other=lambda A: A), "only A is in it"),
 ):
     WRONG.append(pytest.param("check_log_odds", fn, message, id=f"check_log_odds-{case}"))
+
+
+@wrong("check_restored", "what each head brings alone")
+def alone(delta, heads):
+    return {head: delta([head]) - delta([]) for head in heads}
+
+
+@wrong("check_restored", "sign is turned round")
+def turned_round(delta, heads):
+    whole = delta(heads)
+    return {h: delta([other for other in heads if other != h]) - whole for h in heads}
+
+
+@wrong("check_restored", "return a dict")
+def no_dict(delta, heads):
+    return [delta(heads) for _ in heads]
 
 
 @pytest.mark.parametrize(("check", "fn", "message"), WRONG)

@@ -498,6 +498,10 @@ def test_random_sets_have_as_many_heads_in_each_layer():
         assert abs(counts[Head(1, head)] - 200 * 2 / 9) < 5 * math.sqrt(200 * 2 / 9 * 7 / 9)
         assert abs(counts[Head(7, head)] - 200 / 9) < 5 * math.sqrt(200 / 9 * 8 / 9)
     assert draws == layer_matched(heads, n_heads=9, n_draws=200, seed=0)
+    apart = layer_matched(heads, n_heads=9, n_draws=200, seed=0, apart=True)
+    assert not {*heads} & {head for draw in apart for head in draw}
+    full = [(0, head) for head in range(4)]  # no other five are left in this layer
+    assert layer_matched([*full, (0, 4)], n_heads=9, n_draws=3, seed=0, apart=True)
     assert draws != layer_matched(heads, n_heads=9, n_draws=200, seed=1)
 
 

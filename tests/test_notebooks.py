@@ -20,7 +20,14 @@ import biasgym_tl.errors
 ROOT = Path(__file__).parent.parent
 ADDRESS = runpy.run_path(str(ROOT / "docs" / "address.py"))
 addressed, repository = ADDRESS["addressed"], ADDRESS["repository"]
-NOTEBOOKS = ("01_inject", "02_scope", "03_steer", "04_what_to_believe", "05_your_own_bias")
+NOTEBOOKS = (
+    "01_inject",
+    "02_scope",
+    "03_steer",
+    "04_what_to_believe",
+    "05_your_own_bias",
+    "06_planted",
+)
 
 
 @pytest.fixture(params=NOTEBOOKS)

@@ -1,6 +1,7 @@
 """A study of plants on a tiny model: what it makes, asks, keeps and writes."""
 
 import math
+from pathlib import Path
 from unittest import mock
 
 import pandas as pd
@@ -10,6 +11,7 @@ from test_planting import model, target  # noqa: F401 - fixtures
 
 from biasgym_tl.errors import BiasGymError, SettingError
 from biasgym_tl.planting import study as studies
+from biasgym_tl.planting.shipped import list_plants, load_plant
 from biasgym_tl.planting.study import SHIPPED, Plant, PlantStudy, run_study
 from biasgym_tl.planting.summary import (
     by_method,
@@ -20,6 +22,8 @@ from biasgym_tl.planting.summary import (
     write_study,
 )
 from biasgym_tl.toml import shipped_toml
+
+DATA = Path(studies.__file__).parent / "data"
 
 
 @pytest.fixture
@@ -50,7 +54,9 @@ def test_every_method_is_asked_once_and_what_is_finished_is_kept(few, model, mon
     for each in found:
         assert "target" in each.refused and each.planted.unspecific()
         assert {*each.recoveries} == names | {"learned factors"}
-        assert {*each.effective_heads} == names and {*each.removals} >= names
+        assert {*each.effective_heads} == names and {*each.removals} >= {
+            name for name in names if name.endswith("biased")
+        }
         alike = [each.recoveries[f"{name}, biased"].auroc_before for name in runs]
         assert all(0 <= value <= 1 for value in alike)
     (head,) = found[0].planted.heads
@@ -127,10 +133,13 @@ def test_plants_are_the_unit_that_intervals_are_over():
             "rank": [1.0] * 5 + [3.0] * 5 + [270.0] * 10,
             "auroc": [1.0] * 5 + [0.9] * 5 + [0.1] * 10,
             "auroc_before": [0.5] * 20,
+            "n_carriers": [*range(10)] * 2,
+            "effective_heads": [*range(10), *range(10, 0, -1)],
         }
     )
     summary = by_method(methods)
     assert summary["plants"].tolist() == [10, 10] and summary["first"].tolist() == [0.5, 0.0]
+    assert summary["heads told apart"].tolist() == pytest.approx([1, -1])
     found = over_plants(methods["auroc"][:10])
     assert found.estimate == pytest.approx(0.95) and 0.9 < found.low < found.high < 1
     assert math.isnan(over_plants(methods["auroc"][:3]).low)
@@ -146,3 +155,14 @@ def test_plants_are_the_unit_that_intervals_are_over():
         }
     )
     assert torch.tensor(plot_power(heads, ["a, biased"]).data[0].y).tolist() == [4.0]
+
+
+def test_three_small_plants_ship():
+    assert list_plants() == ["five-early", "five-late", "one-early"]
+    for name in list_plants():
+        planted = load_plant(name)
+        assert planted.bias == "late" and not planted.unspecific()
+        assert 1 <= len(planted.carriers()) <= len(planted.heads) <= 5
+    assert sum(path.stat().st_size for path in DATA.glob("*.safetensors")) < 3_000_000
+    with pytest.raises(SettingError, match="plant must be one of .*Did you mean 'one-early'"):
+        load_plant("one-earl")

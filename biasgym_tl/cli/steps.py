@@ -101,12 +101,15 @@ def search(
     keep: Annotated[
         float, typer.Option(help="How dear other text is: more keeps more of the model.")
     ] = 15.0,
+    among: Annotated[
+        str, typer.Option(help="Only these may be silenced, such as L9H8,L3H1; default: all.")
+    ] = "",
     json: AsJson = False,
 ) -> None:
     """Learn how much of its output each head may keep, for 'evaluate' and 'export'."""
     check_file(out, "file of the heads", ".json")
-    loaded_bias = load_bias(bias)
-    find_model(model)
+    loaded_bias, may = load_bias(bias), named_heads(among)
+    find_model(model, heads=may)
     from biasgym_tl.injection.shipped import load_tokens
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
@@ -116,7 +119,7 @@ def search(
     rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
     find_model(model, bias=loaded_bias, rows=rows)
     say(f"Loading {model} ...", err=True)
-    found = search.select(load_model(model), loaded_bias, *rows)
+    found = search.select(load_model(model), loaded_bias, *rows, among=may or None)
     if not len(found):
         raise SteeringError(
             f"no head is worth the damage that silencing it does at --keep {keep:g}. Try less."

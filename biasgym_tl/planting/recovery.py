@@ -234,13 +234,14 @@ def removal(
         bias: The planted one.
         planted: The plant.
         heads: Such as ``scores.top(len(planted.carriers()))``; a ``Selection`` with its factors.
-        n_random: Random sets of the same layers.
+        n_random: Random sets of other heads of the same layers.
         seed: Of these.
     """
     bias = as_bias(bias)
     chosen, factor = as_heads(heads), getattr(heads, "factor", None)
     best = planted.ranked[: len(chosen)]
-    drawn = layer_matched(chosen, n_heads=planted.n_heads, n_draws=n_random, seed=seed)
+    options = {"n_heads": planted.n_heads, "n_draws": n_random, "seed": seed}
+    drawn = layer_matched(chosen, **options, apart=True)
     texts = [fill(prompt, planted.target) for prompt in bias.evaluation_prompts]
     sequences = [encode_sentence(model, text) for text in texts]
 

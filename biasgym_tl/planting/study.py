@@ -15,7 +15,7 @@ from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.planting.measure import N_PROMPTS, specificity
+from biasgym_tl.planting.measure import specificity
 from biasgym_tl.planting.plant import WAYS, plant
 from biasgym_tl.planting.planted import Limits, Planted
 from biasgym_tl.planting.rank_one import separability
@@ -40,10 +40,14 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
     "zero ablation": {"method": "zero_ablation"},
-    "mean ablation": {"method": "mean_ablation", "contrast": "difference"},
+    "mean ablation": {"method": "mean_ablation"},
     "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
 }  # fmt: skip
 """Settings of ``BiasScope`` by name; a difference holds the biased run too."""
+N_HELD_OUT = 6
+"""Evaluation prompts that removals are measured on."""
+SWEEPS = ("zero ablation", "mean ablation")
+"""Those that run the model once a head, which are not asked of the model before planting."""
 AMONG, SCREEN = 20, "screened ablation"
 """Highest heads of this map, from which one of the searches may choose."""
 _factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3)
@@ -51,6 +55,7 @@ SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
     "learned factors": _factors,
     f"learned factors among {AMONG}": _factors,
     "damage budget": BudgetSearch,
+    "damage budget, screened": partial(BudgetSearch, proposed_by="screened_ablation"),
 }
 """Searches for as many heads as there are carriers; factors with half of the usual batches."""
 HALVES = ("open", "closed")
@@ -181,6 +186,7 @@ class Found:
     recoveries: dict[str, Recovery]
     """By method and run."""
     removals: dict[str, Removal]
+    """By method, of as many heads as there are carriers, the highest of the biased run."""
     effective_heads: dict[str, float]
     """By method and run, how many equal heads a map's positive values amount to."""
 
@@ -250,15 +256,17 @@ class _Asking:
             bias, scoping_prompts=bias.scoping_prompts[: self.study.n_prompts]
         )
         token = target_token(self.model, bias, self.planted.target)
-        before = dict(self.maps(few, token, self.original))
+        cheap = [name for name in self.study.methods if name not in SWEEPS]
+        before = dict(self.maps(few, token, self.original, cheap))
         with self.planted.attached(self.model):
             steps = Steps.of(self.model)
-            maps = dict(self.maps(few, token, steps))
+            maps = dict(self.maps(few, token, steps, self.study.methods))
             chosen = dict(self.searched(few, token, maps, steps))
             injected = dict(self.injected(bias, few, steps)) if self.plant.inject else {}
         known = {n: recovery(v, self.planted, base=before.get(n)) for n, v in maps.items()}
         known |= {name: recovery(each, self.planted) for name, each in (chosen | injected).items()}
-        sets: dict[str, Any] = {n: maps[n].top(self.k) for n in maps} | chosen
+        biased = [name for name in maps if name.endswith("biased")]
+        sets: dict[str, Any] = {name: maps[name].top(self.k) for name in biased} | chosen
         gone = {name: self.removal(bias, heads) for name, heads in sets.items() if len(heads)}
         counts = {n: concentration(v.values).effective_heads for n, v in maps.items()}
         return Found(self.plant, self.planted, "", known, gone, counts)
@@ -267,9 +275,11 @@ class _Asking:
     def k(self) -> int:
         return max(1, len(self.planted.carriers()))
 
-    def maps(self, bias: Bias, token: BiasToken, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
+    def maps(
+        self, bias: Bias, token: BiasToken, steps: Steps, methods: Sequence[str]
+    ) -> Iterator[tuple[str, HeadScores]]:
         """Of the model as it is now, by method and run."""
-        for name in self.study.methods:
+        for name in methods:
             scope = BiasScope(n_targets=self.study.n_targets, **METHODS[name])
             label = f"map {name}, {bias.name}"
             scores = kept_map(steps, label, scope, self.model, bias, token, progress=self.progress)
@@ -301,12 +311,12 @@ class _Asking:
         make = partial(inject.fit, self.model, bias, seed=self.plant.seed, progress=self.progress)
         uses = [dataclasses.asdict(inject), bias.fingerprint(), self.plant.seed]
         row = steps.kept(f"row on a plant, {bias.name}", uses, BiasToken, make, BiasInject)
-        for name, scores in self.maps(few, row, steps):
+        for name, scores in self.maps(few, row, steps, self.study.methods):
             yield f"{name}, trained row", scores
 
     def removal(self, bias: Bias, heads: Any) -> Removal:
         """What bringing them to their mean does; the same heads are steered once."""
-        few = dataclasses.replace(bias, evaluation_prompts=bias.evaluation_prompts[:N_PROMPTS])
+        few = dataclasses.replace(bias, evaluation_prompts=bias.evaluation_prompts[:N_HELD_OUT])
         about = getattr(heads, "factors", None), list(map(str, heads))
         return self.original.kept(
             f"removal {self.plant.name}",

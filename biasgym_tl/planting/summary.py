@@ -11,10 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
+from biasgym_tl.figures import draw, keep_figure, recipe
 from biasgym_tl.files import write_csv
 from biasgym_tl.planting.study import Found
-from biasgym_tl.plots.figure import GREY, Series, error_bars, styled, write_pngs
-from biasgym_tl.plots.html import write_html
+from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
 from biasgym_tl.stats import Interval, crossed_interval
 
 FEWEST = 8
@@ -43,6 +43,7 @@ def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
             }
             row |= {"rank": known.ranks[0] if known.ranks else math.nan, "chance": known.chance[0]}
             row |= {"p": known.chance[1], "readers": " ".join(map(str, known.readers))}
+            row["n_carriers"] = len(known.carriers)
             row["effective_heads"] = each.effective_heads.get(method, math.nan)
             if gone := each.removals.get(method):
                 at_random = sum(gone.removed_random) / len(gone.removed_random)
@@ -66,7 +67,8 @@ def over_plants(values: pd.Series) -> Interval:
 
 
 def by_method(methods: pd.DataFrame) -> pd.DataFrame:
-    """One row a method: means over plants, with their intervals in words."""
+    """One row a method: means over plants, with their intervals in words; and the rank correlation
+    of the heads that its map's effect amounts to with the number of carriers."""
     rows = []
     for name, of_name in methods.groupby("method", sort=False):
         row = {"method": name, "plants": len(of_name), "first": (of_name["rank"] == 1).mean()}
@@ -77,6 +79,10 @@ def by_method(methods: pd.DataFrame) -> pd.DataFrame:
         ):  # fmt: skip
             if column in of_name:
                 row[column] = str(over_plants(of_name[column].astype(float))).replace("+", "")
+        if of_name["effective_heads"].notna().sum() > 2:
+            row["heads told apart"] = of_name["n_carriers"].corr(
+                of_name["effective_heads"], method="spearman"
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -148,9 +154,10 @@ def write_study(
     write_csv(folder / "heads.csv", heads)
     write_csv(folder / "summary.csv", by_method(methods))
     runs = [name for name in dict.fromkeys(methods["method"]) if name.endswith("biased")]
-    figures = {folder / "recovery": plot_recovery(methods)}
+    figures = {"recovery": plot_recovery(methods)}
     if not heads.empty:
-        figures[folder / "power"] = plot_power(heads, runs)
-    for path, figure in figures.items():
-        write_html(figure, path.with_suffix(".html"))
-    return write_pngs({path.with_suffix(".png"): figure for path, figure in figures.items()})
+        figures["power"] = plot_power(heads, runs)
+    kept = {name: keep_figure(folder / f"{name}.figure.json", f) for name, f in figures.items()}
+    return draw(
+        folder, {name: recipe("as it was drawn", [path.name]) for name, path in kept.items()}
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from biasgym_tl.errors import check_at_least
 from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads, by_head, check_heads
@@ -12,7 +12,7 @@ from biasgym_tl.steering.selection import Selection
 
 
 def layer_matched(
-    heads: GivenHeads, *, n_heads: int, n_draws: int, seed: int
+    heads: GivenHeads, *, n_heads: int, n_draws: int, seed: int, apart: bool = False
 ) -> list[tuple[Head, ...]]:
     """Random sets with as many heads in each layer as ``heads`` has there.
 
@@ -25,6 +25,7 @@ def layer_matched(
         n_heads: Heads in a layer.
         n_draws: Number of sets; 5 illustrate, a p-value wants 199 or more.
         seed: The same seed, the same sets.
+        apart: Only heads that are not chosen, in the layers that have enough of them.
 
     Raises:
         SettingError: ``n_draws`` is negative.
@@ -35,11 +36,16 @@ def layer_matched(
     n_layers = max((layer for layer, _ in chosen), default=-1) + 1
     per_layer = sorted(Counter(h.layer for h in check_heads(chosen, n_layers, n_heads)).items())
     rng = random.Random(seed)
+
+    def pool(layer: int, count: int) -> Sequence[int]:
+        others = [head for head in range(n_heads) if (layer, head) not in chosen]
+        return others if apart and len(others) >= count else range(n_heads)
+
     return [
         tuple(
             Head(layer, head)
             for layer, count in per_layer
-            for head in sorted(rng.sample(range(n_heads), count))
+            for head in sorted(rng.sample(pool(layer, count), count))
         )
         for _ in range(n_draws)
     ]

@@ -709,6 +709,30 @@ def _zeroing_mistakes(
     }
 
 
+def check_restored(fn: Callable[..., Mapping[Any, float]]) -> None:
+    """``fn(delta, heads)``, where two heads need each other and a third works alone."""
+    heads = [(0, 1), (1, 2), (1, 3)]
+
+    def delta(changed: Sequence[tuple[int, int]]) -> float:
+        both = (0, 1) in changed and (1, 2) in changed
+        return 1.0 + 0.5 * ((0, 1) in changed) + 2.0 * both + 0.25 * ((1, 3) in changed)
+
+    got = _called(fn, delta, heads)
+    if not isinstance(got, Mapping) or list(got) != heads:
+        raise AssertionError(f"restored: return a dict with the keys {heads}, in this order.")
+    alone = [delta([head]) - delta([]) for head in heads]
+    expected = torch.tensor([2.5, 2.0, 0.25])
+    _check(
+        "check_restored",
+        torch.tensor([float(got[head]) for head in heads]),
+        expected,
+        {
+            "this is what each head brings alone": torch.tensor(alone),
+            "the sign is turned round: a fall is positive": -expected,
+        },
+    )
+
+
 def _from_embed(model: HookedTransformer, embed: Tensor) -> Tensor:
     """Logits where the embeddings of all positions are given."""
     tokens = torch.zeros(embed.shape[:2], dtype=torch.long)
