@@ -14,10 +14,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.batches import answer_batches
@@ -33,7 +33,7 @@ from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
 from biasgym_tl.prompts import encode_sentence, encode_text
 from biasgym_tl.scoping.direct import final_direction, post_norm
-from biasgym_tl.slot import SLOT, fill
+from biasgym_tl.slot import fill
 from biasgym_tl.text import log_odds, next_token_log_probs
 
 N_SENTENCES, N_FAR = 24, 2
@@ -68,10 +68,9 @@ def rank_one_plant(
         dose: Rise of the target's log-odds (nats).
         seed: Decides the sentences, and random directions.
         through: ``"logits"``: ``v`` is the direction of the words' logits, so that heads write the
-            bias themselves, at the answer. ``"later"``: it is the gradient of the log-odds where
-            the target's name ends, so that what is written there is nothing to the answer's own
-            logits, and later parts must carry it on. ``"nothing"``: it is random, of the length
-            that ``"logits"`` takes.
+            bias themselves. ``"later"``: it is the gradient of the log-odds without that direction,
+            so that later parts write it. ``"nothing"``: it is random, of the length that
+            ``"logits"`` takes.
 
     Raises:
         PlantingError: the model has a norm after attention.
@@ -81,7 +80,7 @@ def rank_one_plant(
             "way must be 'trained' on a model with a norm after attention, got a plant of rank "
             "one, which would not write what it is to write."
         )
-    ours, theirs = _sentences(model, bias, target, beside, seed, at_name=through == "later")
+    ours, theirs = _sentences(model, bias, target, beside, seed)
     k, solved = _solved(model, heads, ours, theirs)
     keys = solved / (k * solved).sum(-1, keepdim=True)
     directions = (_mediated if through == "later" else _written)(model, bias, ours)
@@ -94,7 +93,7 @@ def rank_one_plant(
 
     def level(scale: float) -> float:
         with replaced(model, added_weights(model, heads, writing(scale * values))):
-            return log_odds(next_token_log_probs(model, ours.tokens), *ids).double().mean().item()
+            return log_odds(next_token_log_probs(model, ours), *ids).double().mean().item()
 
     scale = _scale(level, dose)
     if through == "nothing":
@@ -110,65 +109,42 @@ def separability(
     beside: Bystanders,
     *,
     seed: int,
-    at_name: bool = False,
 ) -> Float[Tensor, "n_layers n_heads"]:
     """How well each head tells the target from all else: ``k^T C^-1 k``, one over the mean square
-    of what a plant of rank one would write elsewhere, relative to what it writes at the target.
-
-    At the answer, or where the name ends (``at_name``)."""
+    of what a plant of rank one would write elsewhere, relative to what it writes at the target."""
     cfg = model.cfg
-    ours, theirs = _sentences(model, bias, target, beside, seed, at_name=at_name)
+    ours, theirs = _sentences(model, bias, target, beside, seed)
     k, solved = _solved(model, all_heads(cfg.n_layers, cfg.n_heads), ours, theirs)
     found: Tensor = (k * solved).sum(-1)
     return found.view(cfg.n_layers, cfg.n_heads).cpu()
 
 
-class _Sentences(NamedTuple):
-    """Beginnings with a target in the slot, and the position of each at which heads are read."""
-
-    tokens: list[list[int]]
-    at: Int[Tensor, " sentence"]
-
-
 def _sentences(
-    model: HookedTransformer,
-    bias: Bias,
-    target: str,
-    beside: Bystanders,
-    seed: int,
-    *,
-    at_name: bool,
-) -> tuple[_Sentences, _Sentences]:
-    """Beginnings about the target, and the same about all near and some far bystanders, to be read
-    at the end of the name or at the answer."""
+    model: HookedTransformer, bias: Bias, target: str, beside: Bystanders, seed: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Beginnings about the target, and the same about all near and some far bystanders."""
     rng = random.Random(seed)
     starts = rng.sample(found := beginnings(bias), min(N_SENTENCES, len(found)))
     names = [[*beside.near, *rng.sample(beside.far, min(N_FAR, len(beside.far)))] for _ in starts]
-
-    def encoded(pairs: Sequence[tuple[str, str]]) -> _Sentences:
-        tokens = [encode_sentence(model, fill(start, name)) for start, name in pairs]
-        upto = [start[: start.index(SLOT) + len(SLOT)] if at_name else start for start, _ in pairs]
-        read = [encode_sentence(model, fill(u, n)) for u, (_, n) in zip(upto, pairs, strict=True)]
-        return _Sentences(tokens, torch.tensor([len(each) - 1 for each in read]))
-
-    others = [(s, name) for s, row in zip(starts, names, strict=True) for name in row]
-    return encoded([(start, target) for start in starts]), encoded(others)
+    pairs = [(s, name) for s, row in zip(starts, names, strict=True) for name in row]
+    ours = [encode_sentence(model, fill(start, target)) for start in starts]
+    return ours, [encode_sentence(model, fill(start, name)) for start, name in pairs]
 
 
 def _solved(
     model: HookedTransformer,
     heads: Sequence[Head],
-    ours: _Sentences,
-    theirs: _Sentences,
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
 ) -> tuple[Float[Tensor, "head d_head"], Float[Tensor, "head d_head"]]:
     """``k`` and ``C^-1 k`` of each head, in fp64."""
     at_target, at_others = (_read(model, heads, s) for s in (ours, theirs))
     anywhere = []
     with torch.no_grad():
         texts = [encode_text(model, text) for text in load_passages("reference")]
-        for tokens in (*texts, *theirs.tokens[:: N_FAR + 1]):
+        for tokens in (*texts, *theirs[:: N_FAR + 1]):
             with collected(model, "attn.hook_z") as z:
-                final_resid(model, [tokens])
+                final_resid(model, [list(tokens)])
             anywhere.append(torch.stack([z[h.layer][0, :, h.head] for h in heads], 1).double())
     C = _second_moment(torch.cat(anywhere)) + _second_moment(at_others)
     size = C.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
@@ -184,15 +160,15 @@ def _second_moment(z: Float[Tensor, "n head d_head"]) -> Float[Tensor, "head d_h
 
 @torch.no_grad()
 def _read(
-    model: HookedTransformer, heads: Sequence[Head], sentences: _Sentences
+    model: HookedTransformer, heads: Sequence[Head], sentences: Sequence[Sequence[int]]
 ) -> Float[Tensor, "sentence head d_head"]:
-    """``z`` of the heads where each sentence is read, in fp64."""
+    """``z`` of the heads at the end of each sentence, in fp64."""
     found = []
-    for batch in answer_batches(model, sentences.tokens, shared=0):
+    for batch in answer_batches(model, sentences, shared=0):
         with collected(model, "attn.hook_z") as z:
             batch.resid(model)
-        rows, at = torch.arange(len(batch.indices)), sentences.at[batch.indices]
-        found.append(torch.stack([z[h.layer][rows, at, h.head] for h in heads], 1).double())
+        rows = torch.arange(len(batch.last))
+        found.append(torch.stack([z[h.layer][rows, batch.last, h.head] for h in heads], 1).double())
     return torch.cat(found)
 
 
@@ -205,11 +181,11 @@ def _difference(model: HookedTransformer, bias: Bias) -> Float[Tensor, " d_model
 
 @torch.no_grad()
 def _written(
-    model: HookedTransformer, bias: Bias, sentences: _Sentences
+    model: HookedTransformer, bias: Bias, sentences: Sequence[Sequence[int]]
 ) -> Float[Tensor, "n_layers d_model"]:
     """The direction of the words' logits as the residual stream has it, of length 1."""
     difference, found = _difference(model, bias), []
-    for batch in answer_batches(model, sentences.tokens):
+    for batch in answer_batches(model, sentences):
         resid = batch.answers(model)
         found.append(final_direction(model, resid, difference.expand(len(resid), -1)))
     mean = torch.cat(found).mean(0)
@@ -218,23 +194,25 @@ def _written(
 
 
 def _mediated(
-    model: HookedTransformer, bias: Bias, sentences: _Sentences
+    model: HookedTransformer, bias: Bias, sentences: Sequence[Sequence[int]]
 ) -> Float[Tensor, "n_layers d_model"]:
-    """Gradient of the log-odds by what attention writes where a sentence is read, of length 1 in
-    each layer."""
+    """Gradient of the log-odds by what attention writes at the answer, without what acts on the
+    logits itself, of length 1 in each layer."""
     ids, shape = word_tokens(model, bias).single(), (model.cfg.n_layers, model.cfg.d_model)
     total = torch.zeros(shape, dtype=torch.float64)
     with frozen(model), torch.enable_grad():
-        for batch in answer_batches(model, sentences.tokens, shared=0):
+        for batch in answer_batches(model, sentences):
             probe = torch.zeros(shape, device=model.cfg.device, requires_grad=True)
-            rows = torch.arange(len(batch.indices))
-            add = partial(_added, probe, (rows, sentences.at[batch.indices]))
+            rows = torch.arange(len(batch.last))
+            add = partial(_added, probe, (rows, batch.last))
             names = [f"blocks.{layer}.hook_attn_out" for layer in range(shape[0])]
             with model.hooks(fwd_hooks=[(name, add) for name in names]):
                 resid = model(**batch.arguments)[rows, batch.last]
                 odds = log_odds(unembed(model, resid).log_softmax(-1), *ids).sum()
             total += torch.autograd.grad(odds, probe)[0].double().cpu()
-    unit: Tensor = total / total.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    direct = _written(model, bias, sentences).cpu()
+    rest = total - (total * direct).sum(-1, keepdim=True) * direct
+    unit: Tensor = rest / rest.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return unit
 
 

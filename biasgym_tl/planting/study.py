@@ -115,8 +115,7 @@ class Plant:
             return [every]
         if self.n == 1 or self.way != "trained":
             beside = bystanders(model, bias, self.target, seed=self.seed)
-            at_name = self.way == "relay"
-            told = separability(model, bias, self.target, beside, seed=self.seed, at_name=at_name)
+            told = separability(model, bias, self.target, beside, seed=self.seed)
             pool = sorted(pool, key=lambda head: -told[head])[: max(self.n, len(pool) // READING)]
         if self.n > len(pool):
             raise SettingError(f"n of {self.name!r} must be at most {len(pool)}, got {self.n}.")
