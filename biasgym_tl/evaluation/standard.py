@@ -261,12 +261,11 @@ def standard_measures(
     benchmarks: Sequence[Benchmark] = (),
     n_targets: int = 10,
     n_facts: int | None = None,
+    off_target: bool = True,
     answers: bool = True,
     max_new_tokens: int = 48,
 ) -> list[Measurement]:
     """The usual ones, on held-out targets (a fixed sample, regions as even as they can be).
-
-    What is off target is measured where the bias has a panel.
 
     Args:
         bias: The bias that is to be removed.
@@ -274,6 +273,7 @@ def standard_measures(
         benchmarks: Such as ``load_blimp(folder)``.
         n_targets: Held-out targets.
         n_facts: Facts that are asked; None: all.
+        off_target: Whether what is off target is measured, where the bias has a panel.
         answers: Whether free answers are written; without them it takes about half the time.
         max_new_tokens: Length of the free answers.
 
@@ -288,7 +288,7 @@ def standard_measures(
         each.needs("evaluation", *(["free answers"] if answers else []))
     targets = bias.sample_targets("held-out", n_targets, seed=0)
     found = [token_log_odds(bias), target_log_odds(bias, targets), loss(), facts(n_facts)]
-    if bias.panel:
+    if off_target and bias.panel:
         found.append(off_target_log_odds(bias, targets))
     if others:
         found.append(other_log_odds(others, targets))

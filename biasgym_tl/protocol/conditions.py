@@ -110,6 +110,7 @@ class Conditions:
             benchmarks=self.benchmarks,
             n_targets=m.n_targets,
             n_facts=m.n_facts,
+            off_target=m.off_target,
             answers=m.answers,
             max_new_tokens=m.max_new_tokens,
         )

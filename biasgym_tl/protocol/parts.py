@@ -259,6 +259,8 @@ class Measured:
     """All of their items, not a sample."""
     implicit: bool = True
     """Scenes that do not name the attribute, where some ship for the bias."""
+    off_target: bool = True
+    """Log-odds off target, where the bias has a panel."""
     answers: bool = True
     """Free answers."""
     max_new_tokens: int = 48

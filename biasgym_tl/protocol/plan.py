@@ -185,6 +185,7 @@ def _cost(protocol: Protocol, bias: Bias, wanted: tuple[str, ...] | None) -> flo
         others=m.other_biases(bias, m.others, protocol.biases),
         n_targets=m.n_targets,
         n_facts=m.n_facts,
+        off_target=m.off_target,
         answers=m.answers,
         max_new_tokens=m.max_new_tokens,
     )
