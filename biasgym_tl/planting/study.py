@@ -55,7 +55,6 @@ SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
     "learned factors": _factors,
     f"learned factors among {AMONG}": _factors,
     "damage budget": BudgetSearch,
-    "damage budget, screened": partial(BudgetSearch, proposed_by="screened_ablation"),
 }
 """Searches for as many heads as there are carriers; factors with half of the usual batches."""
 HALVES = ("open", "closed")
