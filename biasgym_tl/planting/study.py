@@ -294,10 +294,12 @@ class _Asking:
         """Heads that a search chooses on the planted model."""
         for name in self.study.searches if self.plant.search else ():
             search = SEARCHES[name](k=self.k)
-            options: dict[str, Any] = {"progress": self.progress}
+            options: dict[str, Any] = {}
             if name.endswith(f"among {AMONG}"):
                 options["among"] = maps[f"{SCREEN}, biased"].top(AMONG)
-            make = partial(search.select, self.model, bias, token, **options)
+            make = partial(
+                search.select, self.model, bias, token, progress=self.progress, **options
+            )
             uses = [repr(search), bias.fingerprint(), self.planted.target, repr(options)]
             yield (
                 name,
