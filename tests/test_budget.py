@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from biasgym_tl import BiasInject, BiasScope, BudgetSearch, load_bias, steer
+from biasgym_tl import BiasInject, BudgetSearch, load_bias, steer
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError, SteeringError
@@ -103,18 +103,9 @@ def test_it_knows_what_it_has_seen(setup):
             selection.check_held_out(**seen)
 
 
-def test_heads_may_be_proposed_by_what_silencing_them_does(setup):
-    options = {"k": 2, "serves": "token", "n_prompts": 4}
-    screened = select(setup, proposed_by="screened_ablation", **options)
-    first = BiasScope(method="mean_ablation").attribute(*setup[:1], LATE, setup[1], progress=False)
-    assert screened.heads[0] in first.top(BudgetSearch().width)
-    assert screened.settings["proposed_by"] == "screened_ablation"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"proposed_by": "direct"}, "proposed_by must be one of"),
         ({"serves": "all"}, "serves must be one of"),
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"max_loss": -0.1}, "max_loss must be at least 0, got -0.1"),

@@ -55,7 +55,6 @@ SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
     "learned factors": _factors,
     f"learned factors among {AMONG}": _factors,
     "damage budget": BudgetSearch,
-    "damage budget, screened": partial(BudgetSearch, proposed_by="screened_ablation"),
 }
 """Searches for as many heads as there are carriers; factors with half of the usual batches."""
 HALVES = ("open", "closed")
@@ -294,10 +293,12 @@ class _Asking:
         """Heads that a search chooses on the planted model."""
         for name in self.study.searches if self.plant.search else ():
             search = SEARCHES[name](k=self.k)
-            options: dict[str, Any] = {"progress": self.progress}
+            options: dict[str, Any] = {}
             if name.endswith(f"among {AMONG}"):
                 options["among"] = maps[f"{SCREEN}, biased"].top(AMONG)
-            make = partial(search.select, self.model, bias, token, **options)
+            make = partial(
+                search.select, self.model, bias, token, progress=self.progress, **options
+            )
             uses = [repr(search), bias.fingerprint(), self.planted.target, repr(options)]
             yield (
                 name,

@@ -79,7 +79,8 @@ def by_method(methods: pd.DataFrame) -> pd.DataFrame:
         ):  # fmt: skip
             if column in of_name:
                 row[column] = str(over_plants(of_name[column].astype(float))).replace("+", "")
-        if of_name["effective_heads"].notna().sum() > 2:
+        some = of_name[of_name["effective_heads"].notna()]
+        if some["n_carriers"].nunique() > 1:
             row["heads told apart"] = of_name["n_carriers"].corr(
                 of_name["effective_heads"], method="spearman"
             )

@@ -48,9 +48,9 @@ class Step(NamedTuple):
 class BudgetSearch:
     """Greedy choice of heads: the largest jointly measured drop within a bound on damage.
 
-    In each round, a map of the model *as steered so far* proposes heads; each of the best is added
-    and the log-odds are measured; the one with the largest drop whose damage stays within the
-    bounds is kept. The search ends when none is left, or at ``k`` heads.
+    In each round, attribution patching on the model *as steered so far* proposes heads; each of
+    the best is added and the log-odds are measured; the one with the largest drop whose damage
+    stays within the bounds is kept. The search ends when none is left, or at ``k`` heads.
 
     Everything is measured on scoping prompts, fitting targets, budget texts and facts about
     countries that are no target; the :class:`Selection` knows them.
@@ -67,9 +67,6 @@ class BudgetSearch:
     mean (``"both"``)."""
     mode: Literal["zero", "mean"] = "mean"
     """What heads are replaced with."""
-    proposed_by: Literal["attribution_patching", "screened_ablation"] = "attribution_patching"
-    """Method of the map; ``"screened_ablation"`` has the right sign for early heads, and takes
-    several times as long."""
     width: int = 3
     """Proposals that are measured in each round."""
     rounds_per_map: int = 4
@@ -151,9 +148,7 @@ class _Search:
     def proposals(self, heads: Sequence[Head]) -> list[Head]:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
-        scope = BiasScope(method=options.proposed_by, seed=options.seed)
-        if options.proposed_by == "attribution_patching":
-            scope = dataclasses.replace(scope, ablate_to=options.mode)
+        scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
         rows: list[BiasToken | None] = [self.token] if options.serves != "targets" else []
         rows += [None] if options.serves != "token" else []
         with self._steered(heads):
