@@ -136,8 +136,8 @@ def plot_power(heads: pd.DataFrame, names: list[str]) -> go.Figure:
             customdata=some["plant"] + ": " + some["head"],
             hovertemplate="%{customdata}: %{x:.1f} nats, rank %{y}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log", autorange="reversed")
+    figure.update_xaxes(type="log", tickvals=[0.1, 0.3, 0.5, 1, 2, 3, 5])
+    figure.update_yaxes(type="log", autorange="reversed", tickvals=[1, 2, 5, 10, 30, 100, 300])
     return styled(
         figure,
         "How strong must a carrier be to be found?",
