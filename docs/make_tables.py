@@ -510,7 +510,7 @@ def plants_table() -> str:
         changes += [minus(f"{100 * row.facts:+.0f}"), minus(f"{row.loss:+.2f}")]
         carriers = f"{row.n_carriers}, {row.strongest} {row.restored:.1f}"
         kept = "" if pd.isna(row.refused) else row.refused
-        about = [f"{row.bias}, {row.target}", n, row.way, row.half]
+        about = [f"{row.bias}, {row.about}", n, row.way, row.half]
         rows.append([*about, *changes, carriers, minus(re.sub(r" \S+ \(limit \S+\)", "", kept))])
     heading = ("bias, target", "heads", "way", "half", "target", "neighbours", "others", "facts",
                "loss", "carriers, strongest", "refused for")  # fmt: skip
@@ -520,7 +520,8 @@ def plants_table() -> str:
 def recovery_table(half: str | None = None) -> str:
     """One row a method, over the plants that were accepted."""
     methods = pd.read_csv(FIGURES / "plants" / "methods.csv")
-    accepted = methods[methods.refused.isna()]
+    named = ~methods.method.str.endswith("trained row")  # the target itself in the slot
+    accepted = methods[methods.refused.isna() & named]
     some = accepted if half is None else accepted[accepted.half == half]
     columns = ["auroc", "auroc_before", "precision", "removed", "removed_random", "kl"]
     rows = []

@@ -7,15 +7,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
+from scipy.stats import bootstrap
 
 from biasgym_tl.figures import draw, keep_figure, recipe
 from biasgym_tl.files import write_csv
 from biasgym_tl.planting.study import Found
 from biasgym_tl.plots.figure import GREY, Series, error_bars, styled
-from biasgym_tl.stats import Interval, crossed_interval
+from biasgym_tl.stats import Interval
 
 FEWEST = 8
 """Plants that an interval needs."""
@@ -26,10 +27,11 @@ def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
     plants, methods, heads = [], [], []
     for each in found:
         name, done = each.plant.name, each.planted
-        strongest = done.truth().iloc[0]
+        strongest, about = done.truth().iloc[0], dataclasses.asdict(each.plant)
+        about["about"] = about.pop("target")  # a column "target" is its rise
         plants.append(
             {
-                "plant": name, **dataclasses.asdict(each.plant), **done.report,
+                "plant": name, **about, **done.report,
                 "refused": each.refused, "n_planted": len(done.heads),
                 "n_carriers": len(done.carriers()), "strongest": strongest["head"],
                 "restored": strongest["restored"],
@@ -58,12 +60,14 @@ def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
 
 
 def over_plants(values: pd.Series) -> Interval:
-    """Mean over plants, whose interval is of plants; without ends for fewer than :data:`FEWEST`."""
-    found = torch.tensor(values.dropna().to_numpy(), dtype=torch.float64)
+    """Mean over plants with a 95% interval from resampled plants (percentiles, which stay in the
+    range of the values); without ends for fewer than :data:`FEWEST`."""
+    found = values.dropna().to_numpy(dtype=float)
+    mean = float(found.mean()) if len(found) else math.nan
     if len(found) < FEWEST:
-        mean = found.mean().item() if len(found) else math.nan
         return Interval(mean, math.nan, math.nan)
-    return crossed_interval(found[:, None])
+    drawn = bootstrap((found,), np.mean, n_resamples=1999, method="percentile", random_state=0)
+    return Interval(mean, *map(float, drawn.confidence_interval))
 
 
 def by_method(methods: pd.DataFrame) -> pd.DataFrame:
@@ -132,8 +136,8 @@ def plot_power(heads: pd.DataFrame, names: list[str]) -> go.Figure:
             customdata=some["plant"] + ": " + some["head"],
             hovertemplate="%{customdata}: %{x:.1f} nats, rank %{y}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log", autorange="reversed")
+    figure.update_xaxes(type="log", tickvals=[0.1, 0.3, 0.5, 1, 2, 3, 5])
+    figure.update_yaxes(type="log", autorange="reversed", tickvals=[1, 2, 5, 10, 30, 100, 300])
     return styled(
         figure,
         "How strong must a carrier be to be found?",
@@ -155,7 +159,8 @@ def write_study(
     write_csv(folder / "heads.csv", heads)
     write_csv(folder / "summary.csv", by_method(methods))
     runs = [name for name in dict.fromkeys(methods["method"]) if name.endswith("biased")]
-    figures = {"recovery": plot_recovery(methods)}
+    asked = methods[~methods["method"].str.endswith("trained row")]
+    figures = {"recovery": plot_recovery(asked)}
     if not heads.empty:
         figures["power"] = plot_power(heads, runs)
     kept = {name: keep_figure(folder / f"{name}.figure.json", f) for name, f in figures.items()}
