@@ -22,7 +22,7 @@ from biasgym_tl.notebook import Card
 from biasgym_tl.planting.planted import CARRIER, Planted
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
-from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.scoping.scores import HeadScores, marked
 from biasgym_tl.slot import fill
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
@@ -100,7 +100,7 @@ def recovery(
     values = _values(scores, planted)
     truth, flat = planted.map_of_truth(), values.flatten()
     carriers = planted.carriers(share)
-    wanted = _marked(carriers, values)
+    wanted = marked(carriers, *values.shape).flatten()
     places, own = _ranks(-flat).view_as(values), auroc(flat, wanted)
     order = flat.argsort(descending=True, stable=True)[: len(carriers)].tolist()
     every = all_heads(*values.shape)
@@ -109,7 +109,7 @@ def recovery(
         carriers=carriers,
         ranks=tuple(places[head].item() for head in carriers),
         auroc=own,
-        auroc_planted=auroc(flat, _marked(planted.heads, values)),
+        auroc_planted=auroc(flat, marked(planted.heads, *values.shape).flatten()),
         auroc_before=None if base is None else auroc(base.values.flatten(), wanted),
         chance=_chance(values, carriers, own, seed),
         precision=len({*highest} & {*carriers}) / len(carriers) if carriers else float("nan"),
@@ -140,13 +140,6 @@ def _values(scores: HeadScores | Selection, planted: Planted) -> Float[Tensor, "
     return values
 
 
-def _marked(heads: Sequence[Head], like: Tensor) -> Bool[Tensor, " head"]:
-    marked = torch.zeros(like.shape, dtype=torch.bool)
-    for head in heads:
-        marked[head] = True
-    return marked.flatten()
-
-
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """1 for the lowest; ties have the mean of their places."""
     return torch.from_numpy(rankdata(values.numpy()))
@@ -173,7 +166,8 @@ def _chance(
         return own, own
     ranks, n_heads = _ranks(values.flatten()), values.shape[1]
     draws = layer_matched(carriers, n_heads=n_heads, n_draws=N_DRAWS, seed=seed)
-    found = torch.tensor([_auroc(ranks, _marked(draw, values)) for draw in draws])
+    wanted = (marked(draw, *values.shape).flatten() for draw in draws)
+    found = torch.tensor([_auroc(ranks, each) for each in wanted])
     return found.mean().item(), rank_p(own, found)
 
 

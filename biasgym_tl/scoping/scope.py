@@ -34,7 +34,7 @@ from biasgym_tl.scoping.direct import (
 )
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
 from biasgym_tl.scoping.patching import patching_effects
-from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, top_heads
+from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, marked, top_heads
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
 
@@ -230,11 +230,7 @@ class BiasScope:
             return _Run(parts.heads, parts.delta, others)
         delta, ids = self._delta(model, pairs, sequences), (pairs.biased_ids, pairs.neutral_ids)
         if self.method == "attribution_patching":
-            at_once = max(1, self.batch_size // 4)  # a gradient holds more
-            patched = partial(
-                patching_effects, reference=reference, batch_size=at_once, progress=progress
-            )
-            return _Run(patched(model, sequences, *ids), delta, {})
+            return _Run(self._patched(model, pairs, progress, sequences, reference), delta, {})
         without = ablated_deltas(
             model,
             sequences,
@@ -247,11 +243,26 @@ class BiasScope:
         )
         values = delta[:, None, None] - without
         if heads is not None:
-            silent = torch.ones(values.shape[1:], dtype=torch.bool)
-            for head in heads:
-                silent[head] = False
-            values[:, silent] = 0.0
+            values[:, ~marked(heads, *values.shape[1:])] = 0.0
         return _Run(values, delta, {})
+
+    def _patched(
+        self,
+        model: HookedTransformer,
+        pairs: Pairs,
+        progress: bool,
+        sequences: Sequences,
+        reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
+    ) -> Float[Tensor, "pair n_layers n_heads"]:
+        return patching_effects(
+            model,
+            sequences,
+            pairs.biased_ids,
+            pairs.neutral_ids,
+            reference=reference,
+            batch_size=max(1, self.batch_size // 4),  # a gradient holds more
+            progress=progress,
+        )
 
     def _screened(
         self,
@@ -259,15 +270,10 @@ class BiasScope:
         pairs: Pairs,
         means: Float[Tensor, "n_layers n_heads d_head"] | None,
         progress: bool,
-    ) -> list[Head]:
+    ) -> tuple[Head, ...]:
         """The heads to silence, the same on both sides."""
-        ids = pairs.biased_ids, pairs.neutral_ids
-        at_once = max(1, self.batch_size // 4)
-        patched = patching_effects(
-            model, pairs.biased, *ids, reference=means, batch_size=at_once, progress=progress
-        )
-        size = patched.mean(0).abs().nan_to_num()
-        return list(top_heads(size, min(self.n_screened, size.numel())))
+        size = self._patched(model, pairs, progress, pairs.biased, means).mean(0).abs()
+        return top_heads(size, min(self.n_screened, size.numel()))
 
     def _parts(self, model: HookedTransformer, pairs: Pairs, sequences: Sequences) -> Parts:
         options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}

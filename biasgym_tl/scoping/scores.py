@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import AttributionError, SettingError, check_within
@@ -236,6 +237,14 @@ def top_heads(values: Float[Tensor, "n_layers n_heads"], k: int) -> tuple[Head, 
     check_within("k", k, 1, values.numel())
     heads = all_heads(*values.shape)
     return tuple(heads[i] for i in values.flatten().argsort(descending=True, stable=True)[:k])
+
+
+def marked(heads: Iterable[Head], n_layers: int, n_heads: int) -> Bool[Tensor, "n_layers n_heads"]:
+    """True at some heads."""
+    found = torch.zeros(n_layers, n_heads, dtype=torch.bool)
+    for head in heads:
+        found[head] = True
+    return found
 
 
 def head_table(**values: Float[Tensor, "n_layers n_heads"]) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_text
-from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.scoping.scores import marked, top_heads
 from biasgym_tl.steering.reference import scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import kl, log_odds, next_token_log_probs
@@ -176,9 +176,7 @@ class _Learner:
         """Factors of some heads (1 elsewhere), and excess and KL at each step."""
         options, cfg = self.options, self.model.cfg
         factors = torch.ones(cfg.n_layers, cfg.n_heads, device=cfg.device, requires_grad=True)
-        free = torch.zeros_like(factors, dtype=torch.bool)
-        for head in among:
-            free[head] = True
+        free = marked(among, cfg.n_layers, cfg.n_heads).to(cfg.device)
         adam = torch.optim.Adam([factors], lr=options.lr, betas=(0.8, 0.95))
         path = []
         for step in tqdm(range(options.n_steps), desc="factors", disable=not progress):
