@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from biasgym_tl.biases.lists import check_distinct, shared
-from biasgym_tl.errors import BiasFileError, SettingError
+from biasgym_tl.errors import BiasFileError, check_one_of
 from biasgym_tl.slot import SLOT
 
 SPLITS = ("fitting", "held-out")
@@ -89,8 +89,7 @@ class Panel:
         Raises:
             SettingError: there is no such half.
         """
-        if split not in SPLITS:
-            raise SettingError(f"split must be one of {list(SPLITS)}, got {split!r}.")
+        check_one_of("split", split, SPLITS)
         return {name: cell[SPLITS.index(split)] for name, cell in self.cells().items()}
 
 

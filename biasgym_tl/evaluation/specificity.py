@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from biasgym_tl.stats import Interval, column_spread, crossed_interval, independent_difference
+from biasgym_tl.stats import Interval, column_spread, independent_difference
 
 if TYPE_CHECKING:
     from biasgym_tl.evaluation.report import Report
@@ -59,14 +59,14 @@ def off_target(report: Report, name: str) -> OffTarget | None:
     keys = (TARGETS, "held_out_words_log_odds", *(f"{cell}_log_odds" for cell in SPARED))
     if not set(keys) <= set(report.measures) or name in report.controls:
         return None
+    change = {key: found for key in keys if (found := report.change(name, key, "original"))}
+    if len(change) < len(keys):
+        return None
     here, since = (
-        {key: values for key in keys if (values := report.values(of, key)) is not None}
+        {key: v for key in (TARGETS, *ANCHORS) if (v := report.values(of, key)) is not None}
         for of in (name, "original")
     )
-    if len(here) < len(keys) or len(since) < len(keys):
-        return None
-    moved = {key: here[key] - since[key] for key in keys}
-    change = {key: crossed_interval(values) for key, values in moved.items()}
+    moved = {key: here[key] - since[key] for key in here}
     return OffTarget(
         specificity=independent_difference(moved[TARGETS], [moved[key] for key in ANCHORS]),
         target=change[TARGETS],
