@@ -15,6 +15,8 @@ STEERING_MODES = (*MODES, "scale")
 """What steering can do: silence heads, or let them keep a part."""
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
+HALVES = ("open", "closed")
+"""Of the plants of a study: on the closed one nothing may be tuned."""
 PRESETS = ("cpu", "paper")
 """Settings of a training."""
 EPOCH_CHOICES = ("similarity", "loss", "last")

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from biasgym_tl.allowed import HALVES
 from biasgym_tl.cli.app import check_folder, command, find_model, say, say_json
 from biasgym_tl.cli.options import AsJson
+from biasgym_tl.cli.shell import one_of
 from biasgym_tl.errors import PlantingError
 from biasgym_tl.files import read_text
 from biasgym_tl.toml import read_toml, shipped_toml
@@ -22,7 +24,8 @@ def plants(
         Path | None, typer.Argument(help="A .toml file; default: the 24 shipped plants.")
     ] = None,
     half: Annotated[
-        str | None, typer.Option(help="Only plants of this half: open or closed.")
+        str | None,
+        typer.Option(help="Only plants of this half: open or closed.", callback=one_of(HALVES)),
     ] = None,
     json: AsJson = False,
 ) -> None:
@@ -40,17 +43,17 @@ def plants(
     asked = PlantStudy.from_mapping(values, str(study or "shipped study")).of_half(half)
     find_model(asked.model)
     say(f"Loading {asked.model} ...", err=True)
-    found, remark = [], None
+    found = []
     try:
         for each in run_study(asked, load_model(asked.model), say=partial(say, err=True)):
             found.append(each)
-            remark = write_study(*tables(found), out)
+            write_study(*tables(found), out, png=False)
     except KeyboardInterrupt:
         say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
-    if remark:
+    made, methods, heads = tables(found)
+    if remark := write_study(made, methods, heads, out):
         say(remark, err=True)
-    made, methods, _ = tables(found)
     summary = methods if methods.empty else by_method(methods)
     if json:
         say_json({"plants": made.to_dict("records"), "methods": summary.to_dict("records")})

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from biasgym_tl.allowed import HALVES
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.heads import Head, all_heads
@@ -21,6 +22,7 @@ from biasgym_tl.planting.planted import Limits, Planted
 from biasgym_tl.planting.rank_one import separability
 from biasgym_tl.planting.recovery import Recovery, Removal, recovery, removal
 from biasgym_tl.planting.sentences import bystanders, target_token
+from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.protocol.stages import kept_map
 from biasgym_tl.scoping.compare import concentration
 from biasgym_tl.scoping.scope import BiasScope
@@ -50,14 +52,14 @@ SWEEPS = ("zero ablation", "mean ablation")
 """Those that run the model once a head, which are not asked of the model before planting."""
 AMONG, SCREEN = 20, "screened ablation"
 """Highest heads of this map, from which one of the searches may choose."""
+FROM_SCREEN = f"learned factors among {AMONG}"
 _factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3)
 SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
     "learned factors": _factors,
-    f"learned factors among {AMONG}": _factors,
+    FROM_SCREEN: _factors,
     "damage budget": BudgetSearch,
 }
 """Searches for as many heads as there are carriers; factors with half of the usual batches."""
-HALVES = ("open", "closed")
 SHIPPED = "planting/data/plants.toml"
 READING = 6
 """One of so many heads tells a target apart well enough to carry a plant alone, or of rank one."""
@@ -102,9 +104,12 @@ class Plant:
         n = f"{self.n} {self.place}" if self.n else "all"
         return f"{self.bias}, {self.target}, {n}, {self.way}, {self.seed}"
 
-    def draws(self, model: HookedTransformer) -> list[tuple[Head, ...]]:
+    def draws(
+        self, model: HookedTransformer, finished: Finished = make_now
+    ) -> list[tuple[Head, ...]]:
         """Heads drawn by its seed from its layers, :data:`DRAWS` times. One head, or those whose
         ``W_O`` alone is changed, are of the :data:`READING` share that tells the target apart best.
+        ``finished`` may look up how well each does.
         """
         n_layers, bias = model.cfg.n_layers, load_bias(self.bias)
         low, high = (part * n_layers // 3 for part in PLACES[self.place])
@@ -114,8 +119,13 @@ class Plant:
             return [every]
         if self.n == 1 or self.way != "trained":
             beside = bystanders(model, bias, self.target, seed=self.seed)
-            told = separability(model, bias, self.target, beside, seed=self.seed)
-            pool = sorted(pool, key=lambda head: -told[head])[: max(self.n, len(pool) // READING)]
+            told = finished(
+                f"separability, {bias.name}",
+                [bias.fingerprint(), self.target, self.seed],
+                lambda: separability(model, bias, self.target, beside, seed=self.seed).tolist(),
+            )
+            pool.sort(key=lambda head: -told[head.layer][head.head])
+            pool = pool[: max(self.n, len(pool) // READING)]
         if self.n > len(pool):
             raise SettingError(f"n of {self.name!r} must be at most {len(pool)}, got {self.n}.")
         rng = random.Random(self.seed)
@@ -143,9 +153,8 @@ class PlantStudy:
         for search in self.searches:
             check_one_of("searches", search, SEARCHES)
         check_at_least(1, n_prompts=self.n_prompts, n_targets=self.n_targets)
-        among = [name for name in self.searches if name.endswith(f"among {AMONG}")]
-        if among and SCREEN not in self.methods:
-            raise SettingError(f"methods must hold {SCREEN!r} for the search {among[0]!r}.")
+        if FROM_SCREEN in self.searches and SCREEN not in self.methods:
+            raise SettingError(f"methods must hold {SCREEN!r} for the search {FROM_SCREEN!r}.")
         names = [each.name for each in self.plants]
         if len({*names}) < len(names):
             raise SettingError("plants must be different ones, got one twice.")
@@ -223,7 +232,7 @@ def _made(
     bias = load_bias(each.bias)
     options: dict[str, Any] = {"dose": each.dose, "seed": each.seed, "way": each.way}
     finished = original.finished(specificity)
-    for heads in each.draws(model):
+    for heads in each.draws(model, original.finished(separability)):
         make = partial(
             plant, model, bias, heads, each.target, limits=ANY, finished=finished,
             progress=progress, **options,
@@ -294,23 +303,26 @@ class _Asking:
         for name in self.study.searches if self.plant.search else ():
             search = SEARCHES[name](k=self.k)
             options: dict[str, Any] = {}
-            if name.endswith(f"among {AMONG}"):
+            if name == FROM_SCREEN:
                 options["among"] = maps[f"{SCREEN}, biased"].top(AMONG)
             make = partial(
                 search.select, self.model, bias, token, progress=self.progress, **options
             )
             uses = [repr(search), bias.fingerprint(), self.planted.target, repr(options)]
-            yield (
-                name,
-                steps.kept(f"search {name}, {bias.name}", uses, Selection, make, type(search)),
-            )
+            label = f"search {name}, {bias.name}"
+            yield name, steps.kept(label, uses, Selection, make, type(search))
 
     def injected(self, bias: Bias, few: Bias, steps: Steps) -> Iterator[tuple[str, HeadScores]]:
         """Maps of a BiasToken that was trained on the planted model."""
         inject = BiasInject.cpu()
-        make = partial(inject.fit, self.model, bias, seed=self.plant.seed, progress=self.progress)
+        options: dict[str, Any] = {"seed": self.plant.seed, "progress": self.progress}
         uses = [dataclasses.asdict(inject), bias.fingerprint(), self.plant.seed]
-        row = steps.kept(f"row on a plant, {bias.name}", uses, BiasToken, make, BiasInject)
+        row = steps.trained(
+            f"row on a plant, {bias.name}",
+            uses,
+            lambda epochs: inject.fit(self.model, bias, checkpoint=epochs, **options),
+            BiasInject,
+        )
         for name, scores in self.maps(few, row, steps, self.study.methods):
             yield f"{name}, trained row", scores
 

@@ -148,9 +148,14 @@ def plot_power(heads: pd.DataFrame, names: list[str]) -> go.Figure:
 
 
 def write_study(
-    plants: pd.DataFrame, methods: pd.DataFrame, heads: pd.DataFrame, folder: Path
+    plants: pd.DataFrame,
+    methods: pd.DataFrame,
+    heads: pd.DataFrame,
+    folder: Path,
+    *,
+    png: bool = True,
 ) -> str | None:
-    """Tables and pictures into a folder; why there are no PNGs, if so."""
+    """Tables and pictures into a folder; why there are no PNGs, if they were asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "plants.csv", plants)
     if methods.empty:
@@ -164,6 +169,5 @@ def write_study(
     if not heads.empty:
         figures["power"] = plot_power(heads, runs)
     kept = {name: keep_figure(folder / f"{name}.figure.json", f) for name, f in figures.items()}
-    return draw(
-        folder, {name: recipe("as it was drawn", [path.name]) for name, path in kept.items()}
-    )
+    recipes = {name: recipe("as it was drawn", [path.name]) for name, path in kept.items()}
+    return draw(folder, recipes, png=png)
