@@ -104,7 +104,9 @@ def test_the_report_opens_with_its_figures(page, found, tmp_path):
     page.locator(".js-plotly-plot .main-svg").first.wait_for()
     assert page.locator(".js-plotly-plot").count() == 3
     assert "always late" in page.locator("h1").inner_text()
-    assert page.locator("table").first.locator("tr").count() > 5
+    off_target, measures = page.locator("table").nth(0), page.locator("table").nth(1)
+    assert "specificity" in off_target.inner_text()
+    assert measures.locator("tr").count() > 5
     conditions = page.locator(".js-plotly-plot").first
     shown = conditions.locator(".scatterlayer .trace")
     n = shown.count()
