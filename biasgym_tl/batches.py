@@ -97,6 +97,9 @@ def _with_rows(cache: Any, rows: Callable[[Tensor], Tensor]) -> Any:
         TransformerLensKeyValueCacheEntry(rows(e.past_keys), rows(e.past_values), frozen=True)
         for e in cache.entries
     ]
+    for entry, before in zip(entries, cache.entries, strict=True):
+        if hasattr(before, "read"):  # by a gate
+            entry.read = rows(before.read)
     return TransformerLensKeyValueCache(entries, rows(cache.previous_attention_mask), frozen=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from biasgym_tl.allowed import MODES, STEERING_MODES
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import SteeringError
+from biasgym_tl.gate import Gate
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
 from biasgym_tl.lens import (
     HookedTransformer,
@@ -58,8 +59,9 @@ def steer(
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     factor: Factor = None,
+    after: Sequence[str] | None = None,
 ) -> Iterator[None]:
-    """Silence or weaken ``heads`` at every position while the context is open.
+    """Silence or weaken ``heads`` while the context is open, at every position or after names.
 
     ``z[:, :, h] := factor * z + (1 - factor) * reference[layer, h]``. Mode ``"zero"`` (the
     paper's): both are 0. ``"scale"``: the reference is 0. ``"mean"``: the factor is 0 unless given.
@@ -79,26 +81,36 @@ def steer(
             :func:`biasgym_tl.target_means` is over prompts instead.
         factor: Share of its own output that a head keeps, for all or by head; above 1 strengthens,
             below 0 turns round.
+        after: Act only from the last token of the first of these names on, in each text by itself,
+            such as the names of targets; default: those of the ``Selection``, or everywhere. The
+            model must then be run from tokens, and a key-value cache made in this context.
 
     Raises:
-        SteeringError: a head is outside the model, or mode, reference or factor are not valid.
+        SteeringError: a head is outside the model, or mode, reference, factor or names are not
+            valid.
         ModelError: the model is no HookedTransformer with its own value biases, or another thread
             has changed it.
     """
-    with edited(model, steering_edit(model, heads, mode, reference, factor)):
+    after = getattr(heads, "after", ()) if after is None else after
+    with edited(model, steering_edit(model, heads, mode, reference, factor), after):
         yield
 
 
 @contextlib.contextmanager
-def edited(model: HookedTransformer, edit: Mapping[int, LayerEdit]) -> Iterator[None]:
+def edited(
+    model: HookedTransformer, edit: Mapping[int, LayerEdit], after: Sequence[str] = ()
+) -> Iterator[None]:
     """What :func:`steer` does, from what :func:`steering_edit` returned."""
+    gate = Gate(model, after) if len(after) else None
     steering = _Steering("steered")
     begin(model, steering)
     try:
         with contextlib.ExitStack() as stack:
+            if gate and edit:
+                stack.enter_context(gate.watching(edit))
             for layer, in_layer in edit.items():
                 point = model.blocks[layer].attn.hook_z
-                stack.enter_context(_permanent_hook(point, _edit(in_layer, steering)))
+                stack.enter_context(_permanent_hook(point, _edit(in_layer, steering, gate)))
             yield
     finally:
         end(model, steering)
@@ -253,7 +265,9 @@ def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
         yield found
 
 
-def _edit(edit: LayerEdit, steering: _Steering) -> Callable[[Tensor, Any], Tensor]:
+def _edit(
+    edit: LayerEdit, steering: _Steering, gate: Gate | None
+) -> Callable[[Tensor, Any], Tensor]:
     scaled = bool(edit.factor.any())
 
     def hook(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:
@@ -262,6 +276,8 @@ def _edit(edit: LayerEdit, steering: _Steering) -> Callable[[Tensor, Any], Tenso
         value = edit.shift.to(z)
         if scaled:
             value = value + edit.factor.to(z)[:, None] * z[:, :, edit.heads]
+        if gate:
+            value = torch.where(gate()[:, :, None, None], value, z[:, :, edit.heads])
         z = z.clone()
         z[:, :, edit.heads] = value
         return z

@@ -189,6 +189,7 @@ def replayed(model: HookedTransformer, recording: Recording, first: int) -> Iter
         start = max((layer for layer in known if layer <= first), default=0)
         if start:
             resid = known[start]
+            model.embed(tokens)  # for hooks that look at tokens
             mask = mask if cache is None else cache.append_attention_mask(mask)
         else:
             resid, _, _, mask = model.input_to_embed(

@@ -8,7 +8,7 @@ import torch
 from biasgym_tl import BiasInject, FactorSearch, Head, load_bias, steer
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import bias_log_odds
-from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.errors import BiasFileError, SettingError, SteeringError
 from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.train import frozen
@@ -19,7 +19,7 @@ from biasgym_tl.text import mean_loss
 pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 ANY = [str(head) for head in all_heads(3, 4)]
-QUICK = FactorSearch(k=3, n_steps=12, n_texts=1, n_facts=2, n_sentences=6, keep=0.0)
+QUICK = FactorSearch(k=3, n_steps=12, n_texts=1, n_facts=2, n_sentences=6, keep=0.0, off_target=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,23 @@ def scoping_odds(model, token):
     names = (token.text, *LATE.sample_targets("fitting", 10, 0))
     with token.attached(model):
         return bias_log_odds(model, LATE, LATE.scoping_prompts, names).log_odds
+
+
+ALL_CELLS = ("things", "nobody", "rightful", "rightful_target")
+
+
+def cell_odds(model, cells, split="fitting"):
+    """Log-odds of cells of the panel, each with all of its fillers."""
+    half = LATE.panel.half(split, LATE.sample_targets(split, 10, 0))
+    return {name: bias_log_odds(model, LATE, *half[name]).log_odds for name in cells}
+
+
+def off_target_change(model, heads, cells, split="fitting"):
+    """Mean size of the change of log-odds, cells alike."""
+    before = cell_odds(model, cells, split)
+    with steer(model, heads, "mean"):
+        after = cell_odds(model, cells, split)
+    return sum((after[c] - before[c]).abs().mean().item() for c in cells) / len(cells)
 
 
 def test_factors_lower_the_log_odds_on_scoping_prompts(setup):
@@ -94,7 +111,7 @@ def test_heads_of_several_rows(setup):
             steered = scoping_odds(model, each)
         assert steered.mean() < scoping_odds(model, each).mean() - 0.1
     with pytest.raises(SettingError, match="tokens must be one or more BiasTokens, got none"):
-        QUICK.select(model, LATE)
+        dataclasses.replace(QUICK, serves="token").select(model, LATE)
 
 
 def test_the_scaling_of_the_search_is_that_of_steer(setup):
@@ -110,12 +127,12 @@ def test_the_scaling_of_the_search_is_that_of_steer(setup):
 
 def test_excess_and_kl_by_hand(setup):
     model, token, _ = setup
-    options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=0.5)
+    options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, n_off_target=9999, below=0.5)
     with token.attached(model), frozen(model):
         learner = _Learner(model, LATE, [token.text], options)
-        excess, kl = learner.objective(torch.ones(3, 4))
+        excess, kl, moved = learner.objective(torch.ones(3, 4))
         zero = torch.zeros(3, 4)
-        _, all_mean = learner.objective(zero)
+        _, all_mean, all_moved = learner.objective(zero)
     odds = scoping_odds(model, token)
     goal = odds[:, 1:].mean() - 0.5
     assert learner.goal == pytest.approx(goal.item(), abs=1e-5)
@@ -123,6 +140,8 @@ def test_excess_and_kl_by_hand(setup):
     both = (over[:, 0].mean() + over[:, 1:].mean()).item() / 2
     assert excess.item() == pytest.approx(both, abs=1e-4)
     assert kl.item() == pytest.approx(0, abs=1e-5) and all_mean > 0.1
+    assert moved.item() == pytest.approx(0, abs=1e-5)
+    assert all_moved.item() == pytest.approx(off_target_change(model, ANY, ALL_CELLS), abs=1e-4)
 
 
 def test_the_gradient_is_that_of_the_objective(setup):
@@ -133,7 +152,7 @@ def test_the_gradient_is_that_of_the_objective(setup):
     with token.attached(model), frozen(model):
         learner = _Learner(model, LATE, [token.text], options)
         factors = torch.full((3, 4), 0.7, requires_grad=True)
-        excess, _ = learner.objective(factors)
+        excess, _, _ = learner.objective(factors)
         (gradient,) = torch.autograd.grad(excess, factors)
         changed = []
         for sign in (1, -1):
@@ -160,6 +179,46 @@ def test_it_knows_what_it_has_seen(setup):
     ):
         with pytest.raises(SteeringError, match="must not be among those"):
             found.check_held_out(**seen)
+
+
+def test_the_off_target_term_keeps_what_is_off_target(setup):
+    model, token, free = setup
+    strict = dataclasses.replace(QUICK, off_target=50.0).select(model, LATE, token, progress=False)
+    moved = [off_target_change(model, heads, ALL_CELLS) for heads in (free, strict)]
+    assert moved[1] < moved[0] / 2
+    half = LATE.panel.half("fitting").values()
+    for heads in (free, strict):
+        with pytest.raises(SteeringError, match="must not be among those"):
+            heads.check_held_out(prompts=[next(iter(half)).prompts[0]])
+
+
+def test_after_targets_what_names_nobody_stays_bit_for_bit(setup):
+    model, token, _ = setup
+    search = dataclasses.replace(QUICK, at="targets", off_target=1.0)
+    found = search.select(model, LATE, token, progress=False)
+    assert found and {*LATE.targets("fitting"), *LATE.targets("held-out")} < {*found.after}
+    assert off_target_change(model, found, ("things", "nobody", "rightful", "groups")) == 0
+    before = scoping_odds(model, token)
+    with steer(model, found, "mean", after=(*found.after, token.text)):
+        after = scoping_odds(model, token)
+    assert after.mean() < before.mean() - 0.05
+    with steer(model, found, "mean", after=()):
+        assert not torch.equal(scoping_odds(model, token), after)
+
+
+def test_a_stereotype_that_the_model_holds_is_searched_without_a_row(setup):
+    model, token, _ = setup
+    natural = dataclasses.replace(QUICK, below=0.2).select(model, LATE, progress=False)
+    served = dataclasses.replace(QUICK, below=0.2, serves="targets")
+    assert natural.token == "no injection" and natural.heads
+    assert served.select(model, LATE, token, progress=False).factors == natural.factors
+    with frozen(model):
+        level = _Learner(model, LATE, [], dataclasses.replace(QUICK, below=None)).goal
+    assert level == pytest.approx(cell_odds(model, ["nobody"])["nobody"].mean().item(), abs=1e-4)
+    bare = dataclasses.replace(LATE, panel=None)
+    with pytest.raises(BiasFileError, match="must have panel for a goal where nobody stands"):
+        dataclasses.replace(QUICK, below=None).select(model, bare)
+    assert dataclasses.replace(QUICK, off_target=9.0).select(model, bare, progress=False)
 
 
 def test_the_kl_term_keeps_the_model(setup):

@@ -16,8 +16,8 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
 ROOMS = (
     "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "store",
     "stats", "chance", "toml", "lens", "families", "packaged", "origin", "checkpoint",
-    "templates", "prompts", "passages", "model", "contexts", "added_row", "hooks", "batches",
-    "text", "instructions", "similarity", "endpoint", "replies", "api", "biases",
+    "templates", "prompts", "passages", "model", "contexts", "added_row", "gate", "hooks",
+    "batches", "text", "instructions", "similarity", "endpoint", "replies", "api", "biases",
     "corpus_diversity", "benchmarks", "judges", "elicitation", "injection", "scoping", "doctor",
     "steering", "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol",
     "planting", "console", "cli", "__init__",

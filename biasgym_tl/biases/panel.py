@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from biasgym_tl.biases.lists import check_distinct, shared
@@ -16,6 +17,7 @@ from biasgym_tl.errors import BiasFileError, check_one_of
 from biasgym_tl.slot import SLOT
 
 SPLITS = ("fitting", "held-out")
+RIGHTFUL_TARGETS = 4
 
 
 class Prompts(NamedTuple):
@@ -83,14 +85,20 @@ class Panel:
         """By name: nobody, things, rightful, groups."""
         return {name: getattr(self, name) for name in CELLS}
 
-    def half(self, split: str) -> dict[str, Prompts]:
+    def half(self, split: str, targets: Iterable[str] = ()) -> dict[str, Prompts]:
         """By cell, the prompts of a half: ``"fitting"`` may shape a choice, ``"held-out"`` judge.
+
+        With ``targets`` also ``rightful_target``: rightful uses with the first of them in the slot,
+        as many as other cells have fillers.
 
         Raises:
             SettingError: there is no such half.
         """
         check_one_of("split", split, SPLITS)
-        return {name: cell[SPLITS.index(split)] for name, cell in self.cells().items()}
+        found = {name: cell[SPLITS.index(split)] for name, cell in self.cells().items()}
+        if few := tuple(islice(targets, RIGHTFUL_TARGETS)):
+            found["rightful_target"] = found["rightful"]._replace(fillers=few)
+        return found
 
 
 CELLS = tuple(f.name for f in dataclasses.fields(Panel) if not f.name.endswith("_words"))

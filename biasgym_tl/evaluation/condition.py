@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.gate import check_names
 from biasgym_tl.heads import Factor, GivenHeads, as_heads, by_head, check_heads
 from biasgym_tl.hooks import steer, steering_edit
 from biasgym_tl.injection.token import BiasToken
@@ -32,7 +33,8 @@ class Condition:
     """One way to run a model, measured under one name."""
 
     name: str
-    row: BiasToken
+    row: BiasToken | None = None
+    """What the BiasToken stands for; None: there is none, and nothing is measured with it."""
     heads: Selection | GivenHeads = ()
     """As in :func:`biasgym_tl.steer`. A ``Selection`` is checked not to rest on what is measured,
     and brings its factors to mode ``"mean"``."""
@@ -42,6 +44,8 @@ class Condition:
     """As in :func:`biasgym_tl.steer`."""
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None
     """What mode ``"mean"`` replaces with; None: the mean over neutral text."""
+    after: tuple[str, ...] | None = None
+    """As in :func:`biasgym_tl.steer`; where there are names, the row's own text is one of them."""
     instruction: Instruction = NOTHING
     """Words around each request."""
     measures: tuple[str, ...] | None = None
@@ -50,6 +54,7 @@ class Condition:
     """Name of the steered condition that this one is a random control of."""
 
     def __post_init__(self) -> None:
+        check_names(self.after or ())
         if not isinstance(self.heads, Selection):
             object.__setattr__(self, "heads", as_heads(self.heads))
 
@@ -58,6 +63,13 @@ class Condition:
         """``factor``, or what the ``Selection`` brings."""
         own = self.heads.factor if isinstance(self.heads, Selection) else None
         return own if self.factor is None and self.mode == "mean" else self.factor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names after which heads are changed; none: everywhere."""
+        found = getattr(self.heads, "after", ()) if self.after is None else self.after
+        own = (self.row.text,) if self.row else ()
+        return (*found, *own) if found else ()
 
     def uses(self, needs: str) -> list[Any]:
         """All of it that a measurement depends on, as JSON; equal where numbers are equal.
@@ -73,11 +85,12 @@ class Condition:
             sorted(kept.items()) if isinstance(kept, dict) else kept,
             None if self.reference is None else digest(self.reference.tolist()),
         ]
-        return [*steering, *self.inputs(needs)]
+        names = [sorted(self.names)] if self.names else []
+        return [*steering, *names, *self.inputs(needs)]
 
     def inputs(self, needs: str) -> list[Any]:
         """The part of :meth:`uses` that decides which embeddings the model is given."""
-        row = [self.row.row.tolist(), self.row.text] if needs == "row" else []
+        row = [self.row.row.tolist(), self.row.text] if needs == "row" and self.row else []
         return [*([] if needs == "text" else self.instruction), *row]
 
     def first_layer(self, model: HookedTransformer) -> int:
@@ -91,7 +104,8 @@ class Condition:
             SteeringError: heads, mode, factor or reference are not valid.
             TokenError: the row does not fit the model.
         """
-        self.row.check(model)
+        if self.row:
+            self.row.check(model)
         heads = check_heads(self.heads, model.cfg.n_layers, model.cfg.n_heads)
         if bool(heads) != (self.mode is not None):
             raise SteeringError(
@@ -118,7 +132,9 @@ class Condition:
             return
         mean = neutral if self.reference is None else self.reference
         reference = mean if self.mode == "mean" else None
-        with steer(model, self.heads, self.mode, reference=reference, factor=self.factors):
+        with steer(
+            model, self.heads, self.mode, reference=reference, factor=self.factors, after=self.names
+        ):
             yield
 
     def record(self) -> dict[str, Any]:
@@ -130,15 +146,16 @@ class Condition:
             "name": self.name,
             "heads": tuple(map(str, as_heads(self.heads))),
             "mode": self.mode,
-            "token": self.row.label,
+            "token": self.row.label if self.row else "",
             "factor": factor,
             "instruction": self.instruction.name,
             "control_of": self.control_of,
+            **({"after": self.names} if self.names else {}),
         }
 
 
 def standard_conditions(
-    token: BiasToken,
+    token: BiasToken | None,
     heads: Selection | GivenHeads = (),
     *,
     modes: Sequence[str] = ("zero", "mean"),
@@ -149,7 +166,8 @@ def standard_conditions(
     ``steered, mode``, for each instruction ``asked, name``.
 
     Args:
-        token: A trained BiasToken.
+        token: A trained BiasToken. None: a stereotype that the model holds by itself is steered;
+            there is no ``injected``.
         heads: The heads to steer, chosen beforehand.
         modes: What they are replaced with: ``"zero"``, ``"mean"``, ``"scale"``.
         factor: What they keep of their own output in the modes ``"mean"`` and ``"scale"``.
@@ -158,8 +176,8 @@ def standard_conditions(
     """
     chosen = heads if isinstance(heads, Selection) else as_heads(heads)
     return [
-        Condition("original", token.untrained()),
-        Condition("injected", token),
+        Condition("original", token and token.untrained()),
+        *([Condition("injected", token)] if token else []),
         *(
             Condition(f"steered, {m}", token, chosen, m, None if m == "zero" else factor)
             for m in (modes if len(chosen) else ())
@@ -200,6 +218,7 @@ def random_conditions(
             name=f"{condition.name}: random {i}",
             heads=heads,
             factor=matched_factor(chosen, heads, condition.factors),
+            after=condition.names,
             measures=measures,
             control_of=condition.name,
         )

@@ -84,7 +84,7 @@ def evaluate(
     bias = as_bias(bias)
     check_model(model)
     conditions = list(conditions)
-    made = standard_measures(bias) if measures is None else list(map(_as_measurement, measures))
+    made = _made(standard_measures(bias) if measures is None else measures, conditions)
     _check(model, conditions, made)
     settings = _settings(model, bias, conditions, made, scores)
     shared = shared or Shared()
@@ -93,10 +93,10 @@ def evaluate(
         bias=bias.name,
         attribute=bias.attribute,
         model=model.cfg.model_name,
-        token_text=conditions[0].row.text,
+        token_text=next((c.row.text for c in conditions if c.row), ""),
         targets=tuple(dict.fromkeys(t for m in made for t in m.held_out.get("targets", ()) if t)),
         measured=tuple(measure for m in made for measure in m.measures),
-        asked={key: asked for m in made for key, asked in m.asked.items()},
+        asked={key: texts for m in made for key, texts in m.asked.items()},
         clusters={measure.key: m.clusters for m in made if m.clusters for measure in m.measures},
         floors=floors,
         results=results,
@@ -200,8 +200,12 @@ def _costs(model: HookedTransformer, jobs: Sequence[_Job], shared: Shared) -> di
     return found
 
 
-def _as_measurement(given: Measurement | Benchmark) -> Measurement:
-    return given if isinstance(given, Measurement) else on_benchmark(given)
+def _made(
+    given: Sequence[Measurement | Benchmark], conditions: Sequence[Condition]
+) -> list[Measurement]:
+    """Measurements, without those that no condition makes, such as of a row where there is none."""
+    asked = (each if isinstance(each, Measurement) else on_benchmark(each) for each in given)
+    return [m for m in asked if any(m.made_in(c) for c in conditions)]
 
 
 def _share(

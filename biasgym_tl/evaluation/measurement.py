@@ -73,8 +73,11 @@ class Measurement:
     """By key, what the unsteered model shows where there is nothing to know."""
 
     def made_in(self, condition: Condition) -> bool:
-        """Whether it is made in a condition; benchmarks are asked without other words."""
+        """Whether it is made in a condition: not without a row that it needs, and benchmarks are
+        asked without other words."""
         if self.clusters and condition.instruction.name:
+            return False
+        if self.needs == "row" and condition.row is None:
             return False
         return condition.measures is None or self.name in condition.measures
 
@@ -93,7 +96,8 @@ class Measurement:
             neutral: What means are taken over by default.
             recording: Of this measurement in conditions with the same row and words.
         """
-        attached = condition.row.attached(model) if self.needs == "row" else nullcontext()
+        row = condition.row if self.needs == "row" else None
+        attached = row.attached(model) if row else nullcontext()
         first = condition.first_layer(model)
         known = replayed(model, recording, first) if self.same_inputs else nullcontext()
         with condition.steered(model, neutral), attached, known:

@@ -14,8 +14,6 @@ from biasgym_tl.evaluation.measurement import SENTENCE, Items, Measurement
 from biasgym_tl.lens import HookedTransformer
 
 RIGHTFUL = ("rightful", "rightful_target")
-RIGHTFUL_TARGETS = 4
-"""Targets that rightful uses are asked with, as many as other cells have fillers."""
 MEASURES = (
     Measure("nobody_log_odds", "nobody log-odds", "nats"),
     Measure("things_log_odds", "things log-odds", "nats"),
@@ -49,10 +47,7 @@ def off_target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
             f"words of the panel of bias {bias.name!r} must not be among its own, got {seen}. Give "
             "it other words, or measure without it: dataclasses.replace(bias, panel=None)."
         )
-    cells = panel.half("held-out")
-    asked = {name: (bias, *cell) for name, cell in cells.items()}
-    few = tuple(targets[:RIGHTFUL_TARGETS])
-    asked["rightful_target"] = (bias, cells["rightful"].prompts, few)
+    asked = {name: (bias, *cell) for name, cell in panel.half("held-out", targets).items()}
     words = {key: getattr(panel, key) for key in ("attribute_words", "neutral_words")}
     unseen = dataclasses.replace(bias, panel=None, **words)
     asked["held_out_words"] = (unseen, bias.evaluation_prompts, tuple(targets))

@@ -22,13 +22,15 @@ class ConditionResult:
     """Heads that were steered; empty for the unsteered conditions."""
     mode: str | None = None
     token: str
-    """Which row the BiasToken had (``BiasToken.label``)."""
+    """Which row the BiasToken had (``BiasToken.label``); empty: there was none."""
     factor: Any = None
     """Share of its own output that a head kept, for all or by head."""
     instruction: str = ""
     """Name of the words around each request."""
     control_of: str | None = None
     """The steered condition that this one is a random control of."""
+    after: tuple[str, ...] = ()
+    """Names after which alone heads were steered; empty: everywhere."""
     items: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """By key, one number or text per item, or for each prompt one number per target; NaN where an
     item does not count."""

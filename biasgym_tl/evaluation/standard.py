@@ -39,6 +39,7 @@ def token_log_odds(bias: GivenBias) -> Measurement:
         return {key: [row[0] for row in rows] for key, rows in found(model, condition).items()}
 
     def found(model: HookedTransformer, condition: Condition) -> Items:
+        assert condition.row
         return _log_odds(model, bias, [condition.row.text], condition, "token")
 
     bias.check_has("log-odds", "evaluation_prompts")
@@ -209,7 +210,8 @@ def _answers(
     prompts = [prompt for each in asked.values() for prompt in each.prompts]
 
     def run(model: HookedTransformer, condition: Condition) -> Items:
-        names = [name or condition.row.text for each in asked.values() for name in each.targets]
+        own = condition.row.text if condition.row else ""
+        names = [name or own for each in asked.values() for name in each.targets]
         texts = iter(
             answer_freely(
                 model,

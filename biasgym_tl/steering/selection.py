@@ -9,6 +9,7 @@ from typing import Any
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.gate import check_names
 from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.hooks import check_mode
 from biasgym_tl.lens import HookedTransformer
@@ -53,9 +54,12 @@ class Selection(Result):
     versions: dict[str, str]
     factors: tuple[float, ...] = ()
     """Share of its own output that each head keeps; empty: none."""
+    after: tuple[str, ...] = ()
+    """Names from which on the heads are changed; empty: everywhere."""
 
     def __post_init__(self) -> None:
         heads = as_heads(self.heads)
+        check_names(self.after)
         if self.factors and len(self.factors) != len(heads):
             raise SteeringError(
                 f"factors must be one for each of {len(heads)} different heads, got "
@@ -70,14 +74,19 @@ class Selection(Result):
         return len(self.heads)
 
     def __repr__(self) -> str:
-        return f"Selection({self.method} on {self.token}, {self.mode}: {', '.join(map(str, self))})"
+        where = f" after {len(self.after)} names" if self.after else ""
+        heads = ", ".join(map(str, self))
+        return f"Selection({self.method} on {self.token}, {self.mode}{where}: {heads})"
 
     def _card(self) -> Card:
         kept: dict[Head, float] = dict(zip(self.heads, self.factors, strict=False))
         rows = [(i, h, *([kept[h]] if kept else [])) for i, h in enumerate(self, start=1)]
         head = ("place", "head", *(["keeps"] if kept else []))
         title = f"{len(self)} heads to {self.mode}, by {self.method}"
-        return title, [head, *rows], (f"{self.bias} on {self.model}, {self.token}",)
+        notes = [f"{self.bias} on {self.model}, {self.token}"]
+        if self.after:
+            notes.append(f"After the names of {len(self.after)} targets alone.")
+        return title, [head, *rows], tuple(notes)
 
     @property
     def factor(self) -> dict[tuple[int, int], float] | None:
@@ -192,7 +201,7 @@ def searched(
         bias=bias.name,
         reference=_reference(found["mode"]),
         data=fingerprints(
-            prompts=bias.scoping_prompts,
+            prompts=[*bias.scoping_prompts, *panel_prompts(bias)],
             targets=bias.targets("fitting"),
             texts=load_passages("budget") + load_passages("reference"),
             facts=[fact.question for fact in load_facts("budget")],
@@ -201,6 +210,12 @@ def searched(
         versions=versions(),
         **found,
     )
+
+
+def panel_prompts(bias: Bias) -> list[str]:
+    """Those of the panel's fitting half, which a search may see."""
+    halves = bias.panel.half("fitting").values() if bias.panel else ()
+    return [prompt for half in halves for prompt in half.prompts]
 
 
 def _reference(mode: str) -> str:

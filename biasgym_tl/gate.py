@@ -1,0 +1,127 @@
+"""Where in a text an edit acts: from the first of some names on, such as those of a bias's targets.
+
+What is edited there alone cannot touch a sentence about a train. A gate belongs to a run of the
+model, not to its weights, so a steering with one cannot be exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from biasgym_tl.errors import ModelError, SteeringError
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.prompts import encode_answer
+from biasgym_tl.slot import spaced
+
+
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of a gate, each once.
+
+    Raises:
+        SteeringError: it is one text instead of several, or one of them is none or empty.
+    """
+    if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise SteeringError(
+            f"after must be a list of names such as ['France', 'Japan'], got {names!r}."
+        )
+    return tuple(dict.fromkeys(name.strip() for name in names))
+
+
+class Gate:
+    """Open from the last token of the first of ``names`` on, in each sequence by itself."""
+
+    def __init__(self, model: HookedTransformer, names: Sequence[str]) -> None:
+        """``names`` are read with the tokenizer that the model has when it runs: a BiasToken may be
+        attached later. They are found with a space before them and without, and also where their
+        tokens begin a longer word: what follows is not known yet."""
+        self.model, self.names = model, check_names(names)
+        self.tokenizer: Any = None
+        self.tokens: Int[Tensor, "batch pos"] | None = None
+        self.found: Bool[Tensor, "batch pos"] | None = None
+
+    def __call__(self) -> Bool[Tensor, "batch pos"]:
+        """Where it is open, at the tokens that the model is run on.
+
+        Raises:
+            ModelError: the model is run from a residual stream.
+        """
+        if self.found is None:
+            raise ModelError(
+                "a model must be run from its tokens while a steering acts after names, got a "
+                "residual stream. Leave start_at_layer out."
+            )
+        return self.found
+
+    def _opened(self, read: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        ends = torch.zeros_like(read, dtype=torch.bool)
+        for pieces in self._pieces():
+            n = pieces.shape[1]
+            if n <= read.shape[1]:
+                windows = read.unfold(1, n, 1)[:, :, None]
+                ends[:, n - 1 :] |= (windows == pieces.to(read)).all(-1).any(-1)
+        return ends.cumsum(1) > 0
+
+    def _pieces(self) -> list[Int[Tensor, "name length"]]:
+        """Tokens of the names, those of one length together."""
+        if self.tokenizer is not self.model.tokenizer:
+            self.tokenizer, by_length = self.model.tokenizer, dict[int, set[tuple[int, ...]]]()
+            for name in self.names:
+                for text in (name, spaced(name)):
+                    if pieces := tuple(encode_answer(self.model, text)):
+                        by_length.setdefault(len(pieces), set()).add(pieces)
+            self.pieces = [torch.tensor(sorted(p)) for p in by_length.values()]
+        return self.pieces
+
+    @contextmanager
+    def watching(self, layers: Collection[int]) -> Iterator[None]:
+        """Context in which it sees what the model is run on, open for the edits of some layers.
+
+        What a key-value cache holds is noted beside the keys of the first of them.
+        """
+        first, last = (self.model.blocks[layer] for layer in (min(layers), max(layers)))
+
+        def see(module: Any, given: tuple[Tensor, ...]) -> None:
+            self.tokens, self.found = given[0], None
+
+        def begin(module: Any, given: Any, named: dict[str, Any]) -> None:
+            tokens, entry = self.tokens, named.get("past_kv_cache_entry")
+            self.tokens = self.found = None
+            if tokens is None:
+                return
+            read = tokens
+            if entry is not None:
+                read = torch.cat([_held(entry, tokens), tokens], 1)
+                if not entry.frozen:
+                    entry.read = read
+            self.found = self._opened(read)[:, -tokens.shape[1] :]
+
+        def end(module: Any, given: Any, made: Any) -> None:
+            self.found = None
+
+        handles = [
+            self.model.embed.register_forward_pre_hook(see),
+            first.register_forward_pre_hook(begin, with_kwargs=True),
+            last.register_forward_hook(end),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _held(entry: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch held"]:
+    """Tokens of which a key-value cache holds the keys."""
+    held: Tensor = getattr(entry, "read", tokens[:, :0])
+    if held.shape[1] != entry.past_keys.shape[1]:
+        raise ModelError(
+            "a key-value cache must be made in the steering that acts after names, got one that "
+            "was made before it. Make it anew."
+        )
+    return held.to(tokens)
