@@ -279,10 +279,7 @@ class BiasNames(list[str]):
 
 
 def list_biases(step: str | None = None) -> list[str]:
-    """Names of the biases that ship with the package.
-
-    Args:
-        step: Only those that have what it uses (a key of :data:`STEPS`), such as ``"injection"``.
+    """Names of the biases that ship, or of those that have what a ``step`` of :data:`STEPS` uses.
 
     Raises:
         SettingError: there is no such step.
@@ -290,10 +287,8 @@ def list_biases(step: str | None = None) -> list[str]:
     files = resources.files("biasgym_tl").joinpath("biases/data").iterdir()
     names = {file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")}
     found = sorted(names - {"countries"})
-    if step is not None:
-        check_one_of("step", step, STEPS)
-        found = [name for name in found if not load_bias(name).missing(step)]
-    return BiasNames(found)
+    check_one_of("step", step, (None, *STEPS))
+    return BiasNames(n for n in found if step is None or not load_bias(n).missing(step))
 
 
 def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:
