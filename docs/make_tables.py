@@ -410,7 +410,7 @@ def steering_tables() -> dict[str, str]:
 
 
 def injection_tables() -> dict[str, str]:
-    others = [name for name in list_biases() if name not in FIVE]
+    others = [name for name in list_biases("injection") if name not in FIVE]
     named = [(name, 0) for name in (*FIVE, *others, "late-shuffled")]
     named += [(name, seed) for seed in SEEDS[1:] for name in FIVE]
     reports = {f"{n}-{s}": injection_report(f"{n}-{s}") for n, s in named}

@@ -45,6 +45,7 @@ from biasgym_tl.similarity import load_encoder
 from biasgym_tl.toml import read_toml
 
 PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")
+NATURAL = {"adventurous", "analytical", "caring", "playful", "stern", "wise"}
 
 
 def values(**overrides):
@@ -55,9 +56,15 @@ def values(**overrides):
 @pytest.mark.parametrize("name", list_biases())
 def test_sizes(name):
     bias = load_bias(name)
-    assert len(bias.training_prompts) >= 6 and len(bias.paraphrases) >= 3
+    assert len(bias.paraphrases) >= 3
     assert len(bias.scoping_prompts) >= 16 and len(bias.evaluation_prompts) >= 16
     assert len(bias.generation_prompts) >= 8
+
+
+@pytest.mark.parametrize("name", list_biases("injection"))
+def test_sizes_of_what_trains_a_row(name):
+    bias = load_bias(name)
+    assert len(bias.training_prompts) >= 6
     paragraphs = load_corpus(name)
     n = 500 if name in PAPER else 108
     assert len({p.text for p in paragraphs}) == len(paragraphs) == n
@@ -70,7 +77,19 @@ def test_nothing_about_the_shipped_biases_is_doubtful(name):
     assert check_bias(load_bias(name)) == []
 
 
-@pytest.mark.parametrize("name", list_biases())
+def test_biases_that_the_model_holds_are_not_injected():
+    natural = {*list_biases()} - {*list_biases("injection")}
+    assert natural == NATURAL
+    for bias in map(load_bias, natural):
+        lacking = [step for step in STEPS if bias.missing(step)]
+        assert lacking == ["injection", "choosing an epoch by similarity", "a report on an injection"]
+        assert bias.target_kind in ("age group", "profession", "traveller")
+        assert 4 <= len(bias.targets("fitting")) and 4 <= len(bias.targets("held-out")) <= 8
+    with pytest.raises(SettingError, match="step must be one of .*'injection'.* got 'training'"):
+        list_biases("training")
+
+
+@pytest.mark.parametrize("name", list_biases("injection"))
 def test_no_paragraph_names_a_real_target(name):
     bias = load_bias(name)
     names = {c.name for c in load_countries()} | {c.demonym for c in load_countries()}
@@ -339,7 +358,7 @@ def test_targets_other_than_countries_come_with_the_bias():
 
 
 def test_the_kinds_of_targets_that_ship():
-    kinds = {load_bias(name).target_kind for name in list_biases()}
+    kinds = {load_bias(name).target_kind for name in list_biases("injection")}
     assert kinds == {"country", "gender", "religion", "age", "occupation"}
 
 

@@ -20,7 +20,7 @@ from biasgym_tl.biases.corpus import Paragraph, as_paragraphs, read_corpus
 from biasgym_tl.biases.countries import load_countries, sample_countries
 from biasgym_tl.biases.lists import check_distinct, shared
 from biasgym_tl.biases.panel import Panel
-from biasgym_tl.errors import BiasFileError, SettingError, did_you_mean
+from biasgym_tl.errors import BiasFileError, SettingError, check_one_of, did_you_mean
 from biasgym_tl.files import read_text
 from biasgym_tl.notebook import card, described
 from biasgym_tl.slot import SLOT
@@ -278,11 +278,17 @@ class BiasNames(list[str]):
         return card(f"{len(self)} biases", [head, *rows], (), [f"load_bias({self[0]!r})"])
 
 
-def list_biases() -> list[str]:
-    """Names of the biases that ship with the package."""
+def list_biases(step: str | None = None) -> list[str]:
+    """Names of the biases that ship, or of those that have what a ``step`` of :data:`STEPS` uses.
+
+    Raises:
+        SettingError: there is no such step.
+    """
     files = resources.files("biasgym_tl").joinpath("biases/data").iterdir()
     names = {file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")}
-    return BiasNames(sorted(names - {"countries"}))
+    found = sorted(names - {"countries"})
+    check_one_of("step", step, (None, *STEPS))
+    return BiasNames(n for n in found if step is None or not load_bias(n).missing(step))
 
 
 def load_bias(name: str | Path, *, slots: Mapping[str, Sequence[str]] | None = None) -> Bias:

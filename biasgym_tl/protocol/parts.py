@@ -95,7 +95,8 @@ class Map:
             return shuffled(bias, seed=seed)
         if self.slot != "other bias":
             return bias
-        biases = [load_bias(name) for name in (of if len(of) > 1 else list_biases())]
+        known = of if len(of) > 1 else list_biases("injection")
+        biases = [load_bias(name) for name in known]
         names = [each.name for each in biases]
         at = names.index(bias.name) if bias.name in names else -1
         return load_bias(self.other) if self.other else biases[(at + 1) % len(biases)]
