@@ -15,7 +15,7 @@ from biasgym_tl.text import mean_loss
 
 pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
-FREE = {"max_loss": 99.0, "max_facts": 1.0}
+FREE = {"max_loss": 99.0, "max_facts": 1.0, "max_off_target": None}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def test_the_path_is_what_its_heads_do_together(setup, mode):
     selection = select(setup, k=3, mode=mode, serves="both", **FREE)
     path = selection.settings["path"]
     assert len(selection) == len(path) == 3
-    drops = [drop for drop, _, _ in path]
+    drops = [step[0] for step in path]
     assert drops == sorted(drops) and drops[0] > 0
     token, targets, loss, facts = measured(setup, selection.heads, mode)
-    assert path[-1] == pytest.approx([(token + targets) / 2, loss, facts], abs=1e-4)
+    assert path[-1] == pytest.approx([(token + targets) / 2, loss, facts, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize(("serves", "at"), [("token", 0), ("targets", 1)])
@@ -76,10 +76,10 @@ def test_the_first_head_is_the_one_that_lowers_the_served_most(setup, serves, at
 
 def test_bounds_hold_for_all_heads_together(setup):
     free = select(setup, k=4, serves="token", **FREE)
-    loss = max(loss for _, loss, _ in free.settings["path"])
+    loss = max(step[1] for step in free.settings["path"])
     assert loss > 0
     bound = select(setup, k=4, serves="token", max_loss=loss / 2, max_facts=1.0)
-    assert all(cost <= loss / 2 for _, cost, _ in bound.settings["path"])
+    assert all(step[1] <= loss / 2 for step in bound.settings["path"])
     assert bound.heads != free.heads
     assert measured(setup, bound.heads, "mean")[2] <= loss / 2 + 1e-6
 
@@ -116,3 +116,36 @@ def test_bad_settings(options, message):
         BudgetSearch(**options)
     with pytest.raises(SteeringError, match="mode must be one of"):
         BudgetSearch(mode="scale")
+
+
+def spared_change(setup, heads):
+    """Mean size of the change of log-odds on the panel's fitting half."""
+    found = []
+    half = LATE.panel.half("fitting", LATE.sample_targets("fitting", 4, 0))
+    cells = [half[name] for name in ("things", "nobody", "rightful", "rightful_target")]
+    for silent in ((), heads):
+        with steered(setup, silent, "mean") as model:
+            found.append([bias_log_odds(model, LATE, *cell).log_odds for cell in cells])
+    changes = [(after - before).abs().mean() for before, after in zip(*found, strict=True)]
+    return (sum(changes) / len(changes)).item()
+
+
+def test_what_is_off_target_stays_within_its_bound(setup):
+    free = {**FREE, "max_off_target": 99.0, "n_off_target": 9999}
+    loose = select(setup, k=4, **free)
+    for i in range(1, len(loose) + 1):
+        reached = loose.settings["path"][i - 1][-1]
+        assert reached == pytest.approx(spared_change(setup, loose.heads[:i]), abs=1e-4)
+    bound = max(step[-1] for step in loose.settings["path"]) / 2
+    tight = select(setup, k=4, **{**free, "max_off_target": bound})
+    assert tight.heads != loose.heads
+    assert all(step[-1] <= bound for step in tight.settings["path"])
+
+
+def test_a_stereotype_is_searched_without_a_row(setup):
+    model, token = setup
+    found = BudgetSearch(k=2, **FREE).select(model, LATE, progress=False)
+    same = BudgetSearch(k=2, serves="targets", **FREE).select(model, LATE, token, progress=False)
+    assert found.token == "no injection" and found.heads == same.heads
+    with pytest.raises(SettingError, match="token must be a BiasToken where it is served"):
+        BudgetSearch(serves="token").select(model, LATE)

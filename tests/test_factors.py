@@ -213,11 +213,11 @@ def test_a_stereotype_that_the_model_holds_is_searched_without_a_row(setup):
     assert natural.token == "no injection" and natural.heads
     assert served.select(model, LATE, token, progress=False).factors == natural.factors
     with frozen(model):
-        level = _Learner(model, LATE, [], dataclasses.replace(QUICK, below=None)).goal
+        level = _Learner(model, LATE, [], dataclasses.replace(QUICK, aim="nobody")).goal
     assert level == pytest.approx(cell_odds(model, ["nobody"])["nobody"].mean().item(), abs=1e-4)
     bare = dataclasses.replace(LATE, panel=None)
     with pytest.raises(BiasFileError, match="must have panel for a goal where nobody stands"):
-        dataclasses.replace(QUICK, below=None).select(model, bare)
+        dataclasses.replace(QUICK, aim="nobody").select(model, bare)
     assert dataclasses.replace(QUICK, off_target=9.0).select(model, bare, progress=False)
 
 

@@ -53,11 +53,11 @@ SWEEPS = ("zero ablation", "mean ablation")
 AMONG, SCREEN = 20, "screened ablation"
 """Highest heads of this map, from which one of the searches may choose."""
 FROM_SCREEN = f"learned factors among {AMONG}"
-_factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3)
+_factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3, off_target=0.0)
 SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
     "learned factors": _factors,
     FROM_SCREEN: _factors,
-    "damage budget": BudgetSearch,
+    "damage budget": partial(BudgetSearch, max_off_target=None),
 }
 """Searches for as many heads as there are carriers; factors with half of the usual batches."""
 SHIPPED = "planting/data/plants.toml"

@@ -161,7 +161,8 @@ class Stages:
         elif choice.by in ("factors", "budget"):
             search = choice.search()
             rows = list(self.rows.values())
-            uses = [repr(search), self.bias.fingerprint(), [row.row.tolist() for row in rows]]
+            panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
+            uses = [repr(search), self.bias.fingerprint(), panel, [r.row.tolist() for r in rows]]
             self.say(f"{self.bias.name}: search of heads, {name}")
             yield (
                 self.first,

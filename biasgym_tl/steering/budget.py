@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from tqdm.auto import tqdm
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.elicitation import bias_log_odds, fact_margins
-from biasgym_tl.errors import check_at_least, check_literals
+from biasgym_tl.errors import SettingError, check_at_least, check_literals
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import check_mode, head_means, steer
 from biasgym_tl.injection.token import BiasToken
@@ -25,8 +27,9 @@ from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.reference import off_target_sentences
 from biasgym_tl.steering.selection import Selection, searched
-from biasgym_tl.text import mean_loss
+from biasgym_tl.text import log_odds, mean_loss, next_token_log_probs
 
 MOST_PROPOSALS = 40
 
@@ -41,6 +44,8 @@ class Step(NamedTuple):
     """Rise of the loss on budget texts (nats per token)."""
     facts: float
     """Fall of the share of right facts."""
+    off_target: float
+    """Mean size of the change of log-odds off target (nats)."""
 
 
 @described
@@ -52,8 +57,8 @@ class BudgetSearch:
     the best is added and the log-odds are measured; the one with the largest drop whose damage
     stays within the bounds is kept. The search ends when none is left, or at ``k`` heads.
 
-    Everything is measured on scoping prompts, fitting targets, budget texts and facts about
-    countries that are no target; the :class:`Selection` knows them.
+    Everything is measured on scoping prompts, fitting targets, the panel's fitting half, budget
+    texts and facts about countries that are no target; the :class:`Selection` knows them.
     """
 
     k: int = 20
@@ -62,9 +67,12 @@ class BudgetSearch:
     """Largest rise of the mean loss on budget texts (nats per token)."""
     max_facts: float = 0.02
     """Largest fall of the share of facts that are right."""
+    max_off_target: float | None = 0.3
+    """Largest mean size of the change of log-odds on the panel's fitting half: things, nobody,
+    rightful uses (nats). None, or a bias without a panel: any."""
     serves: Literal["token", "targets", "both"] = "both"
     """Whose log-odds are to fall: the BiasToken's (``"token"``), those of ``"targets"``, or their
-    mean (``"both"``)."""
+    mean (``"both"``). Without a BiasToken: those of targets."""
     mode: Literal["zero", "mean"] = "mean"
     """What heads are replaced with."""
     width: int = 3
@@ -75,37 +83,49 @@ class BudgetSearch:
     """Scoping prompts that drops are measured on."""
     n_targets: int = 4
     """Fitting targets."""
+    n_off_target: int = 12
+    """Sentences of each cell of the panel."""
     seed: int = 0
     """Decides the targets."""
 
     def __post_init__(self) -> None:
         check_mode(self.mode)
         check_literals(self)
-        whole = ("k", "width", "rounds_per_map", "n_prompts", "n_targets")
+        whole = ("k", "width", "rounds_per_map", "n_prompts", "n_targets", "n_off_target")
         check_at_least(1, **{name: getattr(self, name) for name in whole})
-        check_at_least(0, max_loss=self.max_loss, max_facts=self.max_facts)
+        bounds = ("max_loss", "max_facts", "max_off_target")
+        given = {name: getattr(self, name) for name in bounds}
+        check_at_least(0, **{name: bound for name, bound in given.items() if bound is not None})
 
     def select(
-        self, model: HookedTransformer, bias: GivenBias, token: BiasToken, *, progress: bool = True
+        self,
+        model: HookedTransformer,
+        bias: GivenBias,
+        token: BiasToken | None = None,
+        *,
+        progress: bool = True,
     ) -> Selection:
         """Choose heads.
 
         Args:
             model: A model in fp32, unsteered and without the token.
             bias: Gives scoping prompts, words and fitting targets.
-            token: The BiasToken.
+            token: The BiasToken. None: a stereotype that the model holds by itself.
             progress: Show a bar.
 
         Returns:
             Heads in the order in which they were added; possibly none.
 
         Raises:
+            SettingError: a BiasToken is to be served, and none is given.
             AttributionError: the model is not supported.
             TokenError: the token does not fit the model.
         """
         check_model(model)
         bias = as_bias(bias)
         bias.needs("scoping")
+        if token is None and self.serves == "token":
+            raise SettingError("token must be a BiasToken where it is served, got None.")
         search = _Search(model, bias, token, self)
         path: list[Step] = []
         with tqdm(total=self.k, desc=f"heads for {bias.name}", disable=not progress) as bar:
@@ -125,7 +145,7 @@ class BudgetSearch:
             {"path": [list(step[1:]) for step in path]},
             heads=tuple(step.head for step in path),
             method="damage budget",
-            token=token.label,
+            token=token.label if token else "no injection",
             k=self.k,
             mode=self.mode,
         )
@@ -135,21 +155,33 @@ class _Search:
     """What the search measures while heads are steered, and the values without any."""
 
     def __init__(
-        self, model: HookedTransformer, bias: Bias, token: BiasToken, options: BudgetSearch
+        self, model: HookedTransformer, bias: Bias, token: BiasToken | None, options: BudgetSearch
     ) -> None:
         self.model, self.bias, self.token, self.options = model, bias, token, options
         self.reference = head_means(model) if options.mode == "mean" else None
         self.prompts = bias.scoping_prompts[: options.n_prompts]
         self.targets = bias.sample_targets("fitting", options.n_targets, options.seed)
-        self.facts = load_facts("budget")
+        self.facts, self.words = load_facts("budget"), word_tokens(model, bias).single()
+        self.spared = self._spared()
+        self.plain_spared = self.off_target([]) if self.spared else torch.empty(0)
         self.plain_odds = self.log_odds([])
         self.plain_loss, self.plain_right = self.loss([]), self.right([])
+
+    def _spared(self) -> list[list[int]]:
+        """Sentences of the panel that are to stay as they are."""
+        if self.options.max_off_target is None:
+            return []
+        found = off_target_sentences(self.model, self.bias, self.targets)
+        drawn = random.Random(self.options.seed)
+        n = self.options.n_off_target
+        return [s for cell in found.values() for s in drawn.sample(cell, min(n, len(cell)))]
 
     def proposals(self, heads: Sequence[Head]) -> list[Head]:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
         scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
-        rows: list[BiasToken | None] = [self.token] if options.serves != "targets" else []
+        rows: list[BiasToken | None] = []
+        rows += [self.token] if self.token and options.serves != "targets" else []
         rows += [None] if options.serves != "token" else []
         with self._steered(heads):
             maps = [scope.attribute(self.model, self.bias, row).values for row in rows]
@@ -170,24 +202,43 @@ class _Search:
                 loss = self.loss([*chosen, head]) - self.plain_loss
                 if loss > options.max_loss:
                     continue
+                off_target = self.off_target_change([*chosen, head])
+                if off_target > (options.max_off_target or 0) and self.spared:
+                    continue
                 facts = self.plain_right - self.right([*chosen, head])
                 if facts <= options.max_facts:
                     proposals[:0] = [other for other in tried if drops[other] < drops[head]]
-                    return Step(head, drops[head], loss, facts)
+                    return Step(head, drops[head], loss, facts, off_target)
         return None
 
     def drop(self, heads: Sequence[Head]) -> float:
         """Fall of the log-odds that are to be served (nats)."""
         falls = (self.plain_odds - self.log_odds(heads)).mean(0)
-        token, targets = falls[0].item(), falls[1:].mean().item()
+        targets = falls[-len(self.targets) :].mean().item()
+        if self.token is None:
+            return targets
+        token = falls[0].item()
         by_served = {"token": token, "targets": targets, "both": (token + targets) / 2}
         return by_served[self.options.serves]
 
     def log_odds(self, heads: Sequence[Head]) -> Float[Tensor, "prompt slot"]:
         """Of the BiasToken, then of the targets (nats)."""
-        slots = (self.token.text, *self.targets)
-        with self.token.attached(self.model), self._steered(heads):
-            return bias_log_odds(self.model, self.bias, self.prompts, slots).log_odds
+        own = (self.token.text,) if self.token else ()
+        attached = self.token.attached(self.model) if self.token else nullcontext()
+        with attached, self._steered(heads):
+            found = bias_log_odds(self.model, self.bias, self.prompts, (*own, *self.targets))
+        return found.log_odds
+
+    def off_target_change(self, heads: Sequence[Head]) -> float:
+        """Mean size of the change of log-odds of what is to stay as it is (nats)."""
+        if not self.spared:
+            return 0.0
+        return (self.off_target(heads) - self.plain_spared).abs().mean().item()
+
+    def off_target(self, heads: Sequence[Head]) -> Float[Tensor, " sentence"]:
+        """Log-odds of what is to stay as it is (nats)."""
+        with self._steered(heads):
+            return log_odds(next_token_log_probs(self.model, self.spared), *self.words)
 
     def loss(self, heads: Sequence[Head]) -> float:
         """Mean over budget texts (nats per token)."""

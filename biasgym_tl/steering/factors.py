@@ -29,10 +29,9 @@ from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
-from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import marked, top_heads
-from biasgym_tl.slot import fill
-from biasgym_tl.steering.reference import scoping_sentences
+from biasgym_tl.steering.reference import SPARED, off_target_sentences, scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import kl, log_odds, next_token_log_probs
 
@@ -40,8 +39,6 @@ TEXT_TOKENS = 48
 """Budget texts are cut here."""
 NEGLIGIBLE = 0.02
 """A head that keeps more than all but this is left alone."""
-SPARED = ("things", "nobody", "rightful", "rightful_target")
-"""What is to stay as it is off target."""
 
 
 @described
@@ -67,9 +64,11 @@ class FactorSearch:
     serves: Literal["token", "targets", "both"] = "both"
     """Whose log-odds are to fall: the BiasTokens' (``"token"``), those of ``"targets"``, or both,
     which count alike. Without a BiasToken: those of targets."""
-    below: float | None = 1.5
-    """How far under the unsteered targets' log-odds the goal lies (nats). None: the goal is where
-    nobody in particular stands, so that the gap of a stereotype is closed and no more."""
+    aim: Literal["below", "nobody"] = "below"
+    """The goal of the log-odds: ``below`` the unsteered targets', or where nobody in particular
+    stands, so that the gap of a stereotype is closed and no more."""
+    below: float = 1.5
+    """How far under the unsteered targets' log-odds the goal lies (nats)."""
     off_target: float = 2.0
     """Nats of log-odds that a nat of change off target is worth; 0, or a bias without a panel:
     nothing is kept there but by ``keep``."""
@@ -137,7 +136,7 @@ class FactorSearch:
         check_model(model)
         bias = as_bias(bias)
         bias.needs("scoping")
-        if self.below is None:
+        if self.aim == "nobody":
             bias.check_has("a goal where nobody stands", "panel")
         if not tokens and self.serves == "token":
             raise SettingError("tokens must be one or more BiasTokens, got none.")
@@ -195,18 +194,18 @@ class _Learner:
         tokens = tokens if options.serves != "targets" else ()
         named = targets if options.serves != "token" else ()
         self.biased, self.natural = (scoping_sentences(model, bias, n) for n in (tokens, named))
-        cells = _off_target(model, bias, targets)
+        cells = off_target_sentences(model, bias, targets)
         texts = _budget_texts(model, targets if after else ())
         facts = [encode_prompt(model, FACT_REQUEST, f.question) for f in load_facts("budget")]
         with torch.no_grad():
             self.panel = {
                 name: list(zip(sentences, self._log_odds(sentences), strict=True))
                 for name, sentences in cells.items()
-                if options.off_target or options.below is None
+                if options.off_target or options.aim == "nobody"
             }
             self.texts = [(text, log_probs(model, [text])) for text in texts]
             self.facts = list(zip(facts, next_token_log_probs(model, facts), strict=True))
-            if options.below is None:
+            if options.aim == "nobody":
                 self.goal = torch.stack([odds for _, odds in self.panel["nobody"]]).mean().item()
             else:
                 natural = self.natural or scoping_sentences(model, bias, targets)
@@ -278,20 +277,6 @@ def named_targets(bias: Bias) -> tuple[str, ...]:
     own = (*bias.targets("fitting"), *bias.targets("held-out"))
     countries = bias.target_kind == "country"
     return (*own, *(c.name for c in load_countries("other") if countries))
-
-
-def _off_target(
-    model: HookedTransformer, bias: Bias, targets: Sequence[str]
-) -> dict[str, list[list[int]]]:
-    """Sentences of the panel's fitting half that are to stay as they are, by cell."""
-    if not bias.panel:
-        return {}
-    cells = bias.panel.half("fitting", targets)
-    return {
-        name: [encode_sentence(model, fill(p, f)) for p in cell.prompts for f in cell.fillers]
-        for name, cell in cells.items()
-        if name in SPARED
-    }
 
 
 def _budget_texts(model: HookedTransformer, names: Sequence[str]) -> list[list[int]]:

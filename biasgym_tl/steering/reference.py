@@ -45,3 +45,20 @@ def scoping_sentences(
     """Token ids of every scoping prompt with every filler in the slot."""
     filled = [fill(prompt, filler) for prompt in bias.scoping_prompts for filler in fillers]
     return [encode_sentence(model, text) for text in filled]
+
+
+SPARED = ("things", "nobody", "rightful", "rightful_target")
+"""Cells of a panel that are to stay as they are."""
+
+
+def off_target_sentences(
+    model: HookedTransformer, bias: Bias, targets: Sequence[str]
+) -> dict[str, list[list[int]]]:
+    """By cell that is to stay, token ids of every prompt of the panel's fitting half with every
+    filler; none without a panel."""
+    cells = bias.panel.half("fitting", targets) if bias.panel else {}
+    return {
+        name: [encode_sentence(model, fill(p, f)) for p in cell.prompts for f in cell.fillers]
+        for name, cell in cells.items()
+        if name in SPARED
+    }
