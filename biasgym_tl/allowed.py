@@ -15,6 +15,10 @@ STEERING_MODES = (*MODES, "scale")
 """What steering can do: silence heads, or let them keep a part."""
 MEANS = ("text", "targets")
 """What a mean is taken over: neutral text, or scoping prompts with fitting targets."""
+PLACES = ("everywhere", "targets")
+"""Where a search changes heads: at every position, or from the name of a target on."""
+AIMS = ("below", "nobody")
+"""The goal of a search: below the targets, or where nobody in particular stands."""
 HALVES = ("open", "closed")
 """Of the plants of a study: on the closed one nothing may be tuned."""
 PRESETS = ("cpu", "paper")

@@ -11,6 +11,23 @@ from biasgym_tl.slot import SLOT
 from biasgym_tl.store import LONGEST_NAME
 
 
+def with_random_words(bias: GivenBias, *, seed: int = 0) -> Bias:
+    """The bias with words of other shipped biases in the place of its own, as many: what a search
+    finds for them says nothing about the attribute."""
+    bias = as_bias(bias)
+    panel = bias.panel
+    own = {*bias.attribute_words, *bias.neutral_words}
+    own |= {*panel.attribute_words, *panel.neutral_words} if panel else set()
+    others = [load_bias(name) for name in list_biases() if name != bias.name]
+    pool = {word for b in others for word in (*b.attribute_words, *b.neutral_words)} - own
+    n = len(bias.attribute_words)
+    drawn = random.Random(seed).sample(sorted(pool), n + len(bias.neutral_words))
+    name = f"{bias.name[: LONGEST_NAME - len('-random-words')]}-random-words"
+    return dataclasses.replace(
+        bias, name=name, attribute_words=tuple(drawn[:n]), neutral_words=tuple(drawn[n:])
+    )
+
+
 def shuffled(bias: GivenBias, *, seed: int = 0) -> Bias:
     """The bias with all words of its corpus dealt out again at random.
 

@@ -183,3 +183,9 @@ def check_file(out: Path, option: str, suffix: str) -> None:
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
     check_writable(out.parent, "folder of the file")
+
+
+def check_no_injection(no_injection: bool, token: Any) -> None:
+    """Refuse a row beside no injection."""
+    if no_injection and token:
+        raise SettingError("--no-injection must be given without --token. Leave out one of them.")

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from biasgym_tl.biases.bias import load_bias
-from biasgym_tl.cli.app import check_folder, command, find_model, say, say_json
+from biasgym_tl.cli.app import (
+    check_folder,
+    check_no_injection,
+    command,
+    find_model,
+    say,
+    say_json,
+)
 from biasgym_tl.cli.options import (
     AsJson,
     ContrastKind,
@@ -20,6 +27,7 @@ from biasgym_tl.cli.options import (
     Methods,
     ModelName,
     NeutralSide,
+    NoInjection,
 )
 from biasgym_tl.errors import SettingError, check_within
 
@@ -59,9 +67,6 @@ Answers = Annotated[
 ]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
-]
-NoInjection = Annotated[
-    bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
 ]
 
 
@@ -220,8 +225,7 @@ def _of_bias(
     settings["contrast"] = contrast
     scopes = {name: BiasScope(**settings, method=name) for name in methods}  # type: ignore[arg-type]
     loaded, seed = load_bias(bias or "late"), seed or 0
-    if no_injection and token:
-        raise SettingError("--no-injection must be given without --token. Leave out one of them.")
+    check_no_injection(bool(no_injection), token)
     row = None if token is None else BiasToken.load(token)
     if not no_injection and row is None:
         if f"{loaded.name}-{seed}" not in list_tokens():

@@ -58,3 +58,6 @@ JudgeName = Annotated[
 Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
+NoInjection = Annotated[
+    bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
+]

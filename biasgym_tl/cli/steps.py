@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from biasgym_tl.allowed import STEERING_MODES
+from biasgym_tl.allowed import AIMS, PLACES, STEERING_MODES
 from biasgym_tl.biases.bias import load_bias
 from biasgym_tl.cli.app import (
     check_file,
     check_folder,
+    check_no_injection,
     command,
     find_model,
     inject_of,
@@ -26,6 +27,7 @@ from biasgym_tl.cli.options import (
     ChooseBy,
     Epochs,
     ModelName,
+    NoInjection,
     Preset,
     Rate,
 )
@@ -101,6 +103,24 @@ def search(
     keep: Annotated[
         float, typer.Option(help="How dear other text is: more keeps more of the model.")
     ] = 15.0,
+    off_target: Annotated[
+        float, typer.Option(help="How dear what is off target is, as the bias's panel has it.")
+    ] = 2.0,
+    at: Annotated[
+        str,
+        typer.Option(
+            help="Where heads are changed: everywhere, or from the names of targets on.",
+            callback=one_of(PLACES),
+        ),
+    ] = "everywhere",
+    aim: Annotated[
+        str,
+        typer.Option(
+            help="To get below the targets, or to where nobody in particular stands.",
+            callback=one_of(AIMS),
+        ),
+    ] = "below",
+    no_injection: NoInjection = False,
     among: Annotated[
         str, typer.Option(help="Only these may be silenced, such as L9H8,L3H1; default: all.")
     ] = "",
@@ -109,14 +129,18 @@ def search(
     """Learn how much of its output each head may keep, for 'evaluate' and 'export'."""
     check_file(out, "file of the heads", ".json")
     loaded_bias, may = load_bias(bias), named_heads(among)
+    check_no_injection(no_injection, token)
     find_model(model, heads=may)
     from biasgym_tl.injection.shipped import load_tokens
     from biasgym_tl.injection.token import BiasToken
     from biasgym_tl.model import load_model
     from biasgym_tl.steering.factors import FactorSearch
 
-    search = FactorSearch(k=k, keep=keep)
-    rows = [BiasToken.load(path) for path in token] if token else load_tokens(loaded_bias.name)
+    options: dict[str, Any] = {"at": at, "aim": aim, "off_target": off_target}
+    search = FactorSearch(k=k, keep=keep, **options)
+    rows = [BiasToken.load(path) for path in token or ()]
+    if loaded_bias.corpus and not (rows or no_injection):
+        rows = load_tokens(loaded_bias.name)
     find_model(model, bias=loaded_bias, rows=rows)
     say(f"Loading {model} ...", err=True)
     found = search.select(load_model(model), loaded_bias, *rows, among=may or None)

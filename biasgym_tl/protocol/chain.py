@@ -216,7 +216,9 @@ def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     check_others(bias, more[0])
     if protocol.maps or protocol.choices:
         bias.needs("scoping")
-    if not protocol.rows:
+    if not protocol.injects(bias):
+        protocol.check_without_rows(bias)
+    elif not protocol.rows:
         protocol.training.inject.check_bias(bias)
     for each in (bias, *more[0], *more[1]):
         each.needs("evaluation", *(["free answers"] if m.answers else []))

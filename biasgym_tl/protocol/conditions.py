@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
-from biasgym_tl.evaluation.condition import BRIEF, Condition, random_conditions
+from biasgym_tl.evaluation.condition import (
+    BRIEF,
+    Condition,
+    random_conditions,
+    standard_conditions,
+)
 from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
 from biasgym_tl.evaluation.standard import other_log_odds, standard_measures
 from biasgym_tl.instructions import NOTHING, find_instruction
@@ -35,8 +40,8 @@ class Conditions:
 
     def conditions(self) -> list[Condition]:
         """``original``, ``injected``, those of the protocol, and the random controls of each."""
-        row = self.stages.rows[self.stages.first]
-        found = [Condition("original", row.untrained()), Condition("injected", row)]
+        row = self.stages.rows.get(self.stages.first)
+        found = standard_conditions(row)
         later = {seed: row for seed, row in self.stages.rows.items() if seed != self.stages.first}
         if any(c.all_seeds for c in self.protocol.conditions):
             found += [
@@ -59,7 +64,7 @@ class Conditions:
 
     def condition(self, spec: Steering, seed: int) -> Condition:
         """A condition with the row of a seed."""
-        row = self.stages.rows[seed]
+        row = self.stages.rows.get(seed)
         measures = MEASURES[spec.measures]
         asked = find_instruction(spec.asked) if spec.asked else NOTHING
         if not spec.choice:
@@ -117,7 +122,7 @@ class Conditions:
         targets = bias.sample_targets("held-out", m.n_targets, seed=0)
         if further := [f for f in further if f.name not in {o.name for o in others}]:
             found.append(other_log_odds(further, targets, whose="further"))
-        if m.implicit and has_scenarios(bias.name):
+        if m.implicit and has_scenarios(bias.name) and self.stages.rows:
             text = self.stages.rows[self.stages.first].text
             scenes = implicit_questions(
                 bias, [text], targets, n=IMPLICIT_PAIRS, baseline="injected"

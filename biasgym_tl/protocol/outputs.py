@@ -91,9 +91,9 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
 
 
 def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
-    first = next(iter(found.rows))
+    rows = [f"{prefix}row-{seed}.safetensors" for seed in found.rows][:1]
     return {
-        "loss": recipe("loss", [f"{prefix}row-{first}.safetensors"]),
+        **({"loss": recipe("loss", rows)} if rows else {}),
         "conditions": recipe("conditions", [f"{prefix}report.json"]),
         "frontier": recipe("frontier", [f"{prefix}report.json"]),
         **_heatmaps(found, prefix),
@@ -101,8 +101,9 @@ def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
 
 
 def _heatmaps(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
-    first, figures = next(iter(found.rows)), {}
-    for name in found.maps:
+    figures = {}
+    for name, by_seed in found.maps.items():
+        first = next(iter(by_seed))
         chosen = [c for c in found.choices.values() if _is_of(c.get(first), name, found)]
         mark = {"mark_top": len(chosen[0][first])} if chosen else {}
         figures[f"heatmap-{name}"] = recipe(

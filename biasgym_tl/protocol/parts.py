@@ -11,14 +11,14 @@ from typing import Any
 
 from biasgym_tl.allowed import MEANS, MODES, PRESETS
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
-from biasgym_tl.biases.shuffle import shuffled
+from biasgym_tl.biases.shuffle import shuffled, with_random_words
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
-from biasgym_tl.protocol.sources import check_benchmarks, check_judge
+from biasgym_tl.protocol.sources import check_benchmarks, check_judge, next_bias
 from biasgym_tl.scoping.damage import KS
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.steering.budget import BudgetSearch
@@ -28,10 +28,14 @@ from biasgym_tl.store import as_declared
 SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")
 """What stands in the slot while heads are scored: the trained row, or for a control a target (no
 injection), the row before training, or a row trained on shuffled text or on another bias."""
-ROWS = ("alike", "shipped", "trained")
+SEARCHED = ("row", "none", "untrained row", "shuffled corpus", "other bias")
+"""Whose rows a search is given, by the slots of maps."""
+NULLS = ("", "other bias", "random words")
+ROWS = ("alike", "shipped", "trained", "none")
 WAYS = {
-    "top": ("map", "k", "share"), "overlap": ("map", "k", "share"), "factors": ("settings",),
-    "budget": ("k", "settings"), "given": ("heads",),
+    "top": ("map", "k", "share"), "overlap": ("map", "k", "share"),
+    "factors": ("settings", "null", "rows"), "budget": ("k", "settings", "null", "rows"),
+    "given": ("heads",),
 }  # fmt: skip
 """How heads are chosen, and which fields of :class:`Choice` say so."""
 LOG_ODDS = ("token log-odds", "target log-odds")
@@ -55,7 +59,8 @@ class Training:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: str = "alike"
     """When a row that ships is taken. ``"alike"``: if it was trained in this very way;
-    ``"shipped"``: also if its settings are others; ``"trained"``: never."""
+    ``"shipped"``: also if its settings are others; ``"trained"``: never. ``"none"``: there are no
+    rows, nor of a bias without a corpus: it is steered as the model holds it."""
 
     def check(self) -> None:
         """Refuse what could not be trained."""
@@ -95,11 +100,7 @@ class Map:
             return shuffled(bias, seed=seed)
         if self.slot != "other bias":
             return bias
-        known = of if len(of) > 1 else list_biases("injection")
-        biases = [load_bias(name) for name in known]
-        names = [each.name for each in biases]
-        at = names.index(bias.name) if bias.name in names else -1
-        return load_bias(self.other) if self.other else biases[(at + 1) % len(biases)]
+        return load_bias(self.other) if self.other else next_bias(bias, of)
 
     def check(self, name: str) -> None:
         """Refuse what could not be scored."""
@@ -129,8 +130,19 @@ class Choice:
     """The same as a share of all heads of the model."""
     heads: str = ""
     """File of a ``Selection``, or names such as ``"L9H8,L3H1"``."""
+    null: str = ""
+    """A control of a search, the same but for its bias: ``"other bias"``, the next of the protocol
+    or of those that ship, or ``"random words"``, others in the place of the bias's own."""
+    rows: str = "row"
+    """What a search is given as BiasTokens, one of ``SEARCHED``: those of all seeds."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of :class:`FactorSearch` or :class:`BudgetSearch`."""
+
+    def bias_of(self, bias: Bias, of: Sequence[str]) -> Bias:
+        """What is searched for, in a protocol with the biases ``of``."""
+        if self.null == "other bias":
+            return next_bias(bias, of)
+        return with_random_words(bias) if self.null else bias
 
     def search(self) -> FactorSearch | BudgetSearch:
         """The search, for ``"factors"`` and ``"budget"``."""
@@ -160,6 +172,8 @@ class Choice:
             )
         if self.by in ("factors", "budget"):
             self.search()
+            check_one_of(f"null of the choice {name!r}", self.null, NULLS)
+            check_one_of(f"rows of the choice {name!r}", self.rows, SEARCHED)
         elif self.by == "given":
             if not self.heads:
                 raise SettingError(f"heads of the choice {name!r} must be given, got none.")

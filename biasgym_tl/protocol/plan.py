@@ -123,7 +123,8 @@ def model_size(name: str) -> tuple[int, int]:
 def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, str, float]]:
     """Stage, name and passes."""
     seeds, prompts = len(protocol.seeds), len(bias.scoping_prompts)
-    if not protocol.rows and (n := _n_trained(protocol, bias)):
+    injects = not protocol.rows and protocol.injects(bias)
+    if injects and (n := _n_trained(protocol, bias)):
         yield "rows", f"rows to train: {n}", n * _training(protocol, bias)
     for name, spec in protocol.maps.items():
         method, n = spec.settings.get("method", "direct"), min(spec.n_prompts or prompts, prompts)

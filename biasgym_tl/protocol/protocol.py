@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.protocol.parts import (
     Choice,
@@ -69,6 +70,26 @@ class Protocol:
                 f"{len(self.rows)} for {len(self.biases)}."
             )
         self._check_parts()
+
+    def injects(self, bias: Bias) -> bool:
+        """Whether there are rows for a bias: not for one without a corpus, which the model is to
+        hold by itself."""
+        return bool(self.rows) or (self.training.rows != "none" and bool(bias.corpus))
+
+    def check_without_rows(self, bias: Bias) -> None:
+        """Refuse what needs a row of a bias that has none.
+
+        Raises:
+            SettingError: a map, a sweep or a condition does; the message names it.
+        """
+        needy = [f"the map {n!r}" for n, m in self.maps.items() if m.slot != "targets"]
+        needy += [f"the sweep of {sweep.map!r}" for sweep in self.sweeps]
+        needy += [f"the condition {c.label!r}" for c in self.conditions if c.reinject]
+        if needy:
+            raise SettingError(
+                f"{needy[0]} must have a row, and bias {bias.name!r} has none. Map its targets "
+                '(slot = "targets"), or give a bias with a corpus.'
+            )
 
     def _check_parts(self) -> None:
         self.training.check()

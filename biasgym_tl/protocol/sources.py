@@ -13,7 +13,7 @@ from biasgym_tl.benchmarks.crows_pairs import load_crows_pairs
 from biasgym_tl.benchmarks.mmlu import load_mmlu
 from biasgym_tl.benchmarks.seegull import load_seegull
 from biasgym_tl.benchmarks.unqover import load_unqover
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.judges.api_judge import ApiJudge
@@ -82,3 +82,15 @@ def read_heads(heads: str) -> Selection | tuple[Head, ...]:
     if Path(heads).suffix == ".json":
         return Selection.load(heads)
     return as_heads(heads)
+
+
+def next_bias(bias: Bias, of: Sequence[str]) -> Bias:
+    """The bias after this one in a protocol with the biases ``of``, or of those that ship; of those
+    about the same kind of target, if there are others."""
+    known = of if len(of) > 1 else list_biases("injection" if bias.corpus else "scoping")
+    biases = [load_bias(name) for name in known]
+    alike = [each for each in biases if each.target_kind == bias.target_kind]
+    biases = alike if len(alike) > 1 else biases
+    names = [each.name for each in biases]
+    at = names.index(bias.name) if bias.name in names else -1
+    return biases[(at + 1) % len(biases)]

@@ -84,8 +84,10 @@ class Stages:
 
     @cached_property
     def rows(self) -> dict[int, BiasToken]:
-        """A row for each seed."""
+        """A row for each seed; none for a bias that the model holds by itself."""
         seeds = self.protocol.seeds
+        if not self.protocol.injects(self.bias):
+            return {}
         if self.given_rows:
             return dict(zip(seeds, self.given_rows, strict=True))
         return {seed: self.trained(self.bias, seed) for seed in seeds}
@@ -147,6 +149,15 @@ class Stages:
             return self.rows[seed].untrained()
         return self.trained(spec.row_of(self.bias, seed, self.protocol.biases), seed)
 
+    def searched_with(self, choice: Choice, bias: Bias) -> list[BiasToken]:
+        """Rows that a search is given, of all seeds."""
+        if choice.rows == "none" or not self.protocol.injects(bias):
+            return []
+        if bias.name != self.bias.name and choice.null == "other bias":
+            return [self.trained(bias, seed) for seed in self.protocol.seeds]
+        rows = [self.in_slot(Map(slot=choice.rows), seed) for seed in self.protocol.seeds]
+        return [row for row in rows if row is not None]
+
     @cached_property
     def choices(self) -> dict[str, dict[int, Heads]]:
         """Every choice of heads, written down before anything is measured."""
@@ -159,10 +170,10 @@ class Stages:
         if choice.by == "given":
             yield self.first, self.given_heads[name]
         elif choice.by in ("factors", "budget"):
-            search = choice.search()
-            rows = list(self.rows.values())
-            panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
-            uses = [repr(search), self.bias.fingerprint(), panel, [r.row.tolist() for r in rows]]
+            search, bias = choice.search(), choice.bias_of(self.bias, self.protocol.biases)
+            rows = self.searched_with(choice, bias)
+            panel = bias.panel and dataclasses.asdict(bias.panel)
+            uses = [repr(search), bias.fingerprint(), panel, [r.row.tolist() for r in rows]]
             self.say(f"{self.bias.name}: search of heads, {name}")
             yield (
                 self.first,
@@ -170,7 +181,7 @@ class Stages:
                     f"choice {name}, {self.bias.name}",
                     uses,
                     Selection,
-                    lambda: search.select(self.model, self.bias, *rows, progress=self.progress),
+                    lambda: search.select(self.model, bias, *rows, progress=self.progress),
                     type(search),
                 ),
             )
