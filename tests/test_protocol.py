@@ -29,7 +29,7 @@ def no_model(monkeypatch, tmp_path):
 
 
 def test_the_shipped_protocols_load_and_survive_a_manifest():
-    assert list_protocols() == ["demo", "maps", "paper", "study"]
+    assert list_protocols() == ["demo", "maps", "natural", "paper", "specificity", "study"]
     for name in list_protocols():
         found = load_protocol(name)
         assert found.name == name and found.about and found.conditions

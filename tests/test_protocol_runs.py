@@ -275,6 +275,68 @@ def two(small):
     )
 
 
+SEARCH = {"n_steps": 3, "sparsity": 0.0, "keep": 0.0, "n_texts": 1, "n_facts": 2}
+
+
+def test_what_a_model_holds_by_itself_is_steered_without_a_row(small, tmp_path):
+    protocol = dataclasses.replace(
+        small,
+        biases=("wise",),
+        maps={"targets": Map(slot="targets")},
+        choices={
+            "top": Choice(map="targets", k=3),
+            "gap": Choice(by="factors", settings={**SEARCH, "aim": "nobody", "at": "targets"}),
+        },
+        conditions=(Steering(choice="top", random=1), Steering(choice="gap", random=1)),
+    )
+    result = run_protocol(protocol, QUIET)
+    found = result.biases["wise"]
+    assert not found.rows and found.choices["gap"][0].token == "no injection"
+    names = [r.name for r in found.report.results if not r.control_of]
+    assert names == ["original", "top, mean", "gap, mean"]
+    assert "token_log_odds" not in found.report.measures
+    after = {r.name: r.after for r in found.report.results}
+    assert after["gap, mean"] == after["gap, mean: random 1"] == found.choices["gap"][0].after
+    assert not after["top, mean"] and found.choices["gap"][0].after[0] in load_bias("wise").targets(
+        "fitting"
+    )
+    for cell in ("things", "nobody", "rightful", "groups"):
+        values = [found.report.values(n, f"{cell}_log_odds") for n in ("original", "gap, mean")]
+        assert (values[0] == values[1]).all()
+    write_outputs(result, tmp_path)
+    assert (tmp_path / "heatmap-targets.html").exists() and not (tmp_path / "loss.html").exists()
+    for needy in (
+        {"maps": {"direct": Map()}, "choices": {"top": Choice(k=3)}},
+        {"sweeps": (Sweep(map="targets"),)},
+        {"conditions": (Steering(choice="top", reinject=True),)},
+    ):
+        asked = {"choices": {"top": Choice(map="targets", k=3)}, "conditions": (), **needy}
+        with pytest.raises(SettingError, match="must have a row, and bias 'wise' has none"):
+            run_protocol(dataclasses.replace(protocol, **asked), QUIET)
+
+
+def test_a_search_is_controlled_by_other_rows_other_words_and_another_bias(small):
+    choices = {
+        "own": Choice(by="factors", settings=SEARCH),
+        "none": Choice(by="factors", settings=SEARCH, rows="none"),
+        "untrained": Choice(by="factors", settings=SEARCH, rows="untrained row"),
+        "words": Choice(by="factors", settings=SEARCH, null="random words"),
+        "bias": Choice(by="factors", settings=SEARCH, null="other bias"),
+    }
+    protocol = dataclasses.replace(small, maps={}, choices=choices, conditions=())
+    chosen = {
+        name: of[0] for name, of in run_protocol(protocol, QUIET).biases["late"].choices.items()
+    }
+    assert chosen["own"].token == "late, seed 0" and chosen["none"].token == "no injection"
+    assert "untrained" in chosen["untrained"].token
+    assert chosen["words"].bias == "late-random-words" and chosen["words"].token == "late, seed 0"
+    assert chosen["bias"].bias == "math" and chosen["bias"].token == "math, seed 0"
+    assert len({of.factors for of in chosen.values()}) == 5
+    for wrong in ({"null": "x"}, {"rows": "x"}):
+        with pytest.raises(SettingError, match=f"{next(iter(wrong))} of the choice 'a' must be one of"):
+            Protocol(choices={"a": Choice(by="factors", **wrong)})
+
+
 def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
     out, told = tmp_path / "out", []
 

@@ -44,6 +44,7 @@ MEASURES: dict[str, tuple[str, ...] | None] = {
     "all": None,
     "brief": BRIEF,
     "log-odds": LOG_ODDS,
+    "off target": (*BRIEF, "off-target log-odds"),
     "own answers": OWN_ANSWERS,
     "answers": ("token answers", "target answers", "other answers"),
 }
@@ -219,7 +220,8 @@ class Steering:
     measures: str = "all"
     """One of ``MEASURES``: ``"brief"`` leaves out free answers, other biases and benchmarks, ``"own
     answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone,
-    ``"log-odds"`` those of the BiasToken and of targets."""
+    ``"log-odds"`` those of the BiasToken and of targets, ``"off target"`` adds to ``"brief"`` what
+    the panel asks."""
 
     @property
     def label(self) -> str:
