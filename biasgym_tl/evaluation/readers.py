@@ -29,6 +29,9 @@ class ConditionResult:
     """Name of the words around each request."""
     control_of: str | None = None
     """The steered condition that this one is a random control of."""
+    since: str | None = None
+    """The condition that changes of what the injection raised are counted from, if it is another
+    than the unsteered one with the same row."""
     items: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """By key, one number or text per item, or for each prompt one number per target; NaN where an
     item does not count."""

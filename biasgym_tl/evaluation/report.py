@@ -196,15 +196,15 @@ class Report(Result):
     def baseline(self, name: str, measure: str) -> str:
         """The condition that a measure's change is counted from.
 
-        For what the injection raised it is the unsteered condition *with the same row*, if there is
-        one: ``"injected"``, or that of another seed.
+        For what the injection raised it is the one that the condition names (``Condition.since``),
+        or the unsteered one *with the same row*: ``"injected"``, or that of another seed.
         """
         since = self.measures[measure].baseline
         if since == "original" or name == "original":
             return since
-        row = (self.controls[name][0] if name in self.controls else self[name]).token
-        same = [r.name for r in self.results if r.token == row and not (r.heads or r.instruction)]
-        return next(iter(same), since)
+        here = self.controls[name][0] if name in self.controls else self[name]
+        plain = [r for r in self.results if not (r.heads or r.instruction)]
+        return here.since or next((r.name for r in plain if r.token == here.token), since)
 
     def by_target(self, measure: str = "target_log_odds") -> pd.DataFrame:
         """Target by target, the mean of ``"target_log_odds"`` or of the judge's

@@ -95,6 +95,8 @@ class BiasInject:
     ) -> BiasToken:
         """Train a row of ``W_E`` for ``bias``; every other parameter stays as it is.
 
+        On a model that :func:`biasgym_tl.steer` changes, the row says which heads were steered.
+
         Only the tokens of the answer enter the loss, without the BiasToken itself. The seed decides
         the sample of paragraphs, the targets of the initial row, the wording of each request and
         the order of the batches.

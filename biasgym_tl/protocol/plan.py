@@ -139,6 +139,11 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
     for sweep in protocol.sweeps:
         at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
         yield "k sweeps", f"k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
+    for condition in (c for c in protocol.conditions if c.reinject):
+        # Beside it one of the same training on the model as it is, unless the first row is that.
+        n = 1 if not protocol.rows and protocol.training.rows != "shipped" else 2
+        name = f"rows to train for {condition.label}: {n}"
+        yield "conditions", name, n * _training(protocol, bias)
     for condition in (_UNSTEERED, *protocol.conditions):
         yield "conditions", condition.label, _measured(protocol, bias, condition)
     for condition in protocol.conditions:
