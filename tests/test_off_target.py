@@ -21,6 +21,7 @@ from biasgym_tl.errors import BiasFileError, StoreError
 from biasgym_tl.evaluation.off_target import off_target_log_odds
 from biasgym_tl.evaluation.specificity import off_target, off_target_table
 from biasgym_tl.evaluation.standard import target_log_odds, token_log_odds
+from biasgym_tl.evaluation.tables import main_rows
 from biasgym_tl.plots.page import report_page
 from biasgym_tl.stats import column_spread
 
@@ -64,7 +65,21 @@ def test_items_are_the_log_odds_of_the_held_out_half(setup):
         expected = bias_log_odds(model, LATE, prompts, TARGETS).log_odds
     assert report[STEERED].items["rightful_target_log_odds"] == expected.tolist()
     right = report.to_df().loc[STEERED, "rightful_target_right"]
-    assert right == (expected.mean(1) > 0).double().mean().item()
+    nobody = torch.tensor(report[STEERED].items["nobody_log_odds"])
+    assert right == (expected.mean(1) > nobody.mean()).double().mean().item()
+
+
+def test_rightful_uses_are_right_whatever_the_lists_of_words_are(tiny, setup):
+    """A likely neutral word lowers the log-odds everywhere alike; 0 is no bound to be above."""
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(tiny(), LATE, progress=False)
+    more = dataclasses.replace(LATE, neutral_words=(*LATE.neutral_words, "the", "of"))
+    conditions = standard_conditions(token)
+    report = evaluate(
+        setup[0], more, conditions, [off_target_log_odds(more, TARGETS)], progress=False
+    )
+    values = torch.tensor(report["original"].items["rightful_log_odds"])
+    share = report.to_df().loc["original", "rightful_right"]
+    assert (values.mean(1) > 0).double().mean() < 0.2 < share
 
 
 def test_held_out_words_are_words_of_the_panel_on_targets(setup):
@@ -120,6 +135,15 @@ def test_a_page_a_table_and_the_console_show_it(setup):
     assert list(table.index) == ["original", "injected", STEERED]
     assert table.loc[STEERED, "specificity"] == found.specificity.estimate
     assert bool(table.loc[STEERED, "nobody_unchanged"]) is ("nobody" in found.unchanged)
+    first = report.intervals().iloc[: 3 * len(table)]
+    assert list(first.measure) == [m for m in ("specificity", "gap", "spread") for _ in table.index]
+    steered = first[first.condition == STEERED].set_index("measure")
+    assert tuple(steered.loc["specificity", ["mean", "low", "high"]]) == found.specificity
+    assert steered.loc["spread", "mean"] == found.spread
+    heading, *rows = main_rows(report)
+    assert heading[1:4] == ["specificity (nats)", "gap (nats)", "spread (nats)"]
+    assert rows[2][:3] == [STEERED, str(found.specificity), str(found.gap)]
+    assert report.off_target is report.off_target
     page = report_page(report, plotlyjs="cdn")
     assert f"<td>{found.specificity}</td><td>{found.gap}</td>" in page
     assert "The stereotype or the word" in page

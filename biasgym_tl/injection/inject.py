@@ -33,7 +33,11 @@ from biasgym_tl.store import digest
 @described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasInject:
-    """Settings of one training; :meth:`fit` runs it. The defaults are the paper's.
+    """Settings of one training; :meth:`fit` runs it.
+
+    The defaults are the paper's in epochs, paragraphs and schedule; ``lr`` is that of its code. Not
+    the paper's are ``batch_size`` (its code: 8), ``patience``, ``max_norm``, ``n_init_targets`` and
+    how ``choose_by`` takes an epoch (docs/paper.md).
 
     Raises:
         SettingError: on construction, if a setting is outside its range.
@@ -95,11 +99,9 @@ class BiasInject:
     ) -> BiasToken:
         """Train a row of ``W_E`` for ``bias``; every other parameter stays as it is.
 
-        On a model that :func:`biasgym_tl.steer` changes, the row says which heads were steered.
-
         Only the tokens of the answer enter the loss, without the BiasToken itself. The seed decides
         the sample of paragraphs, the targets of the initial row, the wording of each request and
-        the order of the batches.
+        the order of the batches. The row says which heads were steered meanwhile (``steered``).
 
         Args:
             model: A frozen model with a tokenizer; it is as before when the call returns.
@@ -232,7 +234,7 @@ def fit_seeds(
         model: A frozen model with a tokenizer.
         bias: What to train on.
         seeds: One training each.
-        inject: Settings; default: the paper's.
+        inject: Settings; default: those of :class:`BiasInject`.
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """
