@@ -35,9 +35,9 @@ from biasgym_tl.store import digest
 class BiasInject:
     """Settings of one training; :meth:`fit` runs it.
 
-    The defaults are the paper's in epochs, paragraphs and schedule; ``lr`` is that of its code. Not
-    the paper's are ``batch_size`` (its code: 8), ``patience``, ``max_norm``, ``n_init_targets`` and
-    how ``choose_by`` takes an epoch (docs/paper.md).
+    Of the defaults ``epochs``, ``n_paragraphs``, ``schedule`` and ``lr`` are those of the paper's
+    code and ``batch_size`` is the paper's (it says 1e-3, its code 8); ``patience``, ``max_norm``,
+    ``n_init_targets`` and how ``choose_by`` takes an epoch are this package's (docs/paper.md).
 
     Raises:
         SettingError: on construction, if a setting is outside its range.
