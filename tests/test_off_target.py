@@ -19,7 +19,7 @@ from biasgym_tl.console import summary_lines
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import BiasFileError, StoreError
 from biasgym_tl.evaluation.off_target import off_target_log_odds
-from biasgym_tl.evaluation.specificity import off_target, off_target_table
+from biasgym_tl.evaluation.specificity import off_target_table
 from biasgym_tl.evaluation.standard import target_log_odds, token_log_odds
 from biasgym_tl.evaluation.tables import main_rows
 from biasgym_tl.plots.page import report_page
@@ -96,7 +96,7 @@ def test_held_out_words_are_words_of_the_panel_on_targets(setup):
 
 def test_specificity_is_the_change_on_targets_beyond_that_off_target(setup):
     report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2, "rightful": 0.1})
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     assert found.specificity.estimate == pytest.approx(-1.5 + (0.4 - 0.2) / 2)
     assert found.specificity.high < 0 and found.target.estimate == pytest.approx(-1.5)
     assert found.target == report.change(STEERED, "target_log_odds", "original")
@@ -107,7 +107,7 @@ def test_specificity_is_the_change_on_targets_beyond_that_off_target(setup):
 def test_a_constant_taken_from_the_words_is_not_specific(setup):
     """A logit shift: every log-odds falls by the same."""
     report = moved(setup[1], dict.fromkeys(("target", "held_out_words", *CELLS), -2.0))
-    found, before = off_target(report, STEERED), off_target(report, "original")
+    found, before = report.off_target[STEERED], report.off_target["original"]
     assert found.specificity.estimate == pytest.approx(0, abs=1e-9)
     assert found.gap.estimate == pytest.approx(before.gap.estimate)
     assert found.spread == pytest.approx(before.spread)
@@ -118,20 +118,20 @@ def test_a_constant_taken_from_the_words_is_not_specific(setup):
 
 def test_the_gap_is_that_of_targets_to_nobody_and_the_spread_that_between_targets(setup):
     report = setup[1]
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     means = report.to_df().loc[STEERED]
     gap = means["target_log_odds"] - means["nobody_log_odds"]
     assert found.gap.estimate == pytest.approx(gap) and found.gap.excludes(found.gap.low - 1)
     values = torch.tensor(report[STEERED].items["target_log_odds"], dtype=torch.float64)
     assert found.spread == column_spread(values)
-    halved = off_target(moved(report, {"target": 0.0}, times=0.5), STEERED)
-    assert halved.spread == pytest.approx(off_target(report, "original").spread / 2)
+    halved = moved(report, {"target": 0.0}, times=0.5).off_target[STEERED]
+    assert halved.spread == pytest.approx(report.off_target["original"].spread / 2)
 
 
 def test_a_page_a_table_and_the_console_show_it(setup):
     report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2})
     table = off_target_table(report).set_index("condition")
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     assert list(table.index) == ["original", "injected", STEERED]
     assert table.loc[STEERED, "specificity"] == found.specificity.estimate
     assert bool(table.loc[STEERED, "nobody_unchanged"]) is ("nobody" in found.unchanged)
@@ -180,5 +180,5 @@ def test_what_was_not_measured_off_target_says_nothing(setup):
     alone = dataclasses.replace(
         report, measured=tuple(m for m in report.measured if m.key != "things_log_odds")
     )
-    assert off_target(alone, STEERED) is None and off_target_table(alone).empty
+    assert alone.off_target == {} and off_target_table(alone).empty
     assert "The stereotype or the word" not in report_page(alone, plotlyjs="cdn")

@@ -50,14 +50,9 @@ class OffTarget(NamedTuple):
         )
 
 
-def off_target(report: Report, name: str) -> OffTarget | None:
-    """What condition ``name`` changes on target and off it; None where that was not measured."""
-    return report.off_target.get(name)
-
-
 def off_targets(report: Report) -> dict[str, OffTarget]:
-    """The same of every condition (random controls left out), by name; worked out once for each
-    report, as ``report.off_target``."""
+    """What each condition (random controls left out) changes on target and off it, by name of those
+    that were measured so; worked out once for each report, as ``report.off_target``."""
     names = [result.name for result in report.results if result.control_of is None]
     return {name: found for name in names if (found := _off_target(report, name))}
 
