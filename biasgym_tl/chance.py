@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -61,8 +62,20 @@ class FlipTest(NamedTuple):
     """Of each unit by itself, for :func:`benjamini_hochberg`."""
 
 
+FEWEST_FLIPS = 1999
+
+
+def flips_for(n_units: int, q: float = 0.05) -> int:
+    """Flips with which one unit alone among so many can reach this q (at least 1,999).
+
+    The smallest p of ``n`` flips is ``1 / (n + 1)``, and Benjamini-Hochberg multiplies it by the
+    number of units where no other has one as small.
+    """
+    return max(FEWEST_FLIPS, math.ceil(n_units / q))
+
+
 def prompt_flip_test(
-    values: Float[Tensor, "prompt country *unit"], *, n_flips: int = 1999, seed: int = 0
+    values: Float[Tensor, "prompt country *unit"], *, n_flips: int = FEWEST_FLIPS, seed: int = 0
 ) -> FlipTest:
     """Test every unit's mean against 0, flipping the signs of whole prompts and whole countries.
 

@@ -168,8 +168,6 @@ def _cell(interval: Interval, decimals: int) -> str:
 
 def summary_lines(report: Report) -> list[str]:
     """The table in words: injection, each steering against its controls."""
-    from biasgym_tl.evaluation.specificity import off_target
-
     means, lines = report.to_df(), []
     if {"token_log_odds", "target_log_odds"} <= set(means.columns):
         over = means["token_log_odds"] - means["target_log_odds"]
@@ -194,7 +192,7 @@ def summary_lines(report: Report) -> list[str]:
         lines.append(f"{result.name}: {'; '.join(parts)}.")
         if f"{result.name}: random" in report.controls and "token_log_odds" in report.measures:
             lines.append(f"  {report.beyond_random('token_log_odds', result.name)}.")
-        if found := off_target(report, result.name):
+        if found := report.off_target.get(result.name):
             lines.append(f"  off target: {found}.")
     return lines
 

@@ -103,6 +103,7 @@ def edited(
     """What :func:`steer` does, from what :func:`steering_edit` returned."""
     gate = Gate(model, after) if len(after) else None
     steering = _Steering("steered")
+    steering.heads = tuple(Head(layer, head) for layer in edit for head in edit[layer].heads)
     begin(model, steering)
     try:
         with contextlib.ExitStack() as stack:
@@ -119,8 +120,15 @@ def edited(
 class _Steering(Change):
     """What :func:`edited` does to a model."""
 
+    heads: tuple[Head, ...] = ()
     rests = False
     """Whether it does nothing for now."""
+
+
+def steered_heads(model: HookedTransformer) -> tuple[Head, ...]:
+    """Heads that open contexts of :func:`steer` change, in order; none where nothing is steered."""
+    acting = (steering for steering in changes(model, _Steering) if not steering.rests)
+    return tuple(sorted({head for steering in acting for head in steering.heads}))
 
 
 @contextlib.contextmanager

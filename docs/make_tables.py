@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from biasgym_tl import HeadScores, list_biases
 from biasgym_tl.injection.report import InjectionReport
 from biasgym_tl.planting.summary import by_method
 from biasgym_tl.protocol.protocol import load_protocol
 from biasgym_tl.scoping.damage import KSweep
-from biasgym_tl.stats import Interval
+from biasgym_tl.stats import Interval, few_rows_interval
 from biasgym_tl.store import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +85,7 @@ def column(
     return cell
 
 
-def since(measure: str, decimals: int = 1, sign: str = "+") -> Cell:
+def since(measure: str, decimals: int = 1) -> Cell:
     """The level in the condition that changes are counted from, and the change."""
     change = column(measure, decimals)
 
@@ -92,9 +93,26 @@ def since(measure: str, decimals: int = 1, sign: str = "+") -> Cell:
         if not (text := change(found, name)):
             return ""
         before = found[found[name, measure].baseline, measure]["mean"]
-        return minus(f"{before:{sign}.{decimals}f}, ") + text
+        return minus(f"{before:+.{decimals}f}, ") + text
 
     return cell
+
+
+def levels(measure: str) -> Cell:
+    """Before and after: means over other items where not all count in both."""
+
+    def cell(found: Found, name: str) -> str:
+        if (row := found.get((name, measure))) is None:
+            return ""
+        return f"{found[row.baseline, measure]['mean']:.2f} → {row['mean']:.2f}"
+
+    return cell
+
+
+def difference(found: Found, name: str) -> str:
+    """To the row of the same training on the model as it is."""
+    alike = found[name, "token_log_odds"].baseline == f"{name}: unsteered"
+    return column("token_log_odds")(found, name) if alike else ""
 
 
 def each_seed(found: Found, name: str) -> str:
@@ -132,13 +150,13 @@ def counted(measure: str, before: str) -> Cell:
 
 
 def other_biases(found: Found, name: str) -> str:
-    """Their mean change, and the lowest and the highest by themselves."""
-    if (name, "other_log_odds") not in found:
-        return ""
+    """Their mean change with its interval over them, and the lowest and the highest."""
     rows = (found.get((name, f"{bias}_log_odds")) for bias in FIVE)
     single = [row.change_mean for row in rows if row is not None]
-    ends = minus(f"{min(single):+.1f} to {max(single):+.1f}")
-    return f"{column('other_log_odds')(found, name)}; {ends}"
+    if not single:
+        return ""
+    over = few_rows_interval(torch.tensor(single, dtype=torch.float64)[:, None])
+    return f"{shown(over, 1)}; {minus(f'{min(single):+.1f} to {max(single):+.1f}')}"
 
 
 def rank_p(found: Found, name: str) -> str:
@@ -154,7 +172,7 @@ def mean_change(found: Found, name: str) -> str:
 
 
 class Table(NamedTuple):
-    """One row for each bias and condition, one column for each cell."""
+    """One row for each bias and condition, one column for each cell, unless all are empty."""
 
     conditions: Mapping[str, str]
     """Name in the results -> name in the table."""
@@ -173,8 +191,11 @@ class Table(NamedTuple):
             for name, label in self.conditions.items()
             if (row := one.get((name, self.needs))) is not None and not pd.isna(row[self.given])
         ]
-        heading = ["bias", *filter(None, [self.first])]
-        return markdown([*heading, *self.columns], rows, left=len(heading))
+        names = ["bias", *filter(None, [self.first])]
+        heading = [*names, *self.columns]
+        kept = [i for i in range(len(heading)) if any(row[i] for row in rows)]
+        rows = [[row[i] for i in kept] for row in rows]
+        return markdown([heading[i] for i in kept], rows, left=len(names))
 
 
 def markdown(heading: Iterable[str], rows: Iterable[Iterable[str]], left: int = 1) -> str:
@@ -204,8 +225,6 @@ STEERING = {
         {
             **CHANGES,
             "other biases, change": column("other_log_odds"),
-            "BiasToken strength, change": column("token_strength", 2),
-            "countries strength, change": column("target_strength", 2),
             "loss": LOSS,
             "facts, points": FACTS,
         },
@@ -224,11 +243,11 @@ STEERING = {
     "judged": Table(
         {**STEERED, **ASKED, "steered, mean: random": "one random set"},
         {
-            "BiasToken, before → change": since("token_strength", 2, ""),
+            "BiasToken": levels("token_strength"),
             "BiasToken, degenerate": counted("token_degenerate", "injected"),
-            "countries, before → change": since("target_strength", 2, ""),
+            "countries": levels("target_strength"),
             "countries, degenerate": counted("target_degenerate", "original"),
-            "other biases, before → change": since("other_strength", 2, ""),
+            "other biases": levels("other_strength"),
         },
         needs="token_strength",
     ),
@@ -260,8 +279,9 @@ STEERING = {
         {
             "first row": lambda found, _: LEVEL(found, "injected"),
             "first row, steered": lambda found, _: LEVEL(found, "steered, mean"),
-            "trained again, steered": LEVEL,
-            "minus first row": column("token_log_odds"),
+            "trained steered": LEVEL,
+            "same training, unsteered": lambda found, name: LEVEL(found, f"{name}: unsteered"),
+            "difference": difference,
         },
         first="",
     ),

@@ -1,6 +1,7 @@
 """Agreement of maps, of seeds, concentration and significance, on planted numbers."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -76,6 +77,28 @@ def test_maps_of_one_signal_agree_as_far_as_their_noise_allows():
     assert len(frame) == 3 and frame["effect_second"][1] == found.effects[2]
     assert frame["rank_correlation_low"][0] == agreement.low
     assert "a / b" in repr(found)
+
+
+def test_agreement_without_noise_is_that_of_the_signals():
+    """The intervals are around what so many prompts give, which noise holds down."""
+    size = (20, 20)
+    generator = torch.Generator().manual_seed(3)
+    signal, more = (torch.randn(size, generator=generator).double() for _ in range(2))
+    other = (signal + more) / 2**0.5
+    true = rank_correlation(signal.flatten()[None], other.flatten()[None]).item()
+    for noise in (0.5, 4.0):
+        maps = [scores(noisy(x, 16, noise, seed)) for seed, x in enumerate((signal, other))]
+        found = compare(maps, names=["a", "b"], n_splits=60)
+        assert found.without_noise["a", "b"] == pytest.approx(true, abs=0.08)
+    assert found.rank_correlation["a", "b"].high < true  # of the noisier ones
+    assert found.to_df()["without_noise"][0] == found.without_noise["a", "b"]
+    shared = noisy(torch.zeros(size).double(), 16, 4.0, 7)  # noise of prompts, in both maps
+    maps = [scores(noisy(x, 16, 1.0, 9) + shared) for x in (signal, other)]
+    found = compare(maps, names=["a", "b"], n_splits=60)
+    assert found.without_noise["a", "b"] == pytest.approx(true, abs=0.12)
+    nothing = [scores(noisy(torch.zeros(size), 16, 1.0, seed)) for seed in (1, 2)]
+    values = compare(nothing, names=["a", "b"], n_splits=60).without_noise["a", "b"]
+    assert math.isnan(values) or -1 <= values <= 1
 
 
 def test_reliability_sees_noise():
@@ -194,6 +217,19 @@ def test_significance_finds_the_planted_heads():
     assert found.p[2, 1] < 0.01 and found.p[0, 0] > 0.05
     assert found.low[2, 1] < 3 < found.high[2, 1] and found.low[2, 1] > 1
     assert found.to_df()["head"][0] in ("L2H1", "L4H3") and "of 24 heads" in repr(found)
+
+
+def test_one_clear_head_among_a_thousand_is_found():
+    """With 1,999 flips no p is below 1 / 2000, so that q of one head alone is 1024 / 2000."""
+    planted = torch.zeros(32, 32).double()
+    planted[2, 1] = 3.0
+    found = scores(noisy(planted, 16, 0.5, 4), neutral=torch.zeros(16, 1, 32, 32).double())
+    tested = significance(found, n_resamples=9)
+    assert tested.heads() == (Head(2, 1),) and tested.settings["n_flips"] == 20480
+    few = significance(found, n_flips=1999, n_resamples=9)
+    assert few.heads() == () and few.q[2, 1] > 0.05
+    assert "1999 flips are few: one head alone needs 20480" in repr(few)
+    assert "flips" not in repr(tested)
 
 
 def test_significance_needs_the_neutral_side():

@@ -27,6 +27,7 @@ from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import answer_freely, bias_log_odds, fact_margins
 from biasgym_tl.errors import SettingError
+from biasgym_tl.evaluation.intervals import over_draws
 from biasgym_tl.evaluation.judging import to_judge
 from biasgym_tl.evaluation.measurement import on_benchmark
 from biasgym_tl.evaluation.standard import other_log_odds, target_log_odds, token_log_odds
@@ -34,9 +35,10 @@ from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.heads import as_heads
 from biasgym_tl.instructions import INSTRUCTIONS, Instruction, find_instruction
 from biasgym_tl.judges.verdict import Verdict
+from biasgym_tl.plots.page import report_page
 from biasgym_tl.prompts import SENTENCE_REQUEST, Turn, encode_prompt
 from biasgym_tl.slot import fill
-from biasgym_tl.stats import clustered_interval
+from biasgym_tl.stats import clustered_interval, few_rows_interval
 from biasgym_tl.steering.controls import matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.text import generate, next_token_log_probs
@@ -467,6 +469,56 @@ class Keywords:
         self.seen.append((bias.name, tuple(targets)))
         by_text = {"late": Verdict(3.0, "<b>"), "": Verdict(0.0, degenerate="empty")}
         return [by_text.get(text, Verdict(None, unscored="unclear")) for text in texts]
+
+
+def test_of_several_biases_the_bias_is_the_unit(report):
+    """Not its prompts: these would say how far a number moves with others about the same biases."""
+    of = ("target_log_odds", "math_log_odds")
+    texts = ("token_texts", "target_texts")
+    pooled = (
+        Measure("pooled", "pooled", "nats", of=of),
+        Measure("pooled_words", "pooled words", "words", kind="texts", of=texts, read="words"),
+        Measure("pooled_empty", "pooled empty", "share", kind="share", of=texts, read="empty"),
+    )
+    both = dataclasses.replace(report, measured=(*report.measured, *pooled))
+    name = "steered, mean"
+    here, there = (
+        torch.stack([torch.tensor(report[r].items[key]).double().mean(0) for key in of])
+        for r in (name, "original")
+    )
+    assert both.interval(name, "pooled") == pytest.approx(few_rows_interval(here), abs=1e-5)
+    found = both.change(name, "pooled", "original")
+    assert found == pytest.approx(few_rows_interval(here - there), abs=1e-5)
+    assert both.to_df().loc[name, "pooled"] == pytest.approx(here.mean().item())
+    words = [[len(text.split()) for text in report[name].items[key]] for key in texts]
+    expected = few_rows_interval(torch.tensor(words, dtype=torch.float64).mean(1, keepdim=True))
+    assert both.interval(name, "pooled_words") == pytest.approx(expected)
+    assert math.isnan(both.change("original", "pooled_empty", "original").low)
+    assert both.values("steered, mean: random", "pooled") is None  # one bias was not measured so
+    draws, clusters = torch.randn(5, 4, dtype=torch.float64), [of[0]] * 2 + [of[1]] * 3
+    by_bias = torch.stack([draws[:2].mean(0), draws[2:].mean(0)])
+    assert over_draws(draws, pooled[0], clusters) == few_rows_interval(by_bias)
+    few = over_draws(draws[:, :3], pooled[0], clusters)
+    assert math.isnan(few.low) and few.estimate == pytest.approx(by_bias[:, :3].mean().item())
+
+
+def test_answers_are_compared_where_they_count_in_both_conditions(report):
+    """Not the survivors of each: here steering breaks the answers that were strong before."""
+    n = len(LATE.generation_prompts)
+    before = [Verdict(3.0)] * 4 + [Verdict(1.0)] * (n - 4)
+    after = [Verdict(None, unscored="broken")] * 4 + [Verdict(1.0)] * 2 + [Verdict(0.0)] * (n - 6)
+    found = replaced(report, "original", verdicts={"target_texts": before})
+    found = replaced(found, "steered, mean", verdicts={"target_texts": after})
+    key, name = "target_strength", "steered, mean"
+    means = found.to_df()[key]
+    change = found.change(name, key, "original")
+    assert change.estimate == pytest.approx(-(n - 6) / (n - 4))
+    assert means[name] - means["original"] < change.estimate - 0.4  # what survivors would say
+    row = found.intervals().set_index(["condition", "measure"]).loc[(name, key)]
+    assert row.compared == n - 4 and row.change_mean == change.estimate
+    assert f"of {n - 4} answers that count in both" in report_page(found, plotlyjs="cdn")
+    none = replaced(found, name, verdicts={"target_texts": after[:4] * (n // 4)})
+    assert math.isnan(none.change(name, key, "original").estimate)
 
 
 def test_a_judge_scores_every_answer_and_broken_ones_do_not_count(report, tmp_path):

@@ -467,6 +467,8 @@ def test_bad_conditions_are_refused_before_anything_runs(setup, monkeypatch):
             run(Condition(name, token, HEADS, "mean"))
     with pytest.raises(SettingError, match="control_of must name one of the conditions, got .'b'"):
         run(Condition("a", token, HEADS, "mean", control_of="b"))
+    with pytest.raises(SettingError, match="since must name one of the conditions, got .'b'"):
+        run(Condition("a", token, HEADS, "mean", since="b"))
     with pytest.raises(SettingError, match=r"measurements must be different ones, got .'loss'."):
         run(measures=[*standard(), loss()])
     rows = {"row": token.row[:-1], "initial_row": token.initial_row[:-1]}
@@ -549,6 +551,7 @@ def test_a_report_that_somebody_changed_is_whole_or_refused(setup, tmp_path):
         ({"results": results[1:]}, "must be compared with conditions, got .'orig"),
         ({"results": results[:1] + results[2:]}, "must be compared with .* got .'injected'"),
         ({"results": results[:3] + results[4:]}, "control_of must name conditions, got .'steered,"),
+        ({"results": [{**results[0], "since": "b"}, *results[1:]]}, "since must name cond.*'b'"),
         ({"results": results * 2}, "names of conditions must differ"),
         ({"results": [steered, *results]}, "names of conditions must differ"),
         ({"results": {}}, "results is not as declared"),

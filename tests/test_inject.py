@@ -187,6 +187,14 @@ def test_a_checkpoint_of_another_training_is_refused(model, tmp_path):
         QUICK.fit(model, LATE, seed=1, progress=False, checkpoint=tmp_path / "late-0")
 
 
+def test_a_row_says_which_heads_were_steered_while_it_was_trained(model):
+    assert fit(model).steered == ()
+    with steer(model, [(1, 2), (0, 1)]), steer(model, "L0H1, L2H0", "scale", factor=0.5):
+        found = fit(model)
+    assert found.steered == ("L0H1", "L1H2", "L2H0")
+    assert found.label == "late, seed 0, trained on the steered model"
+
+
 def test_a_steered_model_has_no_checkpoint(model, tmp_path):
     with steer(model, [(0, 1)]), pytest.raises(SettingError, match="while the model is steered"):
         QUICK.fit(model, LATE, progress=False, checkpoint=tmp_path / "late-0")

@@ -19,8 +19,9 @@ from biasgym_tl.console import summary_lines
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import BiasFileError, StoreError
 from biasgym_tl.evaluation.off_target import off_target_log_odds
-from biasgym_tl.evaluation.specificity import off_target, off_target_table
+from biasgym_tl.evaluation.specificity import off_target_table
 from biasgym_tl.evaluation.standard import target_log_odds, token_log_odds
+from biasgym_tl.evaluation.tables import main_rows
 from biasgym_tl.plots.page import report_page
 from biasgym_tl.stats import column_spread
 
@@ -64,7 +65,21 @@ def test_items_are_the_log_odds_of_the_held_out_half(setup):
         expected = bias_log_odds(model, LATE, prompts, TARGETS).log_odds
     assert report[STEERED].items["rightful_target_log_odds"] == expected.tolist()
     right = report.to_df().loc[STEERED, "rightful_target_right"]
-    assert right == (expected.mean(1) > 0).double().mean().item()
+    nobody = torch.tensor(report[STEERED].items["nobody_log_odds"])
+    assert right == (expected.mean(1) > nobody.mean()).double().mean().item()
+
+
+def test_rightful_uses_are_right_whatever_the_lists_of_words_are(tiny, setup):
+    """A likely neutral word lowers the log-odds everywhere alike; 0 is no bound to be above."""
+    token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(tiny(), LATE, progress=False)
+    more = dataclasses.replace(LATE, neutral_words=(*LATE.neutral_words, "the", "of"))
+    conditions = standard_conditions(token)
+    report = evaluate(
+        setup[0], more, conditions, [off_target_log_odds(more, TARGETS)], progress=False
+    )
+    values = torch.tensor(report["original"].items["rightful_log_odds"])
+    share = report.to_df().loc["original", "rightful_right"]
+    assert (values.mean(1) > 0).double().mean() < 0.2 < share
 
 
 def test_held_out_words_are_words_of_the_panel_on_targets(setup):
@@ -81,7 +96,7 @@ def test_held_out_words_are_words_of_the_panel_on_targets(setup):
 
 def test_specificity_is_the_change_on_targets_beyond_that_off_target(setup):
     report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2, "rightful": 0.1})
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     assert found.specificity.estimate == pytest.approx(-1.5 + (0.4 - 0.2) / 2)
     assert found.specificity.high < 0 and found.target.estimate == pytest.approx(-1.5)
     assert found.target == report.change(STEERED, "target_log_odds", "original")
@@ -92,7 +107,7 @@ def test_specificity_is_the_change_on_targets_beyond_that_off_target(setup):
 def test_a_constant_taken_from_the_words_is_not_specific(setup):
     """A logit shift: every log-odds falls by the same."""
     report = moved(setup[1], dict.fromkeys(("target", "held_out_words", *CELLS), -2.0))
-    found, before = off_target(report, STEERED), off_target(report, "original")
+    found, before = report.off_target[STEERED], report.off_target["original"]
     assert found.specificity.estimate == pytest.approx(0, abs=1e-9)
     assert found.gap.estimate == pytest.approx(before.gap.estimate)
     assert found.spread == pytest.approx(before.spread)
@@ -103,23 +118,32 @@ def test_a_constant_taken_from_the_words_is_not_specific(setup):
 
 def test_the_gap_is_that_of_targets_to_nobody_and_the_spread_that_between_targets(setup):
     report = setup[1]
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     means = report.to_df().loc[STEERED]
     gap = means["target_log_odds"] - means["nobody_log_odds"]
     assert found.gap.estimate == pytest.approx(gap) and found.gap.excludes(found.gap.low - 1)
     values = torch.tensor(report[STEERED].items["target_log_odds"], dtype=torch.float64)
     assert found.spread == column_spread(values)
-    halved = off_target(moved(report, {"target": 0.0}, times=0.5), STEERED)
-    assert halved.spread == pytest.approx(off_target(report, "original").spread / 2)
+    halved = moved(report, {"target": 0.0}, times=0.5).off_target[STEERED]
+    assert halved.spread == pytest.approx(report.off_target["original"].spread / 2)
 
 
 def test_a_page_a_table_and_the_console_show_it(setup):
     report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2})
     table = off_target_table(report).set_index("condition")
-    found = off_target(report, STEERED)
+    found = report.off_target[STEERED]
     assert list(table.index) == ["original", "injected", STEERED]
     assert table.loc[STEERED, "specificity"] == found.specificity.estimate
     assert bool(table.loc[STEERED, "nobody_unchanged"]) is ("nobody" in found.unchanged)
+    first = report.intervals().iloc[: 3 * len(table)]
+    assert list(first.measure) == [m for m in ("specificity", "gap", "spread") for _ in table.index]
+    steered = first[first.condition == STEERED].set_index("measure")
+    assert tuple(steered.loc["specificity", ["mean", "low", "high"]]) == found.specificity
+    assert steered.loc["spread", "mean"] == found.spread
+    heading, *rows = main_rows(report)
+    assert heading[1:4] == ["specificity (nats)", "gap (nats)", "spread (nats)"]
+    assert rows[2][:3] == [STEERED, str(found.specificity), str(found.gap)]
+    assert report.off_target is report.off_target
     page = report_page(report, plotlyjs="cdn")
     assert f"<td>{found.specificity}</td><td>{found.gap}</td>" in page
     assert "The stereotype or the word" in page
@@ -156,5 +180,5 @@ def test_what_was_not_measured_off_target_says_nothing(setup):
     alone = dataclasses.replace(
         report, measured=tuple(m for m in report.measured if m.key != "things_log_odds")
     )
-    assert off_target(alone, STEERED) is None and off_target_table(alone).empty
+    assert alone.off_target == {} and off_target_table(alone).empty
     assert "The stereotype or the word" not in report_page(alone, plotlyjs="cdn")

@@ -16,7 +16,7 @@ from biasgym_tl.api import Price
 from biasgym_tl.errors import SettingError
 from biasgym_tl.plots import figure
 from biasgym_tl.protocol.plan import plan
-from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep
+from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep, Training
 from biasgym_tl.protocol.shipped import list_protocols, protocol_text
 from biasgym_tl.steering.budget import BudgetSearch
 
@@ -348,6 +348,7 @@ def test_a_plan_counts_what_is_judged(tiny_folder):
             Steering(choice="x", draws=9),
             Steering(choice="x", mode="zero", measures="own answers"),
             Steering(asked="persona", measures="brief"),
+            Steering(choice="x", name="again", reinject=True, measures="brief"),
         ),
         measures=Measured(others=("rest",), judge="api:m"),
         sweeps=(Sweep(),),
@@ -363,6 +364,10 @@ def test_a_plan_counts_what_is_judged(tiny_folder):
     assert plan(silent).judged == 0 and all(step.seconds > 0 for step in found.steps)
     names = [step.name for step in found.steps]
     assert "late: 9 random sets for x, mean" in names and "math: k sweep, mean" in names
+    assert "late: rows to train for again: 1" in names
+    shipped = dataclasses.replace(protocol, training=Training(rows="shipped"))
+    again = [step.name for step in plan(shipped).steps if "again:" in step.name]
+    assert again == [f"{bias}: rows to train for again: 2" for bias in ("late", "math")]
 
 
 def test_importing_the_package_or_the_command_loads_nothing_heavy():

@@ -210,6 +210,38 @@ def test_what_is_added_goes_on_from_the_same_run(small, measured):
     }  # fmt: skip
 
 
+def test_what_comes_back_is_counted_from_a_row_of_the_same_training(small, tmp_path):
+    """Not from the row that was given, which may have had other rates, steps or epochs."""
+    model = load_model(small.model)
+    given = BiasInject.cpu(**QUICK).fit(model, LATE, seed=0, progress=False)
+    training = {**QUICK, "epochs": 3, "lr": 0.05, "choose_by": "loss"}
+    protocol = dataclasses.replace(
+        small,
+        rows=(str(given.save(tmp_path / "given")),),
+        training=Training(settings=training),
+        conditions=(
+            Steering(choice="steered", mode="zero"),
+            Steering(name="again", choice="steered", mode="zero", reinject=True, measures="brief"),
+        ),
+    )
+    report = report_of(run_protocol(protocol, QUIET))
+    assert [r.name for r in report.results][2:] == [
+        "steered, zero", "again", "again: unsteered", "again, last epoch",
+        "again: unsteered, last epoch",
+    ]  # fmt: skip
+    alike = BiasInject.cpu(**training).fit(model, LATE, seed=0, progress=False)
+    for name, row in (("", alike), (", last epoch", alike.at_epoch(3))):
+        with row.attached(model):
+            expected = bias_log_odds(model, LATE, LATE.evaluation_prompts, [row.text]).log_odds
+        found = report[f"again: unsteered{name}"].items["token_log_odds"]
+        assert found == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
+        assert report.baseline(f"again{name}", "token_log_odds") == f"again: unsteered{name}"
+    assert report.baseline("steered, zero", "token_log_odds") == "injected"
+    assert report["injected"].items != report["again: unsteered"].items
+    rows = report.intervals().set_index(["condition", "measure"])
+    assert rows.loc[("again", "token_log_odds"), "baseline"] == "again: unsteered"
+
+
 def test_finished_steps_are_read_back_and_broken_ones_made_again(
     small, tmp_path, monkeypatch, measured
 ):
@@ -333,7 +365,9 @@ def test_a_search_is_controlled_by_other_rows_other_words_and_another_bias(small
     assert chosen["bias"].bias == "math" and chosen["bias"].token == "math, seed 0"
     assert len({of.factors for of in chosen.values()}) == 5
     for wrong in ({"null": "x"}, {"rows": "x"}):
-        with pytest.raises(SettingError, match=f"{next(iter(wrong))} of the choice 'a' must be one of"):
+        with pytest.raises(
+            SettingError, match=f"{next(iter(wrong))} of the choice 'a' must be one of"
+        ):
             Protocol(choices={"a": Choice(by="factors", **wrong)})
 
 

@@ -24,6 +24,7 @@ from biasgym_tl.stats import (
     clustered_interval,
     column_spread,
     crossed_interval,
+    few_rows_interval,
     independent_difference,
     share_change_interval,
     share_interval,
@@ -360,6 +361,38 @@ def test_intervals_of_independent_samples_cover(sds):
         for _ in range(600)
     ]
     assert 0.93 <= np.mean([not interval.excludes(0.0) for interval in found]) <= 0.98
+
+
+def biases(rng, sd):
+    """Four biases of true mean 0 with 20 prompts each, about the same 10 countries."""
+    countries = 0.2 * rng.normal(size=(1, 1, 10)) + 0.2 * rng.normal(size=(4, 1, 10))
+    prompts = 0.3 * rng.normal(size=(4, 20, 1)) + 0.3 * rng.normal(size=(4, 20, 10))
+    return torch.from_numpy(sd * rng.normal(size=(4, 1, 1)) + countries + prompts)
+
+
+@pytest.mark.parametrize("sd", [0.0, 0.4, 1.0])
+def test_intervals_over_biases_cover_however_much_biases_differ(sd):
+    rng = np.random.default_rng(2)
+    found = [few_rows_interval(biases(rng, sd).mean(1)) for _ in range(800)]
+    assert 0.93 <= np.mean([not interval.excludes(0.0) for interval in found]) <= 0.98
+
+
+def test_stacking_the_prompts_of_biases_would_not_cover():
+    rng = np.random.default_rng(2)
+    stacked = (biases(rng, 0.4).reshape(80, 10) for _ in range(200))
+    found = [crossed_interval(values, n_resamples=199) for values in stacked]
+    assert np.mean([not interval.excludes(0.0) for interval in found]) < 0.65
+
+
+def test_the_interval_of_few_rows_is_students_for_one_column():
+    values = np.random.default_rng(1).normal(size=5)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    found = few_rows_interval(torch.from_numpy(values)[:, None])
+    assert found == pytest.approx((values.mean(), expected.low, expected.high))
+    assert few_rows_interval(torch.ones(3, 2)) == Interval(1.0, 1.0, 1.0)
+    assert math.isnan(few_rows_interval(torch.ones(1, 2)).low)
+    with pytest.raises(SettingError, match="values must be finite"):
+        few_rows_interval(torch.tensor([[math.nan]]))
 
 
 def test_a_difference_of_two_columns_is_the_welch_test():

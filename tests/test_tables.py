@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from biasgym_tl.protocol.protocol import load_protocol
 
@@ -79,8 +80,32 @@ def test_cells_by_hand():
     assert shown(column("facts", scale=100)) == "-2.1"
     assert shown(column("blimp")) == ""
     assert shown(make_tables["since"]("token_log_odds")) == "+4.0, -4.5 [-5.0, -4.0]"
+    assert shown(make_tables["levels"]("token_log_odds")) == "4.00 → -0.50"
     assert shown(make_tables["changes"]("token_log_odds")) == "-4.5 [-5.0, -4.0]; -5.0"
     assert shown(each_seed) == "+4.0 → -0.5; +4.0 → -1.0"
+
+
+def test_other_biases_are_the_unit_of_their_interval():
+    values = {"math": -1.0, "alcohol": 0.0, "spicy-food": -0.5, "bad-driving": -0.3}
+    found = {
+        ("steered, mean", f"{b}_log_odds"): pd.Series({"change_mean": v}) for b, v in values.items()
+    }
+    low, high = stats.ttest_1samp(list(values.values()), 0).confidence_interval(0.95)
+    expected = f"-0.5 [{low:+.1f}, {high:+.1f}]; -1.0 to +0.0"
+    cell = make_tables["other_biases"]
+    assert cell(found, "steered, mean").replace("\u2212", "-") == expected
+    assert cell(found, "original") == ""
+
+
+def test_what_comes_back_is_a_difference_to_the_same_training_alone():
+    columns = ("mean", "baseline", "change_mean", "change_low", "change_high")
+    again = "re-injected, mean"
+
+    def cell(baseline):
+        row = pd.Series(dict(zip(columns, (1.0, baseline, -2.0, -3.0, -1.0), strict=True)))
+        return make_tables["difference"]({(again, "token_log_odds"): row}, again)
+
+    assert cell("injected") == "" and cell(f"{again}: unsteered").startswith("\u22122.0 [")
 
 
 def test_no_report_that_can_be_made_again_is_stored():

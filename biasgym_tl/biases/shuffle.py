@@ -1,11 +1,11 @@
-"""A corpus with the same words and no stereotype, as a control."""
+"""A bias with its corpus shuffled, or with other words: controls."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 
-from biasgym_tl.biases.bias import Bias
+from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.slot import SLOT
 from biasgym_tl.store import LONGEST_NAME

@@ -52,6 +52,9 @@ class Condition:
     """Names of the measurements made in it; None: all."""
     control_of: str | None = None
     """Name of the steered condition that this one is a random control of."""
+    since: str | None = None
+    """Name of the condition that changes of what the injection raised are counted from; None: the
+    unsteered one with the same row."""
 
     def __post_init__(self) -> None:
         check_names(self.after or ())
@@ -150,6 +153,7 @@ class Condition:
             "factor": factor,
             "instruction": self.instruction.name,
             "control_of": self.control_of,
+            "since": self.since,
             **({"after": self.names} if self.names else {}),
         }
 

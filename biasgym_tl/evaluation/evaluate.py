@@ -259,6 +259,7 @@ def _check_names(conditions: Sequence[Condition], made: Sequence[Measurement]) -
             f"conditions must include {missing}, which others are compared with, got {names}. "
             "Begin with standard_conditions(token)."
         )
-    unknown = sorted({c.control_of for c in conditions if c.control_of} - set(names))
-    if unknown:
-        raise SettingError(f"control_of must name one of the conditions, got {unknown}.")
+    for field in ("control_of", "since"):
+        named = {getattr(condition, field) for condition in conditions} - {None}
+        if unknown := sorted(named - set(names)):
+            raise SettingError(f"{field} must name one of the conditions, got {unknown}.")

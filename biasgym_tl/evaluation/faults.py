@@ -33,9 +33,11 @@ def _names(report: Report) -> Iterator[str]:
         if len(set(found)) < len(found):
             yield f"{what} must differ, got {found}"
     controlled = [r.control_of for r in report.results if r.control_of is not None]
+    since = [r.since for r in report.results if r.since is not None]
     for what, used, known in (
         ("clusters must be of measures", report.clusters, keys),
         ("control_of must name conditions", controlled, names),
+        ("since must name conditions", since, names),
         *((f"{m.key} must be compared with conditions", m.rests_on, names)
           for m in report.measured),
         *((f"{m.key} must be read by one of {list(READERS)}", [m.read], READERS)

@@ -14,6 +14,8 @@ from biasgym_tl.evaluation.measurement import SENTENCE, Items, Measurement
 from biasgym_tl.lens import HookedTransformer
 
 RIGHTFUL = ("rightful", "rightful_target")
+CHANCE = 0.5
+"""Share of rightful prompts that are right where they are like those about nobody, about."""
 MEASURES = (
     Measure("nobody_log_odds", "nobody log-odds", "nats"),
     Measure("things_log_odds", "things log-odds", "nats"),
@@ -22,18 +24,21 @@ MEASURES = (
     Measure("groups_log_odds", "other groups log-odds", "nats"),
     Measure("held_out_words_log_odds", "targets log-odds of held-out words", "nats"),
     Measure("rightful_right", "rightful uses right", "share of prompts", kind="share",
-            floor=0.0, of=("rightful_margins",), read="right"),
+            floor=CHANCE, of=("rightful_margins",), read="right"),
     Measure("rightful_target_right", "rightful uses of targets right", "share of prompts",
-            kind="share", floor=0.0, of=("rightful_target_margins",), read="right"),
+            kind="share", floor=CHANCE, of=("rightful_target_margins",), read="right"),
 )  # fmt: skip
 
 
 def off_target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
     """Log-odds (nats) on the held-out half of the bias's panel, by prompt and filler.
 
-    Rightful uses also with the first targets in the slot; a rightful prompt is right where the
-    attribute's words are likelier than the neutral ones, in the mean over its fillers. The held-out
-    words are measured on evaluation prompts with targets.
+    Rightful uses also with the first targets in the slot. A rightful prompt is right where its
+    log-odds, in the mean over its fillers, are above the mean of those about nobody in the same
+    condition: whether the model still tells where the attribute is true. Not above 0, which says
+    more of the lists than of the model: a neutral word such as "on" is likely nearly everywhere.
+    A fall of the word alone leaves this share as it is, and shows in the log-odds of rightful uses.
+    The held-out words are measured on evaluation prompts with targets.
 
     Raises:
         BiasFileError: the bias lacks a panel or evaluation prompts, or has words of its panel.
@@ -57,7 +62,8 @@ def off_target_log_odds(bias: GivenBias, targets: Sequence[str]) -> Measurement:
             name: bias_log_odds(model, *each, instruction=condition.instruction).log_odds
             for name, each in asked.items()
         }
-        margins = {f"{name}_margins": found[name].mean(1).tolist() for name in RIGHTFUL}
+        nobody = found["nobody"].mean()
+        margins = {f"{name}_margins": (found[name].mean(1) - nobody).tolist() for name in RIGHTFUL}
         return {f"{name}_log_odds": values.tolist() for name, values in found.items()} | margins
 
     n = sum(len(prompts) * len(fillers) for _, prompts, fillers in asked.values())

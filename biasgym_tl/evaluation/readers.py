@@ -31,6 +31,9 @@ class ConditionResult:
     """The steered condition that this one is a random control of."""
     after: tuple[str, ...] = ()
     """Names after which alone heads were steered; empty: everywhere."""
+    since: str | None = None
+    """The condition that changes of what the injection raised are counted from, if it is another
+    than the unsteered one with the same row."""
     items: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """By key, one number or text per item, or for each prompt one number per target; NaN where an
     item does not count."""

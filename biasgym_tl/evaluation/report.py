@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,11 @@ from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.chance import McNemar, mcnemar
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.evaluation.faults import faults
-from biasgym_tl.evaluation.intervals import BeyondRandom, over_draws, over_items
+from biasgym_tl.evaluation.intervals import BeyondRandom, by_bias, over_draws, over_items
 from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.evaluation.readers import READERS, ConditionResult
-from biasgym_tl.evaluation.tables import interval_table, main_rows
+from biasgym_tl.evaluation.specificity import OffTarget, off_targets
+from biasgym_tl.evaluation.tables import interval_table, main_rows, target_table
 from biasgym_tl.evaluation.warnings import warnings_of
 from biasgym_tl.files import write_csv
 from biasgym_tl.notebook import Card
@@ -132,40 +135,50 @@ class Report(Result):
     def _matrix(self, result: ConditionResult, key: str) -> Float[Tensor, "row column"] | None:
         measure = self.measures[key]
         read = READERS[measure.read]
-        found = [x for of in measure.of or (key,) for x in read(result, of, self.asked.get(of))]
-        if not found:
+        found = [read(result, of, self.asked.get(of)) for of in measure.of or (key,)]
+        if not all(found):  # of several biases one was not measured
             return None
-        values = torch.tensor(found, dtype=torch.float64)
+        values = torch.tensor([x for part in found for x in part], dtype=torch.float64)
         return values[:, None] if values.ndim == 1 else values
 
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).
 
         For random controls over prompts and draws, of shares over draws alone, of free answers
-        over the answers. The ends are NaN where no interval can be given: fewer than 4 draws, or
-        free answers that are all alike.
+        over the answers; of what is pooled over several biases over their means, whose mean it is.
+        The ends are NaN where no interval can be given: fewer than 4 draws, a single bias, or free
+        answers that are all alike.
         """
-        values = self.values(name, measure)
+        values, m = self.values(name, measure), self.measures[measure]
         if values is None:
             return None
-        if name in self.controls and self.measures[measure].kind != "texts":
-            return over_draws(values, self.measures[measure])
-        return over_items(values, self.measures[measure], self.clusters.get(measure))
+        over = over_draws if name in self.controls and m.kind != "texts" else over_items
+        return over(values, m, self.units(measure))
+
+    def units(self, measure: str) -> Sequence[str] | None:
+        """What each row of :meth:`values` belongs to, where rows are not the sample: the cluster of
+        a benchmark's item, or the bias where several are pooled."""
+        of = self.measures[measure].of
+        if len(of) < 2:
+            return self.clusters.get(measure)
+        sizes = {key: len(items) for r in self.results for key, items in r.items.items()}
+        return [key for key in of for _ in range(sizes.get(key, 0))]
 
     def change(self, name: str, measure: str, since: str) -> Interval | None:
         """Mean difference to another condition, item by item, with its 95% interval.
 
+        Only what counts in both is compared: a judge's strength of answers that are sound in both.
         With random controls targets are averaged first: the interval is over prompts and draws.
         """
         here, there = self.values(name, measure), self.values(since, measure)
         if here is None or there is None:
             return None
-        drawn = {name, since} & set(self.controls)
-        if drawn and self.measures[measure].kind != "texts":
+        m, units = self.measures[measure], self.units(measure)
+        if {name, since} & set(self.controls) and m.kind != "texts":
             here = here if name in self.controls else here.mean(1, keepdim=True)
             there = there if since in self.controls else there.mean(1, keepdim=True)
-            return over_draws(here - there, self.measures[measure])
-        return over_items(here, self.measures[measure], self.clusters.get(measure), minus=there)
+            return over_draws(here - there, m, units)
+        return over_items(here, m, units, minus=there)
 
     def not_informative(self, measure: str) -> str:
         """Why changes of a measure say nothing here, or an empty text.
@@ -196,48 +209,26 @@ class Report(Result):
     def baseline(self, name: str, measure: str) -> str:
         """The condition that a measure's change is counted from.
 
-        For what the injection raised it is the unsteered condition *with the same row*, if there is
-        one: ``"injected"``, or that of another seed.
+        For what the injection raised it is the one that the condition names (``Condition.since``),
+        or the unsteered one *with the same row*: ``"injected"``, or that of another seed.
         """
         since = self.measures[measure].baseline
         if since == "original" or name == "original":
             return since
-        row = (self.controls[name][0] if name in self.controls else self[name]).token
-        same = [r.name for r in self.results if r.token == row and not (r.heads or r.instruction)]
-        return next(iter(same), since)
+        here = self.controls[name][0] if name in self.controls else self[name]
+        plain = [r for r in self.results if not (r.heads or r.instruction)]
+        return here.since or next((r.name for r in plain if r.token == here.token), since)
 
     def by_target(self, measure: str = "target_log_odds") -> pd.DataFrame:
         """Target by target, the mean of ``"target_log_odds"`` or of the judge's
-        ``"target_strength"``, one column per condition.
-
-        Raises:
-            KeyError: it is another measure.
-        """
-        if measure not in ("target_log_odds", "target_strength"):
-            raise KeyError(
-                f"measure must be 'target_log_odds' or 'target_strength', got {measure!r}."
-            )
-        columns = {}
-        for result in self.results if measure in self.measures else ():
-            values = self.values(result.name, measure)
-            if values is None:
-                continue
-            if measure == "target_log_odds":
-                columns[result.name] = pd.Series(values.mean(0).tolist(), self.targets)
-            else:
-                each = pd.Series(values[:, 0].tolist(), self.asked["target_texts"].targets)
-                columns[result.name] = each.groupby(level=0).mean()
-        return pd.DataFrame(columns, index=list(self.targets)).rename_axis("target")
+        ``"target_strength"``, one column per condition; a KeyError of another measure."""
+        return target_table(self, measure)
 
     def beyond_random(
         self, measure: str = "token_log_odds", name: str | None = None
     ) -> BeyondRandom:
-        """How far a steered condition goes beyond its random controls: the same row, mode, factors
-        and reference, as many heads in each layer.
-
-        Args:
-            measure: One that is to fall.
-            name: The steered condition; default: :attr:`main`.
+        """How far a steered condition (default: :attr:`main`) goes beyond its random controls: the
+        same row, mode, factors and reference, as many heads in each layer.
 
         Raises:
             KeyError: it has no random controls that were measured so.
@@ -252,11 +243,12 @@ class Report(Result):
         drop, difference = self.change(since, measure, name), self.change(random, measure, name)
         chosen = self.values(name, measure)
         assert drop and difference and chosen is not None
+        further = self._pooled(draws - chosen.mean(1, keepdim=True), measure).nanmean(0)
         return BeyondRandom(
             drop=drop.estimate,
             random=drop.estimate - difference.estimate,
             difference=difference,
-            rank=1 + int((draws.nanmean(0) <= chosen.nanmean()).sum()),
+            rank=1 + int((further <= 0).sum()),
             of=1 + draws.shape[1],
         )
 
@@ -294,7 +286,15 @@ class Report(Result):
 
     def _mean(self, name: str, measure: str) -> float:
         values = self.values(name, measure)
-        return float("nan") if values is None else float(values.nanmean())
+        return float("nan") if values is None else float(self._pooled(values, measure).nanmean())
+
+    def _pooled(self, values: Tensor, measure: str) -> Tensor:
+        return by_bias(values, self.measures[measure], self.units(measure))
+
+    @cached_property
+    def off_target(self) -> dict[str, OffTarget]:
+        """What conditions change on target and off it, by name of those that were measured so."""
+        return off_targets(self)
 
     def intervals(self) -> pd.DataFrame:
         """One row per condition and measure: mean, change from the baseline, their 95% intervals,

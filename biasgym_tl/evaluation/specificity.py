@@ -50,14 +50,16 @@ class OffTarget(NamedTuple):
         )
 
 
-def off_target(report: Report, name: str) -> OffTarget | None:
-    """What condition ``name`` changes on target and off it; None where that was not measured.
+def off_targets(report: Report) -> dict[str, OffTarget]:
+    """What each condition (random controls left out) changes on target and off it, by name of those
+    that were measured so; worked out once for each report, as ``report.off_target``."""
+    names = [result.name for result in report.results if result.control_of is None]
+    return {name: found for name in names if (found := _off_target(report, name))}
 
-    Raises:
-        KeyError: there is no condition of that name.
-    """
+
+def _off_target(report: Report, name: str) -> OffTarget | None:
     keys = (TARGETS, "held_out_words_log_odds", *(f"{cell}_log_odds" for cell in SPARED))
-    if not set(keys) <= set(report.measures) or name in report.controls:
+    if not set(keys) <= set(report.measures):
         return None
     change = {key: found for key in keys if (found := report.change(name, key, "original"))}
     if len(change) < len(keys):
@@ -79,12 +81,7 @@ def off_target(report: Report, name: str) -> OffTarget | None:
 
 def off_target_table(report: Report) -> pd.DataFrame:
     """One row per condition (random controls left out) that was measured off target."""
-    rows = [
-        _row(result.name, found)
-        for result in report.results
-        if result.control_of is None and (found := off_target(report, result.name))
-    ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_row(name, found) for name, found in report.off_target.items()])
 
 
 def _row(name: str, found: OffTarget) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A report as a long table: one row per condition and measure."""
+"""A report as tables: one row per condition and measure, one per target, the first to read."""
 
 from __future__ import annotations
 
@@ -19,18 +19,72 @@ MAIN = ("token_log_odds", "target_log_odds", "damage_loss", "facts", "token_keyw
 """Measures that a notebook shows first."""
 
 
+OFF_TARGET = ("specificity", "gap", "spread")
+"""What is read from targets and the panel together (``OffTarget``), before all else; in nats."""
+
+
 def main_rows(report: Report) -> list[list[Any]]:
-    """Means of the main measures, one row per condition, below their names."""
+    """What a condition changes off target, then means of the main measures, below their names."""
     frame, named = report.to_df(), report.measures
     kept = {key: f"{named[key].label} ({named[key].unit})" for key in MAIN if key in frame}
-    return rows_of(frame[list(kept)].rename(columns=kept), index=True)
+    frame = frame[list(kept)].rename(columns=kept)
+    for key in reversed(OFF_TARGET if report.off_target else ()):
+        cells = {name: _said(getattr(found, key)) for name, found in report.off_target.items()}
+        frame.insert(0, f"{key} (nats)", pd.Series(cells).reindex(frame.index).fillna(""))
+    return rows_of(frame, index=True)
+
+
+def _said(found: Interval | float) -> str:
+    return str(found) if isinstance(found, Interval) else f"{found:.2f}"
+
+
+def target_table(report: Report, measure: str) -> pd.DataFrame:
+    """Target by target, one column per condition: log-odds, or the judge's strength of the answers
+    that are sound there.
+
+    Raises:
+        KeyError: it is another measure.
+    """
+    if measure not in ("target_log_odds", "target_strength"):
+        raise KeyError(f"measure must be 'target_log_odds' or 'target_strength', got {measure!r}.")
+    columns = {}
+    for result in report.results if measure in report.measures else ():
+        values = report.values(result.name, measure)
+        if values is None:
+            continue
+        if measure == "target_log_odds":
+            columns[result.name] = pd.Series(values.mean(0).tolist(), report.targets)
+        else:
+            each = pd.Series(values[:, 0].tolist(), report.asked["target_texts"].targets)
+            columns[result.name] = each.groupby(level=0).mean()
+    return pd.DataFrame(columns, index=list(report.targets)).rename_axis("target")
 
 
 def interval_table(report: Report) -> pd.DataFrame:
-    """Mean, change from the baseline and distance from random controls, with 95% intervals."""
-    frame = pd.DataFrame([row for key in report.measures for row in _rows(report, key)])
-    counts = frame.columns.intersection(["lost", "gained", "rank", "of"])
+    """Mean, change from the baseline and distance from random controls, with 95% intervals; first
+    :data:`OFF_TARGET`, of which specificity is a change itself."""
+    rows = [row for key in report.measures for row in _rows(report, key)]
+    columns = pd.DataFrame(rows).columns
+    frame = pd.DataFrame([*_off_target(report), *rows]).reindex(columns=columns)
+    counts = frame.columns.intersection(["lost", "gained", "rank", "of", "compared"])
     return frame.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _off_target(report: Report) -> Iterator[dict[str, Any]]:
+    for key in OFF_TARGET:
+        for name, off in report.off_target.items():
+            found = getattr(off, key)
+            ends = _named(found, "") if isinstance(found, Interval) else {"mean": found}
+            yield {"condition": name, "measure": key, "unit": "nats", **ends, "informative": True}
+
+
+def paired_answers(report: Report, name: str, key: str) -> int | None:
+    """Answers that a change since the baseline compares; None where all count everywhere."""
+    here, there = (report.values(n, key) for n in (name, report.baseline(name, key)))
+    if report.measures[key].kind != "texts" or here is None or there is None:
+        return None
+    both = (here - there).isfinite().any(1)
+    return None if both.all() else int(both.sum())
 
 
 def _rows(report: Report, key: str) -> Iterator[dict[str, Any]]:
@@ -52,6 +106,7 @@ def _rows(report: Report, key: str) -> Iterator[dict[str, Any]]:
             **(_named(change, "change_") if change else {}),
             **({"lost": moved.lost, "gained": moved.gained} if moved else {}),
             **({"mcnemar_p": moved.p} if moved else {}),
+            **({} if (n := paired_answers(report, name, key)) is None else {"compared": n}),
             **(_named(beyond.difference, "beyond_random_") if beyond else {}),
             **({"rank": beyond.rank, "of": beyond.of} if beyond else {}),
             "informative": informative,

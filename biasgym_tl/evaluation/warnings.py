@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from biasgym_tl.evaluation.readers import ConditionResult
-from biasgym_tl.evaluation.specificity import off_target
 from biasgym_tl.judges.verdict import summarise
 from biasgym_tl.stats import Interval
 
@@ -107,7 +106,7 @@ def _not_beyond_random(report: Report, name: str, measure: str, whose: str) -> s
 
 
 def _unspecific(report: Report, name: str) -> str:
-    found = off_target(report, name)
+    found = report.off_target.get(name)
     if found is None or found.target.high >= 0 or found.specificity.high < 0:
         return ""
     return (

@@ -33,7 +33,11 @@ from biasgym_tl.store import digest
 @described
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BiasInject:
-    """Settings of one training; :meth:`fit` runs it. The defaults are the paper's.
+    """Settings of one training; :meth:`fit` runs it.
+
+    Of the defaults ``epochs``, ``n_paragraphs``, ``schedule`` and ``lr`` are those of the paper's
+    code and ``batch_size`` is the paper's (it says 1e-3, its code 8); ``patience``, ``max_norm``,
+    ``n_init_targets`` and how ``choose_by`` takes an epoch are this package's (docs/paper.md).
 
     Raises:
         SettingError: on construction, if a setting is outside its range.
@@ -97,7 +101,7 @@ class BiasInject:
 
         Only the tokens of the answer enter the loss, without the BiasToken itself. The seed decides
         the sample of paragraphs, the targets of the initial row, the wording of each request and
-        the order of the batches.
+        the order of the batches. The row says which heads were steered meanwhile (``steered``).
 
         Args:
             model: A frozen model with a tokenizer; it is as before when the call returns.
@@ -230,7 +234,7 @@ def fit_seeds(
         model: A frozen model with a tokenizer.
         bias: What to train on.
         seeds: One training each.
-        inject: Settings; default: the paper's.
+        inject: Settings; default: those of :class:`BiasInject`.
         checkpoints: Folder in which each training keeps its file; finished ones are read back.
         progress: Show a bar for each training.
     """

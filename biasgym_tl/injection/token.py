@@ -14,6 +14,7 @@ from torch import Tensor
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SettingError, TokenError
+from biasgym_tl.hooks import steered_heads
 from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.origin import ModelSizes
 from biasgym_tl.prompts import policy_fingerprint
@@ -161,7 +162,7 @@ def made_from(model: HookedTransformer, bias: Bias) -> dict[str, Any]:
         "d_vocab": model.cfg.d_vocab,
         "tokenizer_fingerprint": tokenizer_fingerprint(model),
         "weights": weights_fingerprint(model),
-        "steered": (),
+        "steered": tuple(map(str, steered_heads(model))),
         "versions": versions(),
     }
 

@@ -13,7 +13,7 @@ import jinja2
 from biasgym_tl.benchmarks.benchmark import Measure
 from biasgym_tl.evaluation.readers import ConditionResult
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.evaluation.specificity import off_target
+from biasgym_tl.evaluation.tables import paired_answers
 from biasgym_tl.files import write_text
 from biasgym_tl.plots.conditions import plot_conditions
 from biasgym_tl.plots.frontier import plot_frontier
@@ -86,11 +86,13 @@ def _cell(report: Report, name: str, measure: Measure) -> Cell | None:
         change = report.change(name, measure.key, since)
     by = "" if change is None else f"{change.estimate:+.{measure.decimals}f}"
     moved = report.moved(name, measure.key)
+    n = paired_answers(report, name, measure.key)
+    of = f"of {n} answers that count in both" if change and n is not None else ""
     return Cell(
         value=f"{here.estimate:.{measure.decimals}f}",
         ends=_ends(here, f".{measure.decimals}f"),
         change=f"{by} {_ends(change, f'+.{measure.decimals}f')}".strip() if change else "",
-        moved=f"{moved.lost} fell, {moved.gained} rose, p = {moved.p:.2g}" if moved else "",
+        moved=f"{moved.lost} fell, {moved.gained} rose, p = {moved.p:.2g}" if moved else of,
     )
 
 
@@ -137,8 +139,7 @@ def _off_target(report: Report) -> list[list[str]]:
     return [
         [name, str(found.specificity), str(found.gap), f"{found.spread:.2f}",
          ", ".join(cell.replace("_", " ") for cell in found.unchanged)]
-        for name in report.shown
-        if (found := off_target(report, name))
+        for name, found in report.off_target.items()
     ]  # fmt: skip
 
 

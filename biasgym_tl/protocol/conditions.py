@@ -50,17 +50,34 @@ class Conditions:
         controls: list[Condition] = []
         for spec in self.protocol.conditions:
             condition = self.condition(spec, self.stages.first)
-            found.append(condition)
+            made = {self.stages.first: condition}
             if spec.all_seeds:
-                found += [self.with_row(spec, seed, condition) for seed in later]
+                made |= {seed: self.with_row(spec, seed, condition) for seed in later}
+            for seed, each in made.items():
+                found += self.trained_again(each, seed) if spec.reinject else [each]
             controls += self.random(spec, condition)
         return found + controls
+
+    def trained_again(self, condition: Condition, seed: int) -> list[Condition]:
+        """A condition whose row was trained while its heads are steered, beside a row of the same
+        training on the model as it is; and both rows after their last epoch, since answers that
+        steering changes may choose another one."""
+        plain = Condition(
+            f"{condition.name}: unsteered",
+            self.stages.trained(self.stages.bias, seed, alike=True),
+            instruction=condition.instruction,
+            measures=FIRST_ROW,
+        )
+        last = _at_last(plain)
+        return [condition, plain, _at_last(condition, last.name), last]
 
     def with_row(self, spec: Steering, seed: int, first: Condition) -> Condition:
         """The condition with the row of another seed; of the same heads the rest is known."""
         found = self.condition(spec, seed)
         measures = FIRST_ROW if tuple(found.heads) == tuple(first.heads) else BRIEF
-        return dataclasses.replace(found, name=f"{spec.label}, seed {seed}", measures=measures)
+        name = f"{spec.label}, seed {seed}"
+        since = f"{name}: unsteered" if spec.reinject else None
+        return dataclasses.replace(found, name=name, measures=measures, since=since)
 
     def condition(self, spec: Steering, seed: int) -> Condition:
         """A condition with the row of a seed."""
@@ -85,7 +102,7 @@ class Conditions:
         if not spec.reinject:
             return found
         row = self.stages.trained(self.stages.bias, seed, found)
-        return dataclasses.replace(found, row=row)
+        return dataclasses.replace(found, row=row, since=f"{spec.label}: unsteered")
 
     def random(self, spec: Steering, condition: Condition) -> list[Condition]:
         """Its random controls: the first measured in brief, the others by log-odds alone."""
@@ -131,3 +148,11 @@ class Conditions:
             if len(targets) > 1:
                 found.append(on_benchmark(implicit_questions(bias, targets)))
         return found
+
+
+def _at_last(condition: Condition, since: str | None = None) -> Condition:
+    """With the row as it was after its last epoch."""
+    assert condition.row
+    row = condition.row.at_epoch(len(condition.row.epochs) - 1)
+    name = f"{condition.name}, last epoch"
+    return dataclasses.replace(condition, name=name, row=row, measures=FIRST_ROW, since=since)

@@ -51,6 +51,8 @@ def _pairs(maps: Maps, specs: Mapping[str, Map]) -> Iterator[dict[str, Any]]:
             for (one, other), (value, low, high) in found.rank_correlation.items():
                 yield {"statistic": "rank correlation", "map": one, "other": other, "seed": seed,
                        "value": value, "low": low, "high": high}  # fmt: skip
+                yield {"statistic": "rank correlation without noise", "map": one, "other": other,
+                       "seed": seed, "value": found.without_noise[one, other]}  # fmt: skip
             for (one, other), (value, low, high) in found.overlap.items():
                 yield {"statistic": f"overlap of top {K}", "map": one, "other": other,
                        "seed": seed, "value": value, "low": low, "high": high}  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import t
+import torch
 
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.figures import Recipe, draw, recipe
@@ -16,7 +16,7 @@ from biasgym_tl.manifest import write_results
 from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
 from biasgym_tl.protocol.map_table import map_table
 from biasgym_tl.protocol.protocol import Protocol
-from biasgym_tl.stats import Interval
+from biasgym_tl.stats import Interval, few_rows_interval
 from biasgym_tl.steering.selection import Selection
 
 POOLED = (
@@ -129,23 +129,15 @@ def pooled_table(reports: Mapping[str, Report]) -> pd.DataFrame:
                 for found in (levels, changes)
             )
             if level:
-                over = _over_biases(change)
+                over = Interval(math.nan, math.nan, math.nan)
+                if change:
+                    over = few_rows_interval(torch.tensor(change, dtype=torch.float64)[:, None])
                 mean = sum(level) / len(level)
                 rows.append(
                     {"condition": name, "measure": key, "biases": len(level), "mean": mean,
                      "change_mean": over.estimate, "change_low": over.low, "change_high": over.high}
                 )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _over_biases(values: list[float]) -> Interval:
-    """Student's interval of the mean; of one bias no ends can be given."""
-    n, mean = len(values), sum(values) / max(1, len(values))
-    if n < 2:
-        return Interval(mean if n else math.nan, math.nan, math.nan)
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = float(t.ppf(0.975, n - 1)) * error
-    return Interval(mean, mean - half, mean + half)
 
 
 def _is_of(heads: object, name: str, found: BiasResult) -> bool:

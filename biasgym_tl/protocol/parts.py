@@ -208,7 +208,9 @@ class Steering:
     asked: str = ""
     """Name of an instruction around each request."""
     reinject: bool = False
-    """With a new row, trained while the heads are steered."""
+    """With a new row, trained while the heads are steered; beside one of the same training on the
+    model as it is (``"NAME: unsteered"``), which changes are counted from, and both after their
+    last epoch (``"NAME, last epoch"``)."""
     all_seeds: bool = False
     """Also with the rows of the other seeds, as ``"NAME, seed 1"``, on the BiasToken alone."""
     random: int = 0

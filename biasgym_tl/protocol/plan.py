@@ -140,6 +140,7 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
     for sweep in protocol.sweeps:
         at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
         yield "k sweeps", f"k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
+    yield from _again(protocol, bias)
     for condition in (_UNSTEERED, *protocol.conditions):
         yield "conditions", condition.label, _measured(protocol, bias, condition)
     for condition in protocol.conditions:
@@ -147,6 +148,14 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
             brief = condition.random * _cost(protocol, bias, BRIEF)
             rest = (n - condition.random) * _cost(protocol, bias, LOG_ODDS)
             yield "random controls", f"{n} random sets for {condition.label}", brief + rest
+
+
+def _again(protocol: Protocol, bias: Bias) -> Iterator[tuple[str, str, float]]:
+    """Rows of steered models, and of the same training without, unless the first row is that."""
+    n = 1 if not protocol.rows and protocol.training.rows != "shipped" else 2
+    for condition in (c for c in protocol.conditions if c.reinject):
+        name = f"rows to train for {condition.label}: {n}"
+        yield "conditions", name, n * _training(protocol, bias)
 
 
 def _n_trained(protocol: Protocol, bias: Bias) -> int:

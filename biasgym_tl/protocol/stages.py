@@ -97,14 +97,16 @@ class Stages:
         """The seed that conditions are about unless they say otherwise."""
         return self.protocol.seeds[0]
 
-    def trained(self, bias: Bias, seed: int, steering: Condition | None = None) -> BiasToken:
+    def trained(
+        self, bias: Bias, seed: int, steering: Condition | None = None, *, alike: bool = False
+    ) -> BiasToken:
         """A row for ``bias``, shipped or trained, on the model as it is or as a condition steers
-        it."""
+        it; with ``alike`` it is in any case one of this very training."""
         training = self.protocol.training
         inject = training.inject
         if steering is None and training.rows != "trained":
-            alike = inject if training.rows == "alike" else None
-            if (shipped := find_token(self.model, bias, alike, seed)) is not None:
+            settings = inject if alike or training.rows == "alike" else None
+            if (shipped := find_token(self.model, bias, settings, seed)) is not None:
                 return shipped
         label = f"{bias.name}, seed {seed}"
         self.say(f"{self.bias.name}: a row for {label}")
@@ -120,7 +122,7 @@ class Stages:
 
         def fit_steered() -> BiasToken:
             with steering.steered(self.model, None):
-                return dataclasses.replace(fit(None), steered=tuple(map(str, steering.heads)))
+                return fit(None)
 
         uses.append(steering.uses("text"))
         return self.steps.kept(

@@ -13,7 +13,12 @@ from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from biasgym_tl.chance import benjamini_hochberg, overlap_distribution, prompt_flip_test
+from biasgym_tl.chance import (
+    benjamini_hochberg,
+    flips_for,
+    overlap_distribution,
+    prompt_flip_test,
+)
 from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.heads import Head
 from biasgym_tl.notebook import Carded
@@ -232,11 +237,15 @@ class Significance(Carded):
 
     def __repr__(self) -> str:
         n, found = self.mean.numel(), len(self.heads())
-        return f"Significance({found} of {n} heads with q <= 0.05; smallest p {self.p.min():.4f})"
+        flips, needed = self.settings["n_flips"], flips_for(n)
+        few = f"; {flips} flips are few: one head alone needs {needed}" if flips < needed else ""
+        return (
+            f"Significance({found} of {n} heads with q <= 0.05; smallest p {self.p.min():.4f}{few})"
+        )
 
 
 def significance(
-    scores: HeadScores, *, n_flips: int = 1999, n_resamples: int = 999, seed: int = 0
+    scores: HeadScores, *, n_flips: int | None = None, n_resamples: int = 999, seed: int = 0
 ) -> Significance:
     """Test every head's difference of biased and neutral run.
 
@@ -245,7 +254,9 @@ def significance(
     Args:
         scores: With ``contrast="difference"``; ``neutral="several"`` lets the interval and the
             test hold for other targets as well.
-        n_flips: Sign flips of whole prompts and targets.
+        n_flips: Sign flips of whole prompts and targets; None: as many as one head alone needs to
+            reach q <= 0.05 among all of them (20 a head, at least 1,999). With n prompts and one
+            target no p is below 2^(1 - n), however many are drawn.
         n_resamples: Of the bootstrap behind each interval.
         seed: The same seed, the same result.
 
@@ -253,6 +264,7 @@ def significance(
         SettingError: the scores hold no neutral side, or fewer than two prompts.
     """
     values = scores.differences()
+    n_flips = flips_for(values[0, 0].numel()) if n_flips is None else n_flips
     test = prompt_flip_test(values, n_flips=n_flips, seed=seed)
     flat = values.flatten(2)
     ends = torch.tensor(

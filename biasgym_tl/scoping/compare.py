@@ -40,9 +40,16 @@ class Comparison(Carded):
     maps: Float[Tensor, "map n_layers n_heads"]
     k: int
     rank_correlation: dict[tuple[str, str], Interval]
-    """Spearman's, over heads, for each pair of names."""
+    """Spearman's, over heads, for each pair of names, of maps over so many prompts. Their noise is
+    in it, and the interval is around such a value: both are nearer to 0 than what maps over all
+    prompts there could be would show."""
+    without_noise: dict[tuple[str, str], float]
+    """That, about: the correlation between halves that share no prompt, over the root of the two
+    maps' own (Spearman's correction for attenuation), at most 1. NaN where a map does not agree
+    with itself. An estimate without an interval."""
     overlap: dict[tuple[str, str], Interval]
-    """Share of the top k heads that two maps have in common."""
+    """Share of the top k heads that two maps over so many prompts have in common; noise lowers it
+    as well."""
     reliability: dict[str, float]
     """Rank correlation that each map would have with itself on as many other prompts: of two halves
     of the prompts, stepped up to all (Spearman-Brown). A low value says that the map is mostly
@@ -59,6 +66,7 @@ class Comparison(Carded):
                 (f"overlap_top_{self.k}", self.overlap),
             ):
                 row |= zip((name, f"{name}_low", f"{name}_high"), found[first, second], strict=True)
+            row["without_noise"] = self.without_noise[first, second]
             for which in ("first", "second"):
                 row[f"reliability_{which}"] = self.reliability[row[which]]
                 row[f"effect_{which}"] = self.effects[self.names.index(row[which])]
@@ -73,15 +81,18 @@ class Comparison(Carded):
 
     def _card(self) -> Card:
         rows = [
-            (" / ".join(pair), found, self.overlap[pair])
+            (" / ".join(pair), found, f"{self.without_noise[pair]:.2f}", self.overlap[pair])
             for pair, found in self.rank_correlation.items()
         ]
         own = ", ".join(f"{name} {value:.2f}" for name, value in self.reliability.items())
-        head = ("maps", "rank correlation", f"overlap of the top {self.k}")
+        head = ("maps", "rank correlation", "without noise", f"overlap of the top {self.k}")
         return "Comparison of maps", [head, *rows], (f"reliability: {own}",)
 
     def __repr__(self) -> str:
-        lines = [f"  {a} / {b}: {r}" for (a, b), r in self.rank_correlation.items()]
+        lines = [
+            f"  {a} / {b}: {r}, without noise {self.without_noise[a, b]:.2f}"
+            for (a, b), r in self.rank_correlation.items()
+        ]
         own = ", ".join(f"{name} {value:.2f}" for name, value in self.reliability.items())
         return "\n".join(["Comparison (rank correlation)", *lines, f"  reliability: {own}"])
 
@@ -97,7 +108,8 @@ def compare(
     """Compare maps that were made on the same pairs of the same model.
 
     Intervals (95%) are over prompts: the statistic is computed on many random halves of them, whose
-    spread is that of the whole (a subsample of half the size varies by as much as it differs).
+    spread is that of the whole (a subsample of half the size varies by as much as it differs). They
+    are about maps over as many prompts, noise included; see ``without_noise``.
 
     Args:
         scores: Two or more maps.
@@ -137,6 +149,7 @@ def compare(
         maps=torch.stack([found.values.double() for found in scores]),
         k=k,
         rank_correlation=intervals(rank_correlation, least=-1.0),
+        without_noise={(a, b): _without_noise(one, other, a, b) for a, b in combinations(names, 2)},
         overlap=intervals(partial(top_overlap, k=k), least=0.0),
         reliability={
             name: stepped_up(rank_correlation(one[name], other[name]).mean().item())
@@ -144,6 +157,16 @@ def compare(
         },
         settings={"n_splits": n_splits, "seed": seed, "n_prompts": n_pairs},
     )
+
+
+def _without_noise(one: dict[str, Maps], other: dict[str, Maps], a: str, b: str) -> float:
+    """Correlation of two maps in halves without a prompt in common, over that of each with itself:
+    what prompts of a half add to both maps is in neither."""
+    across = rank_correlation(one[a], other[b]).mean() + rank_correlation(one[b], other[a]).mean()
+    own = [rank_correlation(one[name], other[name]).mean().item() for name in (a, b)]
+    if min(own) <= 0:
+        return math.nan
+    return max(-1.0, min(1.0, across.item() / 2 / math.sqrt(own[0] * own[1])))
 
 
 def _halves(n_pairs: int, n_splits: int, seed: int) -> Float[Tensor, "split pair"]:
