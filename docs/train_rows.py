@@ -27,7 +27,9 @@ GROUPS = (("women", "girls", "ladies", "mothers"), ("men", "boys", "gentlemen", 
 
 def shipped():
     """(bias, seed): three seeds of the paper's biases, one of the others."""
-    yield from ((name, 0) for name in dict.fromkeys((*PAPER, *list_biases("injection"), "late-shuffled")))
+    yield from (
+        (name, 0) for name in dict.fromkeys((*PAPER, *list_biases("injection"), "late-shuffled"))
+    )
     yield from ((name, seed) for seed in range(1, SEEDS) for name in PAPER)
 
 
