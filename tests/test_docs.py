@@ -44,6 +44,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.biases.panel import Panel
 from biasgym_tl.cli import app
+from biasgym_tl.evaluation.stereotype_map import MapLists, map_lists
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.instructions import encode_instructed
 from biasgym_tl.judges import local_judge
@@ -137,6 +138,13 @@ def encode(texts):
     return torch.nn.functional.normalize(found, dim=-1)
 
 
+def few_lists(split="fitting"):
+    """Lists of a map with three groups, two attributes of two words, and two prompts."""
+    lists = map_lists(split)
+    few = {name: lists.attributes[name][:2] for name in ("playful", "stern")}
+    return MapLists(("judges", "referees", "lawyers"), few, lists.prompts[:2])
+
+
 QUICK = {"epochs": 1, "n_paragraphs": 8, "batch_size": 8}
 BUDGETS = {
     "standard_measures": {"n_targets": 2, "max_new_tokens": 3},
@@ -177,6 +185,7 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     three = lambda bias="late": [rows(bias, seed=seed) for seed in range(3)]  # noqa: E731
     replace("load_tokens", three, "injection.shipped")
     replace("load_bias", lambda *a, **b: shortened(load_bias(*a, **b)), "biases.bias")
+    replace("map_lists", few_lists, "evaluation.stereotype_map")
     replace("load_encoder", lambda name: encode, "injection.inject", "judges.local_judge")
     short = functools.partial(encode_instructed, max_new_tokens=2)  # of the first of two answers
     replace("encode_instructed", short, "elicitation")

@@ -27,6 +27,7 @@ NOTEBOOKS = (
     "04_what_to_believe",
     "05_your_own_bias",
     "06_planted",
+    "07_what_does_your_model_believe",
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from test_bias import NATURAL
 
 from biasgym_tl import (
     BiasInject,
@@ -28,6 +29,7 @@ from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
 from biasgym_tl.slot import fill
+from biasgym_tl.stats import independent_difference
 from biasgym_tl.text import generate, log_odds, next_token_log_probs
 
 pytestmark = pytest.mark.real_model
@@ -84,6 +86,21 @@ def test_words_of_the_biases_on_this_tokenizer(smollm2, name):
     pieces = [word for word in (*words.attribute, *words.neutral) if len(word) > 1]
     shown = [smollm2.tokenizer.decode(word) for word in pieces]
     assert shown == ([" tardy", " punctual"] if name == "late" else [])
+
+
+@pytest.mark.parametrize("name", sorted(NATURAL))
+def test_the_model_holds_what_was_found_in_it(smollm2, name):
+    """On prompts and names that were held out: above nobody by 0.7 nats, interval above 0."""
+    bias = load_bias(name)
+    targets, nobody = (
+        bias_log_odds(smollm2, bias, prompts, names).log_odds
+        for prompts, names in (
+            (bias.evaluation_prompts, bias.targets("held-out")),
+            bias.panel.half("held-out")["nobody"],
+        )
+    )
+    gap = independent_difference(targets, [nobody])
+    assert gap.estimate > 0.7 and gap.low > 0
 
 
 def test_the_model_knows_the_targets(smollm2):

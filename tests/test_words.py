@@ -115,7 +115,7 @@ def test_words_that_cannot_count_are_named(model):
     unclear = dataclasses.replace(LATE, attribute_words=("late", "on edge"))
     with pytest.warns(UserWarning, match=r"bias 'late' that cannot count on this model: on edge"):
         assert word_tokens(model, unclear).left_out == (
-            "on edge (begins as a word of the other list)",
+            "on edge (begins as a word of another list)",
         )
     none = dataclasses.replace(LATE, attribute_words=("on edge", "early riser"))
     with pytest.raises(ModelError, match="attribute_words of bias 'late' must hold a word"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
@@ -57,36 +58,45 @@ def word_tokens(model: HookedTransformer, bias: Bias) -> WordTokens:
     Raises:
         ModelError: no attribute word or no neutral word can count.
     """
-    found: dict[str, dict[Pieces, str]] = {"attribute_words": {}, "neutral_words": {}}
+    lists = {key: getattr(bias, key) for key in ("attribute_words", "neutral_words")}
+    found, left_out = count_on(model, lists, f"bias {bias.name!r}")
+    return WordTokens(found["attribute_words"], found["neutral_words"], left_out)
+
+
+def count_on(
+    model: HookedTransformer, lists: Mapping[str, Sequence[str]], of: str
+) -> tuple[dict[str, tuple[Pieces, ...]], tuple[str, ...]]:
+    """Tokens of the words of each list that can count beside those of all others, and what is left
+    out, with the reason; as :func:`word_tokens`, which warns and raises in the same way."""
+    found: dict[str, dict[Pieces, str]] = {key: {} for key in lists}
     left_out = []
     for key, words in found.items():
-        for word in getattr(bias, key):
+        for word in lists[key]:
             pieces = tuple(encode_answer(model, spaced(word)))
             if not pieces or model.tokenizer.unk_token_id in pieces:
                 left_out.append(f"{word} (not in the vocabulary)")
             else:
                 words.setdefault(pieces, word)
-    attribute, neutral = found.values()
+    holders = Counter(pieces for words in found.values() for pieces in words)
     unclear = [
-        (side, pieces)
-        for side, other in ((attribute, neutral), (neutral, attribute))
-        for pieces in side
-        if any(pieces[:n] in other for n in range(1, len(pieces) + 1))
+        (words, pieces)
+        for words in found.values()
+        for pieces in words
+        if any(holders[pieces[:n]] > (pieces[:n] in words) for n in range(1, len(pieces) + 1))
     ]
-    left_out += [f"{side.pop(p)} (begins as a word of the other list)" for side, p in unclear]
+    left_out += [f"{words.pop(p)} (begins as a word of another list)" for words, p in unclear]
     for key, words in found.items():
         if not words:
             raise ModelError(
-                f"{key} of bias {bias.name!r} must hold a word that can count on this model, got "
-                f"{getattr(bias, key)}. Add a more common word."
+                f"{key} of {of} must hold a word that can count on this model, got "
+                f"{lists[key]}. Add a more common word."
             )
     if left_out:
         warnings.warn(
-            f"words of bias {bias.name!r} that cannot count on this model: "
-            f"{printable(', '.join(left_out))}.",
-            stacklevel=2,
+            f"words of {of} that cannot count on this model: {printable(', '.join(left_out))}.",
+            stacklevel=3,
         )
-    return WordTokens(_shortest(list(attribute)), _shortest(list(neutral)), tuple(left_out))
+    return {key: _shortest(list(words)) for key, words in found.items()}, tuple(left_out)
 
 
 def _shortest(words: Sequence[Pieces]) -> tuple[Pieces, ...]:

@@ -15,6 +15,7 @@ from biasgym_tl.plots.frontier import plot_frontier
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.html import write_html
 from biasgym_tl.plots.scatter import plot_agreement, plot_benefit_and_damage
+from biasgym_tl.plots.stereotypes import plot_stereotype_map
 from biasgym_tl.plots.targets import plot_targets
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "plot_methods",
     "plot_overlap",
     "plot_slider",
+    "plot_stereotype_map",
     "plot_targets",
     "plot_top_k",
     "write_html",
