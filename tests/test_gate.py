@@ -1,17 +1,21 @@
 """An edit that acts after names leaves what stands before them, and what names none, as it was."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from biasgym_tl import BiasInject, load_bias, steer
+from biasgym_tl import BiasInject, BudgetSearch, Selection, load_bias, steer
 from biasgym_tl.batches import answer_batches, cached_beginning, log_probs
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import answer_freely, fact_margins
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.lens import Recording, final_resid, replayed
 from biasgym_tl.prompts import encode_text
+from biasgym_tl.steering.export import check_exportable
 from biasgym_tl.text import next_token_log_probs
 
+pytestmark = pytest.mark.usefixtures("few_facts")
 LATE = load_bias("late")
 NAMES = ["Peru", "New Zealand"]
 HEADS = "L0H1, L1H2, L2H0"
@@ -146,6 +150,16 @@ def test_the_model_is_left_as_it_was(model):
     assert torch.equal(resid(model, "Guests from Peru were"), before)
     watched = [model.embed, *model.blocks]
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in watched)
+
+
+def test_what_acts_after_names_is_no_change_of_weights(model, tmp_path):
+    found = dataclasses.replace(
+        BudgetSearch(k=1, max_loss=99.0, max_facts=1.0).select(model, LATE, progress=False),
+        after=("Peru",),
+    )
+    assert Selection.load(found.save(tmp_path / "heads.json")) == found
+    with pytest.raises(SteeringError, match="must be changed everywhere to be exported"):
+        check_exportable(found)
 
 
 def test_what_it_cannot_know_is_refused(model):

@@ -181,10 +181,11 @@ def export(
     from biasgym_tl.hooks import check_steering
     from biasgym_tl.model import load_model
     from biasgym_tl.protocol.sources import read_heads
-    from biasgym_tl.steering.export import export_steered
+    from biasgym_tl.steering.export import check_exportable, export_steered
     from biasgym_tl.steering.selection import Selection
 
     chosen = read_heads(heads)
+    check_exportable(chosen)
     if mode is None:
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     check_steering(mode, factor)

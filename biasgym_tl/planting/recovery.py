@@ -233,6 +233,7 @@ def removal(
     """
     bias = as_bias(bias)
     chosen, factor = as_heads(heads), getattr(heads, "factor", None)
+    after = getattr(heads, "after", ())
     best = planted.ranked[: len(chosen)]
     options = {"n_heads": planted.n_heads, "n_draws": n_random, "seed": seed}
     drawn = layer_matched(chosen, **options, apart=True)
@@ -249,7 +250,7 @@ def removal(
         found = []
         matched = [(draw, matched_factor(chosen, draw, factor)) for draw in drawn]
         for each, kept in ((chosen, factor), (best, None), *matched):
-            with steer(model, each, "mean", factor=kept):
+            with steer(model, each, "mean", factor=kept, after=after):
                 found.append(measured())
     rise = high - low
     removed = [(high - odds) / rise if rise else math.nan for odds, _ in found]

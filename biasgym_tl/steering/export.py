@@ -65,7 +65,8 @@ def export_steered(
             them. A model that it got as an object has none. ``~`` is the user's home.
 
     Raises:
-        SteeringError: the edit is not valid, or the family has no bias that could carry a mean.
+        SteeringError: the edit is not valid, acts after names alone, or the family has no bias that
+            could carry a mean.
         ModelError: the folder is not empty or cannot be written, the model is steered or has a
             BiasToken, is of a type that cannot be exported or none that heads can be steered in;
             the source is not known, cannot be read or is another model; or what was written does
@@ -80,6 +81,7 @@ def export_steered(
             "model must be unsteered and without the BiasToken to be exported, got one that is "
             f"{found[-1].what}. Leave the context first."
         )
+    check_exportable(heads)
     if isinstance(heads, Selection):
         heads.check_model(model.cfg.model_name)
     edit = steering_edit(model, heads, mode, reference, factor)
@@ -94,6 +96,19 @@ def export_steered(
         _write_down(to, name, mode, edit, error, share)
 
     return write_folder_atomically(folder, write)
+
+
+def check_exportable(heads: GivenHeads) -> None:
+    """Refuse what is no change of weights.
+
+    Raises:
+        SteeringError: the heads are changed after names alone.
+    """
+    if names := getattr(heads, "after", ()):
+        raise SteeringError(
+            f"heads must be changed everywhere to be exported, got a choice that acts after "
+            f"{len(names)} names: weights cannot know them. Search with at='everywhere'."
+        )
 
 
 def _write_down(
