@@ -190,8 +190,8 @@ def summary_lines(report: Report) -> list[str]:
             ends = f"[{damage.low:+.3f}, {damage.high:+.3f}]"
             parts.append(f"neutral text {damage.estimate:+.3f} {ends} nats per token")
         lines.append(f"{result.name}: {'; '.join(parts)}.")
-        if f"{result.name}: random" in report.controls and "token_log_odds" in report.measures:
-            lines.append(f"  {report.beyond_random('token_log_odds', result.name)}.")
+        if f"{result.name}: random" in report.controls and report.log_odds in report.measures:
+            lines.append(f"  {report.beyond_random(name=result.name)}.")
         if found := report.off_target.get(result.name):
             lines.append(f"  off target: {found}.")
     return lines

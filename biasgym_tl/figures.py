@@ -28,6 +28,7 @@ from biasgym_tl.plots import (
     plot_k_sweep,
     plot_loss,
     plot_methods,
+    plot_off_target,
     plot_slider,
     plot_targets,
     write_html,
@@ -80,6 +81,7 @@ PLOTS: dict[str, Callable[..., go.Figure]] = {
     "k sweep": _each(plot_k_sweep),
     "loss": _each(plot_loss),
     "methods": plot_methods,
+    "off target": plot_off_target,
     "slider": plot_slider,
     "targets": _each(plot_targets),
 }

@@ -272,7 +272,7 @@ def test_beyond_random_by_hand(setup):
         assert of_targets.random == pytest.approx(frame["original"] - frame[random])
     assert str(report.beyond_random()) == str(report.beyond_random(name="steered, mean"))
     alone = dataclasses.replace(report, results=report.results[:4])
-    with pytest.raises(KeyError, match="must have random controls to be compared with"):
+    with pytest.raises(KeyError, match="must have random controls to beat"):
         alone.beyond_random()
 
 

@@ -159,7 +159,7 @@ def test_what_acts_after_names_is_no_change_of_weights(model, tmp_path):
     )
     assert Selection.load(found.save(tmp_path / "heads.json")) == found
     with pytest.raises(SteeringError, match="must be changed everywhere to be exported"):
-        check_exportable(found)
+        check_exportable(found, found.model)
 
 
 def test_what_it_cannot_know_is_refused(model):

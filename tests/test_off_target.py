@@ -17,11 +17,12 @@ from biasgym_tl import (
 )
 from biasgym_tl.console import summary_lines
 from biasgym_tl.elicitation import bias_log_odds
-from biasgym_tl.errors import BiasFileError, StoreError
+from biasgym_tl.errors import BiasFileError, SettingError, StoreError
 from biasgym_tl.evaluation.off_target import off_target_log_odds
 from biasgym_tl.evaluation.specificity import off_target_table
 from biasgym_tl.evaluation.standard import target_log_odds, token_log_odds
 from biasgym_tl.evaluation.tables import main_rows
+from biasgym_tl.plots import plot_off_target
 from biasgym_tl.plots.page import report_page
 from biasgym_tl.stats import column_spread
 
@@ -102,6 +103,21 @@ def test_specificity_is_the_change_on_targets_beyond_that_off_target(setup):
     assert found.target == report.change(STEERED, "target_log_odds", "original")
     assert {"nobody", "rightful"} <= {*found.unchanged} and "things" not in found.unchanged
     assert not any("lowers the word" in warning for warning in report.warnings())
+
+
+def test_what_is_spared_is_the_mean_of_things_and_nobody(setup):
+    report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2})
+    found = report.off_target[STEERED]
+    assert found.spared.estimate == pytest.approx(-0.1)
+    assert found.spared.estimate == pytest.approx(
+        found.target.estimate - found.specificity.estimate
+    )
+    figure = plot_off_target({"late": report, "again": report})
+    marks = next(trace for trace in figure.data if trace.name == STEERED)
+    assert marks.x == (found.spared.estimate,) * 2 and marks.y == (found.target.estimate,) * 2
+    assert not {"original", "injected"} & {trace.name for trace in figure.data}
+    with pytest.raises(SettingError, match="must hold a steered condition that was measured off"):
+        plot_off_target({})
 
 
 def test_a_constant_taken_from_the_words_is_not_specific(setup):

@@ -17,6 +17,8 @@ from biasgym_tl.errors import BiasFileError, check_one_of
 from biasgym_tl.slot import SLOT
 
 SPLITS = ("fitting", "held-out")
+SPARED = ("nobody", "things", "rightful", "rightful_target")
+"""Cells that are to stay as they are."""
 RIGHTFUL_TARGETS = 4
 
 

@@ -90,6 +90,25 @@ def _write_row(token: BiasToken, report: InjectionReport, folder: Path) -> Path:
     return path
 
 
+OffTarget = Annotated[
+    float, typer.Option(help="How dear what is off target is, as the bias's panel has it.")
+]
+Place = Annotated[
+    str,
+    typer.Option(
+        help="Where heads are changed: everywhere, or from the names of targets on.",
+        callback=one_of(PLACES),
+    ),
+]
+Aim = Annotated[
+    str,
+    typer.Option(
+        help="To get below the targets, or to where nobody in particular stands.",
+        callback=one_of(AIMS),
+    ),
+]
+
+
 @command()
 def search(
     out: Annotated[Path, typer.Argument(help="File for the heads, such as heads.json.")],
@@ -103,23 +122,9 @@ def search(
     keep: Annotated[
         float, typer.Option(help="How dear other text is: more keeps more of the model.")
     ] = 15.0,
-    off_target: Annotated[
-        float, typer.Option(help="How dear what is off target is, as the bias's panel has it.")
-    ] = 2.0,
-    at: Annotated[
-        str,
-        typer.Option(
-            help="Where heads are changed: everywhere, or from the names of targets on.",
-            callback=one_of(PLACES),
-        ),
-    ] = "everywhere",
-    aim: Annotated[
-        str,
-        typer.Option(
-            help="To get below the targets, or to where nobody in particular stands.",
-            callback=one_of(AIMS),
-        ),
-    ] = "below",
+    off_target: OffTarget = 2.0,
+    at: Place = "everywhere",
+    aim: Aim = "below",
     no_injection: NoInjection = False,
     among: Annotated[
         str, typer.Option(help="Only these may be silenced, such as L9H8,L3H1; default: all.")
@@ -185,7 +190,8 @@ def export(
     from biasgym_tl.steering.selection import Selection
 
     chosen = read_heads(heads)
-    check_exportable(chosen)
+    if isinstance(chosen, Selection):
+        check_exportable(chosen, chosen.model)
     if mode is None:
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     check_steering(mode, factor)

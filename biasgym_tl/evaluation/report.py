@@ -224,21 +224,23 @@ class Report(Result):
         ``"target_strength"``, one column per condition; a KeyError of another measure."""
         return target_table(self, measure)
 
-    def beyond_random(
-        self, measure: str = "token_log_odds", name: str | None = None
-    ) -> BeyondRandom:
-        """How far a steered condition (default: :attr:`main`) goes beyond its random controls: the
-        same row, mode, factors and reference, as many heads in each layer.
+    @property
+    def log_odds(self) -> str:
+        """The measure that steering is about: of the BiasToken, or without one of targets."""
+        return "token_log_odds" if "token_log_odds" in self.measures else "target_log_odds"
+
+    def beyond_random(self, measure: str | None = None, name: str | None = None) -> BeyondRandom:
+        """How far a steered condition (default: :attr:`main`) goes beyond its random controls in a
+        measure (default: :attr:`log_odds`): same row, mode, factors, reference and heads a layer.
 
         Raises:
             KeyError: it has no random controls that were measured so.
         """
         name = name or self.main or "steered"
+        measure = measure or self.log_odds
         random, draws = f"{name}: random", self.draws(name, measure)
         if draws is None:
-            raise KeyError(
-                f"condition must have random controls to be compared with, got {name!r}."
-            )
+            raise KeyError(f"condition must have random controls to beat, got {name!r}.")
         since = self.baseline(name, measure)
         drop, difference = self.change(since, measure, name), self.change(random, measure, name)
         chosen = self.values(name, measure)

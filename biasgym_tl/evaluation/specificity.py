@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from biasgym_tl.biases.panel import SPARED
 from biasgym_tl.stats import Interval, column_spread, independent_difference
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 UNCHANGED = 0.3
 """Nats within which the whole interval of a change lies where a cell counts as unchanged."""
-SPARED = ("nobody", "things", "rightful", "rightful_target")
-"""Cells that are to stay as they are."""
 ANCHORS = ("things_log_odds", "nobody_log_odds")
 TARGETS = "target_log_odds"
 
@@ -31,6 +30,8 @@ class OffTarget(NamedTuple):
     """The same in words that no search saw."""
     changes: dict[str, Interval]
     """By cell that is to stay: its change (nats)."""
+    spared: Interval
+    """The mean of the changes on things and nobody (nats)."""
     gap: Interval
     """Log-odds of held-out targets minus those of nobody in the condition (nats); the aim is 0."""
     spread: float
@@ -74,6 +75,7 @@ def _off_target(report: Report, name: str) -> OffTarget | None:
         target=change[TARGETS],
         held_out_words=change["held_out_words_log_odds"],
         changes={cell: change[f"{cell}_log_odds"] for cell in SPARED},
+        spared=independent_difference(moved[ANCHORS[0]] / 2, [-moved[ANCHORS[1]] / 2]),  # the mean
         gap=independent_difference(here[TARGETS], [here["nobody_log_odds"]]),
         spread=column_spread(here[TARGETS]),
     )

@@ -92,7 +92,7 @@ def _uncontrolled(report: Report) -> str:
 
 
 def _not_beyond_random(report: Report, name: str, measure: str, whose: str) -> str:
-    draws = report.draws(name, measure)
+    draws = report.draws(name, measure) if measure in report.measures else None
     if draws is None or draws.shape[1] < 4:
         return ""
     beyond = report.beyond_random(measure, name)

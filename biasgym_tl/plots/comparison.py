@@ -11,20 +11,22 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.plots.figure import Series, error_bars, heading, label, shown, styled
 
 
-def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") -> go.Figure:
-    """Change of a measure from the injected model (nats), by condition and bias, 95% intervals.
+def plot_comparison(reports: Sequence[Report], measure: str | None = None) -> go.Figure:
+    """Change of a measure from the injected model, or without a row from the original one (nats),
+    by condition and bias, 95% intervals.
 
     Left of 0: less stereotype. Random sets stand together, over prompts and draws.
 
     Args:
         reports: One per bias, with the same conditions.
-        measure: Key of a measure.
+        measure: Key of a measure; default: ``report.log_odds``.
     """
-    figure = go.Figure()
+    figure, measure = go.Figure(), measure or reports[0].log_odds
+    since = "injected" if all("injected" in report.shown for report in reports) else "original"
     steered = [result.name for result in reports[0].steered]
     names, lowest = [*steered, *reports[0].controls], list[str]()
     for i, report in enumerate(reports):
-        found = {n: report.change(n, measure, "injected") for n in names if n in report.shown}
+        found = {n: report.change(n, measure, since) for n in names if n in report.shown}
         look = Series.of(i)
         falls = [(c.estimate, n) for n, c in found.items() if c and n in steered]
         lowest += [n for _, n in sorted(falls)[:1]]
@@ -55,7 +57,7 @@ def plot_comparison(reports: Sequence[Report], measure: str = "token_log_odds") 
     return styled(
         figure,
         finding,
-        f"left of 0: less stereotype than with the injection alone; {reports[0].model}, held-out "
+        f"left of 0: less stereotype than {since}; {reports[0].model}, held-out "
         "prompts, 95% intervals",
         x=f"change of {of.label} ({of.unit})",
         height=200 + max(44, 14 * len(reports)) * len(names),

@@ -62,9 +62,11 @@ def headline(report: Report) -> str:
     name = report.main
     if name is None:
         return f"Injected: BiasToken {_by(report, 'injected', 'token_log_odds', 'original')}"
+    targets = f"targets {_by(report, name, 'target_log_odds', 'original')}"
+    if "token_log_odds" not in report.measures:
+        return f"{heading(name)}: {targets}"
     token = _by(report, name, "token_log_odds", report.baseline(name, "token_log_odds"))
-    targets = _by(report, name, "target_log_odds", "original")
-    return f"{heading(name)}: BiasToken {token}, targets {targets}"
+    return f"{heading(name)}: BiasToken {token}, {targets}"
 
 
 def _by(report: Report, name: str, measure: str, since: str) -> str:

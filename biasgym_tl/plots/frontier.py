@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.report import Report
-from biasgym_tl.plots.figure import GREY, Series, error_bars, heading, label, shown, styled
+from biasgym_tl.plots.figure import (
+    COLOURS,
+    GREY,
+    SYMBOLS,
+    Series,
+    error_bars,
+    heading,
+    label,
+    shown,
+    styled,
+)
 from biasgym_tl.stats import Interval
 
 _PANELS = {"token_log_odds": "BiasToken", "target_log_odds": "held-out targets"}
@@ -54,6 +65,66 @@ def plot_frontier(report: Report) -> go.Figure:
         f'up: less of "{report.attribute}", right: more damage; {report.model}, held out, 95% '
         "intervals",
         height=960,
+    )
+
+
+def plot_off_target(reports: Mapping[str, Report]) -> go.Figure:
+    """Change of the log-odds on held-out targets against the mean change on things and nobody.
+
+    A mark is a condition of a bias, with 95% intervals. On the dotted line the word falls; below
+    it, the stereotype; straight below 0, the stereotype alone.
+
+    Args:
+        reports: By name, such as that of the bias.
+
+    Raises:
+        SettingError: in none of them was anything measured off target.
+    """
+    found = {
+        (name, condition): off
+        for name, report in reports.items()
+        for condition, off in report.off_target.items()
+        if any(condition == r.name and r.heads for r in report.results)
+    }
+    if not found:
+        raise SettingError("reports must hold a steered condition that was measured off target.")
+    figure = go.Figure()
+    conditions = list(dict.fromkeys(condition for _, condition in found))
+    names = list(dict.fromkeys(name for name, _ in found))
+    for i, condition in enumerate(conditions):
+        marks = {name: off for (name, of), off in found.items() if of == condition}
+        spared, targets = [off.spared for off in marks.values()], [m.target for m in marks.values()]
+        figure.add_scatter(
+            x=[each.estimate for each in spared],
+            y=[each.estimate for each in targets],
+            error_x=error_bars(spared, cap=3),
+            error_y=error_bars(targets, cap=3),
+            mode="markers",
+            marker={
+                "size": 11,
+                "color": COLOURS[i % len(COLOURS)],
+                "symbol": [SYMBOLS[names.index(name) % len(SYMBOLS)] for name in marks],
+            },
+            name=label(condition),
+            customdata=[
+                f"{shown(name)}: specificity {off.specificity}" for name, off in marks.items()
+            ],
+            hovertemplate=f"<b>{shown(condition)}</b><br>%{{customdata}}<extra></extra>",
+        )
+    ends = [end for off in found.values() for each in (off.target, off.spared) for end in each[1:]]
+    low, high = min([*ends, 0.0]), max([*ends, 0.0])
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line={"color": GREY, "dash": "dot"},
+        name="the word falls", hoverinfo="skip",
+    )  # fmt: skip
+    return styled(
+        figure,
+        "On target against off target",
+        "a mark is a bias; below the dotted line targets fall further than things and nobody; 95% "
+        "intervals",
+        x="change on things and nobody (nats)",
+        y="change on held-out targets (nats)",
+        height=560,
     )
 
 

@@ -81,9 +81,7 @@ def export_steered(
             "model must be unsteered and without the BiasToken to be exported, got one that is "
             f"{found[-1].what}. Leave the context first."
         )
-    check_exportable(heads)
-    if isinstance(heads, Selection):
-        heads.check_model(model.cfg.model_name)
+    check_exportable(heads, model.cfg.model_name)
     edit = steering_edit(model, heads, mode, reference, factor)
     hf_model = _read_again(model, name)
     apply_edit(hf_model, edit)
@@ -98,12 +96,14 @@ def export_steered(
     return write_folder_atomically(folder, write)
 
 
-def check_exportable(heads: GivenHeads) -> None:
-    """Refuse what is no change of weights.
+def check_exportable(heads: GivenHeads, model: str) -> None:
+    """Refuse what is no change of the weights of a model.
 
     Raises:
-        SteeringError: the heads are changed after names alone.
+        SteeringError: the heads are changed after names alone, or were chosen on another model.
     """
+    if isinstance(heads, Selection):
+        heads.check_model(model)
     if names := getattr(heads, "after", ()):
         raise SteeringError(
             f"heads must be changed everywhere to be exported, got a choice that acts after "

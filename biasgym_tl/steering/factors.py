@@ -19,6 +19,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.facts import FACT_REQUEST, load_facts
 from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.biases.panel import SPARED
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError, check_at_least, check_literals
 from biasgym_tl.gate import Gate
@@ -31,7 +32,7 @@ from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_text
 from biasgym_tl.scoping.scores import marked, top_heads
-from biasgym_tl.steering.reference import SPARED, off_target_sentences, scoping_sentences
+from biasgym_tl.steering.reference import off_target_sentences, scoping_sentences
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import kl, log_odds, next_token_log_probs
 

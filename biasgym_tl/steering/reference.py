@@ -10,6 +10,7 @@ from torch import Tensor
 from biasgym_tl.batches import common_beginning
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
+from biasgym_tl.biases.panel import SPARED
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_sentence
@@ -45,10 +46,6 @@ def scoping_sentences(
     """Token ids of every scoping prompt with every filler in the slot."""
     filled = [fill(prompt, filler) for prompt in bias.scoping_prompts for filler in fillers]
     return [encode_sentence(model, text) for text in filled]
-
-
-SPARED = ("things", "nobody", "rightful", "rightful_target")
-"""Cells of a panel that are to stay as they are."""
 
 
 def off_target_sentences(
