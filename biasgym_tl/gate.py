@@ -38,8 +38,8 @@ class Gate:
 
     def __init__(self, model: HookedTransformer, names: Sequence[str]) -> None:
         """``names`` are read with the tokenizer that the model has when it runs: a BiasToken may be
-        attached later. They are found with a space before them and without, and also where their
-        tokens begin a longer word: what follows is not known yet."""
+        attached later. They are found after a space, at the beginning of a text (there also with a
+        capital), and also where their tokens begin a longer word: what follows is not known yet."""
         self.model, self.names = model, check_names(names)
         self.tokenizer: Any = None
         self.tokens: Int[Tensor, "batch pos"] | None = None
@@ -72,7 +72,7 @@ class Gate:
         if self.tokenizer is not self.model.tokenizer:
             self.tokenizer, by_length = self.model.tokenizer, dict[int, set[tuple[int, ...]]]()
             for name in self.names:
-                for text in (name, spaced(name)):
+                for text in (name, spaced(name), name[0].upper() + name[1:]):
                     if pieces := tuple(encode_answer(self.model, text)):
                         by_length.setdefault(len(pieces), set()).add(pieces)
             self.pieces = [torch.tensor(sorted(p)) for p in by_length.values()]

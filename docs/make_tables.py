@@ -25,6 +25,7 @@ from biasgym_tl.store import read_json
 ROOT = Path(__file__).parent.parent
 FIGURES = ROOT / "figures"
 FIVE, MAPS = load_protocol("study").biases, load_protocol("maps")
+NATURAL = load_protocol("natural").biases
 GEMMA = "gemma-late"
 SEEDS = range(3)
 INTERSECTION = "injection/intersection.json"
@@ -39,7 +40,7 @@ Cell = Callable[[Found, str], str]
 
 def files(protocol: str, name: str) -> dict[str, Path]:
     """By bias, the files of a run that are there."""
-    own = {"study": FIVE, "maps": MAPS.biases}
+    own = {"study": FIVE, "maps": MAPS.biases, "specificity": (*FIVE, *NATURAL)}
     paths = {bias: FIGURES / protocol / f"{bias}-{name}" for bias in own.get(protocol, ())}
     paths = paths or {GEMMA: FIGURES / protocol / name}
     return {bias: path for bias, path in paths.items() if path.exists()}
@@ -143,6 +144,8 @@ def counted(measure: str, before: str) -> Cell:
     """How many answers, before and after."""
 
     def cell(found: Found, name: str) -> str:
+        if not {(before, measure), (name, measure)} <= found.keys():
+            return ""
         shares = [found[condition, measure]["mean"] for condition in (before, name)]
         return " → ".join(f"{N_ANSWERS * share:.0f}" for share in shares)
 
@@ -157,6 +160,40 @@ def other_biases(found: Found, name: str) -> str:
         return ""
     over = few_rows_interval(torch.tensor(single, dtype=torch.float64)[:, None])
     return f"{shown(over, 1)}; {minus(f'{min(single):+.1f} to {max(single):+.1f}')}"
+
+
+def means(*measures: str) -> Cell:
+    """The changes of several measures, without intervals."""
+
+    def cell(found: Found, name: str) -> str:
+        rows = [found.get((name, measure)) for measure in measures]
+        return minus(", ".join(f"{row.change_mean:+.2f}" for row in rows if row is not None))
+
+    return cell
+
+
+def before_after(measure: str) -> Cell:
+    """Level without steering and with it."""
+
+    def cell(found: Found, name: str) -> str:
+        here, before = found.get((name, measure)), found.get(("original", measure))
+        if here is None or before is None:
+            return ""
+        return f"{minus(format(before['mean'], '+.2f'))} → {shown(part(here), 2)}"
+
+    return cell
+
+
+def closed(found: Found, name: str) -> str:
+    """Share of each row's gap to the nobody of the unsteered model that is gone."""
+    level = found["original", "nobody_log_odds"]["mean"]
+    shares = []
+    for own in with_seeds(name):
+        row = found.get((own, "token_log_odds"))
+        if row is not None:
+            gap = found[row.baseline, "token_log_odds"]["mean"] - level
+            shares.append(-row.change_mean / gap)
+    return minus(", ".join(f"{share:.0%}" for share in shares))
 
 
 def rank_p(found: Found, name: str) -> str:
@@ -284,6 +321,42 @@ STEERING = {
             "difference": difference,
         },
         first="",
+    ),
+}  # fmt: skip
+RECIPES = {
+    "everywhere, mean": "everywhere",
+    "after targets, mean": "after targets",
+    "no rows, mean": "after targets, without rows",
+    "other words, mean": "after targets, for random words",
+    "other biases, mean": "after targets, for the four others",
+    "other bias, mean": "after targets, for another bias",
+}
+SPECIFICITY = {
+    "specificity": Table(
+        RECIPES,
+        {
+            "specificity": column("specificity", 2, of=""),
+            "targets": column("target_log_odds", 2),
+            "held-out words": column("held_out_words_log_odds", 2),
+            "things, nobody": means("things_log_odds", "nobody_log_odds"),
+            "rightful uses, of targets": means("rightful_log_odds", "rightful_target_log_odds"),
+            "gap to nobody": before_after("gap"),
+        },
+        needs="specificity",
+        first="heads changed",
+    ),
+    "kept": Table(
+        RECIPES,
+        {
+            "injected gap closed, by row": closed,
+            "beyond random sets": column("target_log_odds", 2, of="beyond_random_"),
+            "facts, points": FACTS,
+            "loss": LOSS,
+            "BLiMP, points": column("blimp", scale=100),
+            "degenerate answers": counted("target_degenerate", "original"),
+        },
+        needs="specificity",
+        first="heads changed",
     ),
 }  # fmt: skip
 HELD_OUT = Table(
@@ -424,6 +497,11 @@ def steering_tables() -> dict[str, str]:
     found["pooled"] = STEERING["pooled"].text(pooled)
     gemma_tables = {name: STEERING[name].text(gemma) for name in ("bar", "beside")}
     return found | {"gemma": gemma_tables["bar"], "gemma-beside": gemma_tables["beside"]}
+
+
+def specificity_tables() -> dict[str, str]:
+    found = results("specificity")
+    return {name: table.text(found) for name, table in SPECIFICITY.items()}
 
 
 # Rows that ship
@@ -578,6 +656,7 @@ PAGES = {
     "docs/planted.md": planted_tables,
     "docs/results.md": demo_table,
     "docs/scoping.md": scoping_tables,
+    "docs/specificity.md": specificity_tables,
     "docs/steering.md": steering_tables,
 }
 

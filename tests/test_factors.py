@@ -13,7 +13,7 @@ from biasgym_tl.heads import all_heads
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.passages import load_passages
-from biasgym_tl.steering.factors import _Learner, _scaled
+from biasgym_tl.steering.objective import Objective, scaled
 from biasgym_tl.text import mean_loss
 
 pytestmark = pytest.mark.usefixtures("few_facts")
@@ -119,23 +119,23 @@ def test_the_scaling_of_the_search_is_that_of_steer(setup):
     factors = torch.ones(3, 4)
     factors[0, 1], factors[2, 3] = 0.25, 0.75
     kept = {Head(0, 1): 0.25, Head(2, 3): 0.75}
-    with _scaled(model, factors, head_means(model)):
-        scaled = scoping_odds(model, token)
+    with scaled(model, factors, head_means(model)):
+        learned = scoping_odds(model, token)
     with steer(model, kept, "mean", factor=kept):
-        assert torch.allclose(scaled, scoping_odds(model, token), atol=1e-5)
+        assert torch.allclose(learned, scoping_odds(model, token), atol=1e-5)
 
 
 def test_excess_and_kl_by_hand(setup):
     model, token, _ = setup
     options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, n_off_target=9999, below=0.5)
     with token.attached(model), frozen(model):
-        learner = _Learner(model, LATE, [token.text], options)
-        excess, kl, moved = learner.objective(torch.ones(3, 4))
+        objective = Objective(model, LATE, [token.text], options)
+        excess, kl, moved = objective(torch.ones(3, 4))
         zero = torch.zeros(3, 4)
-        _, all_mean, all_moved = learner.objective(zero)
+        _, all_mean, all_moved = objective(zero)
     odds = scoping_odds(model, token)
     goal = odds[:, 1:].mean() - 0.5
-    assert learner.goal == pytest.approx(goal.item(), abs=1e-5)
+    assert objective.goal == pytest.approx(goal.item(), abs=1e-5)
     over = (odds - goal).clamp(min=0)
     both = (over[:, 0].mean() + over[:, 1:].mean()).item() / 2
     assert excess.item() == pytest.approx(both, abs=1e-4)
@@ -150,15 +150,15 @@ def test_the_gradient_is_that_of_the_objective(setup):
     options = FactorSearch(n_sentences=3000, n_texts=99, n_facts=999, below=9.0)
     step = 1e-2
     with token.attached(model), frozen(model):
-        learner = _Learner(model, LATE, [token.text], options)
+        objective = Objective(model, LATE, [token.text], options)
         factors = torch.full((3, 4), 0.7, requires_grad=True)
-        excess, _, _ = learner.objective(factors)
+        excess, _, _ = objective(factors)
         (gradient,) = torch.autograd.grad(excess, factors)
         changed = []
         for sign in (1, -1):
             moved = torch.full((3, 4), 0.7)
             moved[2, 3] += sign * step
-            changed.append(learner.objective(moved)[0].item())
+            changed.append(objective(moved)[0].item())
     # Of the last layer the request holds no part: nothing reads it later.
     assert gradient[2, 3].item() == pytest.approx((changed[0] - changed[1]) / (2 * step), rel=0.02)
 
@@ -213,12 +213,30 @@ def test_a_stereotype_that_the_model_holds_is_searched_without_a_row(setup):
     assert natural.token == "no injection" and natural.heads
     assert served.select(model, LATE, token, progress=False).factors == natural.factors
     with frozen(model):
-        level = _Learner(model, LATE, [], dataclasses.replace(QUICK, aim="nobody")).goal
+        level = Objective(model, LATE, [], dataclasses.replace(QUICK, aim="nobody")).goal
     assert level == pytest.approx(cell_odds(model, ["nobody"])["nobody"].mean().item(), abs=1e-4)
     bare = dataclasses.replace(LATE, panel=None)
     with pytest.raises(BiasFileError, match="must have panel for a goal where nobody stands"):
         dataclasses.replace(QUICK, aim="nobody").select(model, bare)
     assert dataclasses.replace(QUICK, off_target=9.0).select(model, bare, progress=False)
+
+
+def test_factors_of_several_biases_serve_each_by_its_own_rows(setup):
+    model, token, one = setup
+    math = load_bias("math")
+    other = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, math, progress=False)
+    both = QUICK.select(model, [LATE, "math"], token, other, progress=False)
+    assert both.bias == "late and math" and both.token == "late, seed 0; math, seed 0"
+    assert both.settings["path"][0] == one.settings["path"][0]  # steps take turns
+    assert both.settings["path"][1] != one.settings["path"][1]
+    with pytest.raises(SteeringError, match="must not be among those"):
+        both.check_held_out(prompts=math.scoping_prompts[:1])
+    assert QUICK.select(model, [LATE], token, progress=False) == one
+    only = dataclasses.replace(QUICK, serves="token")
+    with pytest.raises(SettingError, match="tokens must be one or more BiasTokens, got none"):
+        only.select(model, [LATE, math], token)
+    with pytest.raises(SettingError, match="number of biases must be at least 1, got 0"):
+        QUICK.select(model, [])
 
 
 def test_the_kl_term_keeps_the_model(setup):

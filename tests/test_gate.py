@@ -52,10 +52,11 @@ def test_it_acts_from_the_end_of_the_first_name_on(model, name):
     assert same == [i < start for i in range(len(same))]
 
 
-def test_a_name_at_the_beginning_of_a_text_counts(model):
-    with steer(model, HEADS, after=["Peru"]):
-        steered = resid(model, "Peru is")
-    assert not torch.equal(steered[-1], resid(model, "Peru is")[-1])
+@pytest.mark.parametrize(("name", "text"), [("Peru", "Peru is"), ("old people", "Old people are")])
+def test_a_name_at_the_beginning_of_a_text_counts(model, name, text):
+    with steer(model, HEADS, after=[name]):
+        steered = resid(model, text)
+    assert not torch.equal(steered[-1], resid(model, text)[-1])
 
 
 def test_where_all_is_after_a_name_it_is_steering(model):

@@ -356,6 +356,21 @@ def test_a_search_is_controlled_by_other_rows_other_words_and_another_bias(small
         "bias": Choice(by="factors", settings=SEARCH, null="other bias"),
     }
     protocol = dataclasses.replace(small, maps={}, choices=choices, conditions=())
+    with pytest.raises(
+        SettingError, match="the choice 'rest' must have 2 biases, to leave one out"
+    ):
+        dataclasses.replace(protocol, choices={"rest": Choice(by="factors", null="other biases")})
+    three = dataclasses.replace(
+        protocol,
+        biases=("late", "math", "alcohol"),
+        choices={"rest": Choice(by="factors", settings=SEARCH, null="other biases", rows="none")},
+    )
+    rest = {
+        name: of.choices["rest"][0].bias for name, of in run_protocol(three, QUIET).biases.items()
+    }
+    assert rest == {
+        "late": "math and alcohol", "math": "late and alcohol", "alcohol": "late and math",
+    }  # fmt: skip
     chosen = {
         name: of[0] for name, of in run_protocol(protocol, QUIET).biases["late"].choices.items()
     }

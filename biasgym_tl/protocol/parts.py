@@ -30,7 +30,7 @@ SLOTS = ("row", "targets", "untrained row", "shuffled corpus", "other bias")
 injection), the row before training, or a row trained on shuffled text or on another bias."""
 SEARCHED = ("row", "none", "untrained row", "shuffled corpus", "other bias")
 """Whose rows a search is given, by the slots of maps."""
-NULLS = ("", "other bias", "random words")
+NULLS = ("", "other bias", "other biases", "random words")
 ROWS = ("alike", "shipped", "trained", "none")
 WAYS = {
     "top": ("map", "k", "share"), "overlap": ("map", "k", "share"),
@@ -133,17 +133,20 @@ class Choice:
     """File of a ``Selection``, or names such as ``"L9H8,L3H1"``."""
     null: str = ""
     """A control of a search, the same but for its bias: ``"other bias"``, the next of the protocol
-    or of those that ship, or ``"random words"``, others in the place of the bias's own."""
+    or of those that ship; ``"other biases"``, all others of the protocol together, so that this one
+    is left out; or ``"random words"``, others in the place of the bias's own."""
     rows: str = "row"
     """What a search is given as BiasTokens, one of ``SEARCHED``: those of all seeds."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of :class:`FactorSearch` or :class:`BudgetSearch`."""
 
-    def bias_of(self, bias: Bias, of: Sequence[str]) -> Bias:
+    def biases_of(self, bias: Bias, of: Sequence[str]) -> list[Bias]:
         """What is searched for, in a protocol with the biases ``of``."""
+        if self.null == "other biases":
+            return [each for each in map(load_bias, of) if each.name != bias.name]
         if self.null == "other bias":
-            return next_bias(bias, of)
-        return with_random_words(bias) if self.null else bias
+            return [next_bias(bias, of)]
+        return [with_random_words(bias) if self.null else bias]
 
     def search(self) -> FactorSearch | BudgetSearch:
         """The search, for ``"factors"`` and ``"budget"``."""
@@ -173,6 +176,8 @@ class Choice:
             )
         if self.by in ("factors", "budget"):
             self.search()
+            if self.by == "budget" and self.null == "other biases":
+                raise SettingError(f"the choice {name!r} by 'budget' must be of one bias.")
             check_one_of(f"null of the choice {name!r}", self.null, NULLS)
             check_one_of(f"rows of the choice {name!r}", self.rows, SEARCHED)
         elif self.by == "given":

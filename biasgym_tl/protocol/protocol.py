@@ -97,6 +97,8 @@ class Protocol:
             each.check(name)
         for name, choice in self.choices.items():
             choice.check(name, self.maps)
+            if choice.null == "other biases" and len(self.biases) < 2:
+                raise SettingError(f"the choice {name!r} must have 2 biases, to leave one out.")
             if choice.by == "overlap" and len(self.seeds) < 2:
                 raise SettingError(f"the choice {name!r} must have 2 seeds to overlap, got 1.")
         for condition in self.conditions:

@@ -24,6 +24,8 @@ from biasgym_tl.scoping.damage import KSweep, k_sweep
 from biasgym_tl.scoping.pairs import build_pairs
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
+from biasgym_tl.steering.budget import BudgetSearch
+from biasgym_tl.steering.factors import FactorSearch
 from biasgym_tl.steering.reference import target_means
 from biasgym_tl.steering.selection import Selection, select_heads
 from biasgym_tl.steps import Steps
@@ -151,11 +153,18 @@ class Stages:
             return self.rows[seed].untrained()
         return self.trained(spec.row_of(self.bias, seed, self.protocol.biases), seed)
 
+    def _search(
+        self, search: FactorSearch | BudgetSearch, biases: list[Bias], rows: list[BiasToken]
+    ) -> Selection:
+        if isinstance(search, FactorSearch):
+            return search.select(self.model, biases, *rows, progress=self.progress)
+        return search.select(self.model, biases[0], *rows, progress=self.progress)
+
     def searched_with(self, choice: Choice, bias: Bias) -> list[BiasToken]:
         """Rows that a search is given, of all seeds."""
         if choice.rows == "none" or not self.protocol.injects(bias):
             return []
-        if bias.name != self.bias.name and choice.null == "other bias":
+        if choice.null.startswith("other"):
             return [self.trained(bias, seed) for seed in self.protocol.seeds]
         rows = [self.in_slot(Map(slot=choice.rows), seed) for seed in self.protocol.seeds]
         return [row for row in rows if row is not None]
@@ -172,10 +181,10 @@ class Stages:
         if choice.by == "given":
             yield self.first, self.given_heads[name]
         elif choice.by in ("factors", "budget"):
-            search, bias = choice.search(), choice.bias_of(self.bias, self.protocol.biases)
-            rows = self.searched_with(choice, bias)
-            panel = bias.panel and dataclasses.asdict(bias.panel)
-            uses = [repr(search), bias.fingerprint(), panel, [r.row.tolist() for r in rows]]
+            search, biases = choice.search(), choice.biases_of(self.bias, self.protocol.biases)
+            rows = [row for bias in biases for row in self.searched_with(choice, bias)]
+            data = [(b.fingerprint(), b.panel and dataclasses.asdict(b.panel)) for b in biases]
+            uses = [repr(search), data, [row.row.tolist() for row in rows]]
             self.say(f"{self.bias.name}: search of heads, {name}")
             yield (
                 self.first,
@@ -183,7 +192,7 @@ class Stages:
                     f"choice {name}, {self.bias.name}",
                     uses,
                     Selection,
-                    lambda: search.select(self.model, bias, *rows, progress=self.progress),
+                    lambda: self._search(search, biases, rows),
                     type(search),
                 ),
             )

@@ -141,7 +141,7 @@ class BudgetSearch:
         return searched(
             self,
             model,
-            bias,
+            [bias],
             {"path": [list(step[1:]) for step in path]},
             heads=tuple(step.head for step in path),
             method="damage budget",

@@ -192,17 +192,21 @@ def fingerprints(**items: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def searched(
-    search: Any, model: HookedTransformer, bias: Bias, told: Mapping[str, Any], **found: Any
+    search: Any,
+    model: HookedTransformer,
+    biases: Sequence[Bias],
+    told: Mapping[str, Any],
+    **found: Any,
 ) -> Selection:
     """What a search chose, with its settings, what else is ``told`` of it, and all that it has
     seen."""
     return Selection(
         model=model.cfg.model_name,
-        bias=bias.name,
+        bias=" and ".join(bias.name for bias in biases),
         reference=_reference(found["mode"]),
         data=fingerprints(
-            prompts=[*bias.scoping_prompts, *panel_prompts(bias)],
-            targets=bias.targets("fitting"),
+            prompts={p for bias in biases for p in (*bias.scoping_prompts, *panel_prompts(bias))},
+            targets={target for bias in biases for target in bias.targets("fitting")},
             texts=load_passages("budget") + load_passages("reference"),
             facts=[fact.question for fact in load_facts("budget")],
         ),
