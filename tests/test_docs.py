@@ -189,7 +189,7 @@ def small(model, rows, folder, monkeypatch, tmp_path):
     replace("load_encoder", lambda name: encode, "injection.inject", "judges.local_judge")
     short = functools.partial(encode_instructed, max_new_tokens=2)  # of the first of two answers
     replace("encode_instructed", short, "elicitation")
-    users = ("evaluation.standard", "steering.factors", "steering.budget")
+    users = ("evaluation.standard", "steering.objective", "steering.budget")
     replace("load_facts", lambda use="report": load_facts(use)[::24], *users)
     replace("load_passages", lambda use: load_passages(use)[:3], "hooks", *users)
     replace(

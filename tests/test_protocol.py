@@ -112,7 +112,7 @@ WRONG = [
     (f"{MAP}[choices]\nx = {{ k = 3, kk = 3 }}", "given only ['map', 'k', 'share'], got settings"),
     (f"{MAP}[choices]\nx = {{ k = 3, heads = 'L0H1' }}", "got heads = 'L0H1'"),
     (f'{MAP}[choices]\nx = {{ by = "overlap", k = 3 }}', "must have 2 seeds to overlap, got 1"),
-    ('[choices]\nx = { by = "factors", k = 3 }', "by 'factors' must be given only ['settings']"),
+    ('[choices]\nx = { by = "factors", k = 3 }', "by 'factors' must be given only"),
     ('[choices]\nx = { by = "factors", steps = 3 }', "must be of FactorSearch"),
     ('[choices]\nx = { by = "budget", k = 0 }', "k must be at least 1"),
     ('[choices]\nx = { by = "given" }', "heads of the choice 'x' must be given, got none"),
@@ -181,7 +181,7 @@ def test_a_wrong_part_of_a_file_is_one_line_before_a_model_is_loaded(text, messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paperr"], "protocol must be one of ['demo', 'maps', 'paper', 'study'] or a .toml file"),
+        (["paperr"], "protocol must be one of ['demo', 'maps', 'natural', 'paper', 'specificity', 'study'] or a .toml file"),
         (["gone.toml"], "gone.toml"),
         (["demo"], "--out must be given, the folder for the results, got none"),
         (["demo", "--out", "FILE"], "--out must be a folder"),

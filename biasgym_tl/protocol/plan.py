@@ -135,7 +135,7 @@ def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, 
             yield "maps", f"rows of {row.name} to train: {n}", n * _training(protocol, row)
     for name, choice in protocol.choices.items():
         if choice.by in ("factors", "budget"):
-            n_steps = 40 if choice.by == "factors" else 400
+            n_steps = choice.settings.get("n_steps", 40) if choice.by == "factors" else 400
             yield "choices", f"search of heads, {name}", n_steps * SEARCHED
     for sweep in protocol.sweeps:
         at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
