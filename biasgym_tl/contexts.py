@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 from biasgym_tl.errors import ModelError
+from biasgym_tl.heads import Head
 from biasgym_tl.lens import HookedTransformer
 
 
@@ -16,6 +17,14 @@ class Change:
     def __init__(self, what: str) -> None:
         """Say what the model is meanwhile, such as ``"steered"``."""
         self.what, self.thread = what, threading.get_ident()
+
+
+class Steering(Change):
+    """What :func:`biasgym_tl.steer` does to a model."""
+
+    heads: tuple[Head, ...] = ()
+    rests = False
+    """Whether it does nothing for now."""
 
 
 Kind = TypeVar("Kind", bound=Change)
@@ -58,6 +67,13 @@ def end(model: HookedTransformer, change: Change) -> None:
 def changes(model: HookedTransformer, kind: type[Kind]) -> list[Kind]:
     """The changes of one kind that are open on a model, the oldest first."""
     return [change for change in _OPEN.get(model, ()) if isinstance(change, kind)]
+
+
+def steered_heads(model: HookedTransformer) -> tuple[Head, ...]:
+    """Heads that open contexts of :func:`biasgym_tl.steer` change, in order; none where nothing is
+    steered."""
+    acting = (steering for steering in changes(model, Steering) if not steering.rests)
+    return tuple(sorted({head for steering in acting for head in steering.heads}))
 
 
 def _refuse_to_copy(*_: Any) -> NoReturn:

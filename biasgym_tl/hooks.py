@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.allowed import MODES, STEERING_MODES
-from biasgym_tl.contexts import Change, begin, changes, end
+from biasgym_tl.contexts import Steering, begin, changes, end
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.gate import Gate
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
@@ -102,7 +102,7 @@ def edited(
 ) -> Iterator[None]:
     """What :func:`steer` does, from what :func:`steering_edit` returned."""
     gate = Gate(model, after) if len(after) else None
-    steering = _Steering("steered")
+    steering = Steering("steered")
     steering.heads = tuple(Head(layer, head) for layer in edit for head in edit[layer].heads)
     begin(model, steering)
     try:
@@ -117,24 +117,10 @@ def edited(
         end(model, steering)
 
 
-class _Steering(Change):
-    """What :func:`edited` does to a model."""
-
-    heads: tuple[Head, ...] = ()
-    rests = False
-    """Whether it does nothing for now."""
-
-
-def steered_heads(model: HookedTransformer) -> tuple[Head, ...]:
-    """Heads that open contexts of :func:`steer` change, in order; none where nothing is steered."""
-    acting = (steering for steering in changes(model, _Steering) if not steering.rests)
-    return tuple(sorted({head for steering in acting for head in steering.heads}))
-
-
 @contextlib.contextmanager
 def _unsteered(model: HookedTransformer) -> Iterator[None]:
     """The model as if no steering were open."""
-    resting = [steering for steering in changes(model, _Steering) if not steering.rests]
+    resting = [steering for steering in changes(model, Steering) if not steering.rests]
     try:
         for steering in resting:
             steering.rests = True
@@ -274,7 +260,7 @@ def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
 
 
 def _edit(
-    edit: LayerEdit, steering: _Steering, gate: Gate | None
+    edit: LayerEdit, steering: Steering, gate: Gate | None
 ) -> Callable[[Tensor, Any], Tensor]:
     scaled = bool(edit.factor.any())
 

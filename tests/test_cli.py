@@ -190,7 +190,7 @@ def test_factors_are_learned_and_exported(tiny_folder, tmp_path):
     assert nothing.returncode == 1 and "no head is worth the damage" in nothing.stderr
     assert not heads.exists()
     among = "L0H0,L1H1,L1H2,L2H0"
-    done = biasgym("search", heads, *options, "--keep", 0, "--among", among)
+    done = biasgym("search", heads, *options, "--keep", 0, "--off-target", 0, "--among", among)
     assert done.returncode == 0, done.stderr
     found = Selection.load(heads)
     assert {*map(str, found)} <= {*among.split(",")}

@@ -181,7 +181,10 @@ def test_a_wrong_part_of_a_file_is_one_line_before_a_model_is_loaded(text, messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paperr"], "protocol must be one of ['demo', 'maps', 'natural', 'paper', 'specificity', 'study'] or a .toml file"),
+        (
+            ["paperr"],
+            f"protocol must be one of {list_protocols()} or a .toml file",
+        ),
         (["gone.toml"], "gone.toml"),
         (["demo"], "--out must be given, the folder for the results, got none"),
         (["demo", "--out", "FILE"], "--out must be a folder"),

@@ -151,7 +151,8 @@ def search(
     found = search.select(load_model(model), loaded_bias, *rows, among=may or None)
     if not len(found):
         raise SteeringError(
-            f"no head is worth the damage that silencing it does at --keep {keep:g}. Try less."
+            f"no head is worth the damage that silencing it does at --keep {keep:g} and "
+            f"--off-target {off_target:g}. Try less."
         )
     say(repr(found), err=json)
     say(f"Written to {found.save(out)}", err=json)

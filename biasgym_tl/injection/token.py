@@ -13,8 +13,8 @@ from torch import Tensor
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
+from biasgym_tl.contexts import steered_heads
 from biasgym_tl.errors import SettingError, TokenError
-from biasgym_tl.hooks import steered_heads
 from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.origin import ModelSizes
 from biasgym_tl.prompts import policy_fingerprint
