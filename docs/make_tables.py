@@ -184,6 +184,16 @@ def before_after(measure: str) -> Cell:
     return cell
 
 
+def shares(measure: str) -> Cell:
+    """Before and after, in percent."""
+
+    def cell(found: Found, name: str) -> str:
+        rows = [found.get((condition, measure)) for condition in ("original", name)]
+        return "" if any(row is None for row in rows) else " → ".join(f"{row['mean']:.0%}" for row in rows)
+
+    return cell
+
+
 def closed(found: Found, name: str) -> str:
     """Share of each row's gap to the nobody of the unsteered model that is gone."""
     level = found["original", "nobody_log_odds"]["mean"]
@@ -353,7 +363,7 @@ SPECIFICITY = {
             "facts, points": FACTS,
             "loss": LOSS,
             "BLiMP, points": column("blimp", scale=100),
-            "degenerate answers": counted("target_degenerate", "original"),
+            "degenerate answers": shares("target_degenerate"),
         },
         needs="specificity",
         first="heads changed",

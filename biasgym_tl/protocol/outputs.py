@@ -42,6 +42,8 @@ def write_outputs(result: ProtocolResult, out: Path) -> str | None:
             figures |= {f"{prefix}{key}": each for key, each in _figures(found, prefix).items()}
         if len(result.biases) > 1:
             write_csv(folder / "table.csv", pooled_table(reports_of(result)))
+            files = {n: f"{_prefix(result.protocol, n)}report.json" for n in result.biases}
+            figures |= _off_target({n: (r, files[n]) for n, r in reports_of(result).items()})
         return draw(folder, figures)
 
     return write_results(out, write, result.manifest())
@@ -92,12 +94,24 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
 
 def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
     rows = [f"{prefix}row-{seed}.safetensors" for seed in found.rows][:1]
+    report = f"{prefix}report.json"
     return {
         **({"loss": recipe("loss", rows)} if rows else {}),
-        "conditions": recipe("conditions", [f"{prefix}report.json"]),
-        "frontier": recipe("frontier", [f"{prefix}report.json"]),
+        **_off_target({found.report.bias: (found.report, report)}),
+        "conditions": recipe("conditions", [report]),
+        "frontier": recipe("frontier", [report]),
         **_heatmaps(found, prefix),
     }
+
+
+def _off_target(reports: Mapping[str, tuple[Report, str]]) -> Mapping[str, Recipe]:
+    """One figure of the biases of which a steered condition was measured off target."""
+    files = {
+        bias: file
+        for bias, (report, file) in reports.items()
+        if {result.name for result in report.steered} & report.off_target.keys()
+    }
+    return {"off-target": recipe("off target", files)} if files else {}
 
 
 def _heatmaps(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
