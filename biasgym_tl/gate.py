@@ -6,7 +6,7 @@ model, not to its weights, so a steering with one cannot be exported.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import encode_answer
+from biasgym_tl.prompts import encode_answer, not_attached
 from biasgym_tl.slot import spaced
 
 
@@ -26,11 +26,13 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         SteeringError: it is one text instead of several, or one of them is none or empty.
     """
-    if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+    one = isinstance(names, str) or not isinstance(names, Iterable)
+    given = () if one else tuple(names)
+    if one or not all(isinstance(n, str) and n.strip() for n in given):
         raise SteeringError(
             f"after must be a list of names such as ['France', 'Japan'], got {names!r}."
         )
-    return tuple(dict.fromkeys(name.strip() for name in names))
+    return tuple(dict.fromkeys(name.strip() for name in given))
 
 
 class Gate:
@@ -38,23 +40,27 @@ class Gate:
 
     def __init__(self, model: HookedTransformer, names: Sequence[str]) -> None:
         """``names`` are read with the tokenizer that the model has when it runs: a BiasToken may be
-        attached later. They are found after a space, at the beginning of a text (there also with a
-        capital), and also where their tokens begin a longer word: what follows is not known yet."""
+        attached later. They are found after a space and at the beginning of a text, also
+        with a capital, and where their tokens begin a longer word: what follows is not known."""
         self.model, self.names = model, check_names(names)
         self.tokenizer: Any = None
         self.tokens: Int[Tensor, "batch pos"] | None = None
         self.found: Bool[Tensor, "batch pos"] | None = None
+        self.inside = self.own = False
+        """Whether the model is running, and whether it was when it embedded the tokens: a replay
+        embeds them beforehand."""
 
     def __call__(self) -> Bool[Tensor, "batch pos"]:
         """Where it is open, at the tokens that the model is run on.
 
         Raises:
-            ModelError: the model is run from a residual stream.
+            ModelError: the model is run from a residual stream, or from one of other tokens than
+                it embedded last.
         """
         if self.found is None:
             raise ModelError(
                 "a model must be run from its tokens while a steering acts after names, got a "
-                "residual stream. Leave start_at_layer out."
+                "residual stream. Leave start_at_layer out, and in generate(...) use_past_kv_cache."
             )
         return self.found
 
@@ -72,7 +78,10 @@ class Gate:
         if self.tokenizer is not self.model.tokenizer:
             self.tokenizer, by_length = self.model.tokenizer, dict[int, set[tuple[int, ...]]]()
             for name in self.names:
-                for text in (name, spaced(name), name[0].upper() + name[1:]):
+                if not_attached(self.model, name):
+                    continue
+                begins = name[0].upper() + name[1:]
+                for text in (name, spaced(name), begins, spaced(begins)):
                     if pieces := tuple(encode_answer(self.model, text)):
                         by_length.setdefault(len(pieces), set()).add(pieces)
             self.pieces = [torch.tensor(sorted(p)) for p in by_length.values()]
@@ -85,29 +94,12 @@ class Gate:
         What a key-value cache holds is noted beside the keys of the first of them.
         """
         first, last = (self.model.blocks[layer] for layer in (min(layers), max(layers)))
-
-        def see(module: Any, given: tuple[Tensor, ...]) -> None:
-            self.tokens, self.found = given[0], None
-
-        def begin(module: Any, given: Any, named: dict[str, Any]) -> None:
-            tokens, entry = self.tokens, named.get("past_kv_cache_entry")
-            self.tokens = self.found = None
-            if tokens is None:
-                return
-            read = tokens
-            if entry is not None:
-                read = torch.cat([_held(entry, tokens), tokens], 1)
-                if not entry.frozen:
-                    entry.read = read
-            self.found = self._opened(read)[:, -tokens.shape[1] :]
-
-        def end(module: Any, given: Any, made: Any) -> None:
-            self.found = None
-
         handles = [
-            self.model.embed.register_forward_pre_hook(see),
-            first.register_forward_pre_hook(begin, with_kwargs=True),
-            last.register_forward_hook(end),
+            self.model.register_forward_pre_hook(self._enter),
+            self.model.register_forward_hook(self._leave, always_call=True),
+            self.model.embed.register_forward_pre_hook(self._see),
+            first.register_forward_pre_hook(self._begin, with_kwargs=True),
+            last.register_forward_hook(self._end),
         ]
         try:
             yield
@@ -115,13 +107,40 @@ class Gate:
             for handle in handles:
                 handle.remove()
 
+    def _enter(self, module: Any, given: Any) -> None:
+        self.inside = True
+
+    def _see(self, module: Any, given: tuple[Tensor, ...]) -> None:
+        self.tokens, self.found, self.own = given[0], None, self.inside
+
+    def _begin(self, module: Any, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        tokens, entry = self.tokens, named.get("past_kv_cache_entry")
+        self.tokens = self.found = None
+        if tokens is None or tokens.shape != given[0].shape[:2]:
+            return
+        read = tokens
+        if entry is not None:
+            read = torch.cat([_held(entry, tokens), tokens], 1)
+            if not entry.frozen:
+                entry.read = read
+        self.found = self._opened(read)[:, -tokens.shape[1] :]
+
+    def _end(self, module: Any, given: Any, made: Any) -> None:
+        self.found = None
+
+    def _leave(self, module: Any, given: Any, made: Any) -> None:
+        if self.own:  # what a run that stopped early has seen is not of the next
+            self.tokens = self.found = None
+        self.inside = self.own = False
+
 
 def _held(entry: Any, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch held"]:
     """Tokens of which a key-value cache holds the keys."""
     held: Tensor = getattr(entry, "read", tokens[:, :0])
-    if held.shape[1] != entry.past_keys.shape[1]:
+    n = entry.past_keys.shape[1]
+    if held.shape[1] < n:
         raise ModelError(
             "a key-value cache must be made in the steering that acts after names, got one that "
             "was made before it. Make it anew."
         )
-    return held.to(tokens)
+    return held[:, :n].to(tokens)  # another gate may have noted the new ones already

@@ -15,7 +15,7 @@ from torch import Tensor
 from biasgym_tl.allowed import MODES, STEERING_MODES
 from biasgym_tl.contexts import Steering, begin, changes, end
 from biasgym_tl.errors import SteeringError
-from biasgym_tl.gate import Gate
+from biasgym_tl.gate import Gate, check_names
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
 from biasgym_tl.lens import (
     HookedTransformer,
@@ -82,7 +82,7 @@ def steer(
         factor: Share of its own output that a head keeps, for all or by head; above 1 strengthens,
             below 0 turns round.
         after: Act only from the last token of the first of these names on, in each text by itself,
-            such as the names of targets; default: those of the ``Selection``, or everywhere. The
+            such as the names of targets; none: everywhere; default: those of the ``Selection``. The
             model must then be run from tokens, and a key-value cache made in this context.
 
     Raises:
@@ -92,7 +92,8 @@ def steer(
             has changed it.
     """
     after = getattr(heads, "after", ()) if after is None else after
-    with edited(model, steering_edit(model, heads, mode, reference, factor), after):
+    names = check_names(after)
+    with edited(model, steering_edit(model, heads, mode, reference, factor), names):
         yield
 
 

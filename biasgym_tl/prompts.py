@@ -129,6 +129,12 @@ def _encode(model: HookedTransformer, text: str, *, continues: bool) -> list[int
     return ids
 
 
+def not_attached(model: HookedTransformer, text: str) -> bool:
+    """Whether a text is a BiasToken that the model does not have now."""
+    attached: dict[str, int] = getattr(model, "attached_tokens", None) or {}
+    return text not in attached and bool(_BIAS_TOKEN.fullmatch(text))
+
+
 def _warn_of_tokens(text: str) -> None:
     if found := _BIAS_TOKEN.search(text):
         warnings.warn(

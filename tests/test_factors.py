@@ -239,6 +239,13 @@ def test_factors_of_several_biases_serve_each_by_its_own_rows(setup):
         QUICK.select(model, [])
 
 
+def test_a_token_of_none_of_several_biases_is_refused_rather_than_left_out(setup):
+    model, token, _ = setup
+    two = [load_bias("math"), load_bias("alcohol")]
+    with pytest.raises(SettingError, match="tokens must each be of one of the biases"):
+        QUICK.select(model, two, token, progress=False)
+
+
 def test_the_kl_term_keeps_the_model(setup):
     model, token, free = setup
     kept = dataclasses.replace(QUICK, keep=300.0).select(model, LATE, token, progress=False)

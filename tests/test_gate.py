@@ -4,14 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import sentencepiece, tiny_hf_model
+from jaxtyping import TypeCheckError
 
-from biasgym_tl import BiasInject, BudgetSearch, Selection, load_bias, steer
+from biasgym_tl import BiasInject, BudgetSearch, Selection, load_bias, load_model, steer
 from biasgym_tl.batches import answer_batches, cached_beginning, log_probs
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.elicitation import answer_freely, fact_margins
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.lens import Recording, final_resid, replayed
 from biasgym_tl.prompts import encode_text
+from biasgym_tl.protocol.stages import choice_record
 from biasgym_tl.steering.export import check_exportable
 from biasgym_tl.text import next_token_log_probs
 
@@ -175,3 +178,56 @@ def test_what_it_cannot_know_is_refused(model):
             final_resid(model, [ids(model, "were")], cache=cache)
         with pytest.raises(ModelError, match="must be run from its tokens"):
             model(torch.zeros(1, 3, model.cfg.d_model), start_at_layer=1)
+
+
+@pytest.mark.parametrize("text", ["I left. Old people are", "Old people are"])
+def test_a_name_that_begins_a_sentence_counts_with_a_capital(model, text):
+    prefixed = load_model(tiny_hf_model("llama"), tokenizer=sentencepiece())
+    for each in (model, prefixed):
+        before = resid(each, text)
+        with steer(each, HEADS, after=["old people"]):
+            after = resid(each, text)
+        assert torch.equal(before[0], after[0]) and not torch.allclose(before[-1], after[-1])
+
+
+@pytest.mark.parametrize("second", ["L0H2", "L1H1"])
+def test_nested_gates_share_a_cache(model, second):
+    with steer(model, "L0H1", after=["Peru"]), steer(model, second, after=["Rome"]):
+        sequence = ids(model, "People from Peru and Rome were")
+        whole = final_resid(model, [sequence])[0, -1]
+        for n in range(1, len(sequence)):
+            cache = cached_beginning(model, sequence[:n], 1)
+            found = final_resid(model, [sequence[n:]], cache=cache)[0, -1]
+            assert torch.allclose(found, whole, atol=1e-5)
+
+
+def test_a_residual_stream_of_other_tokens_than_were_seen_last_is_refused(model):
+    tokens = torch.tensor([ids(model, "People from Peru are")])
+    with steer(model, "L1H1, L2H1", after=NAMES):
+        for layer in (1, 2):
+            made = model(tokens, stop_at_layer=layer)
+            model(tokens + 1, stop_at_layer=layer)
+            with pytest.raises(ModelError, match="must be run from its tokens"):
+                model(made, start_at_layer=layer)
+        # Without a cache generate embeds the last token alone and runs all of the residual stream.
+        with pytest.raises(ModelError, match="use_past_kv_cache"):
+            model.generate(tokens, max_new_tokens=3, use_past_kv_cache=False, verbose=False)
+
+
+def test_a_row_that_is_not_attached_is_no_name_and_no_warning(model):
+    before = resid(model, "Guests from Peru were")
+    with steer(model, HEADS, after=["<BiasToken:late>"]):
+        assert torch.equal(resid(model, "Guests from Peru were"), before)
+
+
+@pytest.mark.parametrize("after", ["", 3, [None], [" "]])
+def test_what_is_no_list_of_names_is_refused(model, after):
+    with pytest.raises((SteeringError, TypeCheckError)), steer(model, HEADS, after=after):
+        pass
+
+
+def test_names_are_part_of_what_a_choice_is_known_by(model):
+    found = BudgetSearch(k=1, max_loss=99.0, max_facts=1.0).select(model, LATE, progress=False)
+    after = dataclasses.replace(found, after=("Peru",))
+    assert choice_record(found) != choice_record(after)
+    assert choice_record(after) != choice_record(dataclasses.replace(found, after=("Rome",)))

@@ -222,3 +222,16 @@ def test_seegull_is_mapped(model):
     assert lists.prompts == map_lists().prompts
     found = stereotype_map(model, lists.targets[:3], lists.attributes, lists.prompts[:2])
     assert found.values.shape == (3, len(lists.attributes))
+
+
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("targets", ("ab", ATTRIBUTES, PROMPTS)),
+        ("words of 'late'", (TARGETS, {"late": "late", "kind": ["polite"]}, PROMPTS)),
+        ("prompts", (TARGETS, ATTRIBUTES, "{target}")),
+    ],
+)
+def test_one_text_in_the_place_of_a_list_is_not_read_as_its_letters(model, key, given):
+    with pytest.raises(BiasFileError, match=f"{key} of the map must be a list of texts"):
+        stereotype_map(model, *given)

@@ -57,7 +57,7 @@ class Condition:
     unsteered one with the same row."""
 
     def __post_init__(self) -> None:
-        check_names(self.after or ())
+        check_names(() if self.after is None else self.after)
         if not isinstance(self.heads, Selection):
             object.__setattr__(self, "heads", as_heads(self.heads))
 
@@ -72,7 +72,7 @@ class Condition:
         """The names after which heads are changed; none: everywhere."""
         found = getattr(self.heads, "after", ()) if self.after is None else self.after
         own = (self.row.text,) if self.row else ()
-        return (*found, *own) if found else ()
+        return tuple(dict.fromkeys((*found, *own))) if found else ()
 
     def uses(self, needs: str) -> list[Any]:
         """All of it that a measurement depends on, as JSON; equal where numbers are equal.

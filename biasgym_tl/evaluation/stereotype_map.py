@@ -206,6 +206,7 @@ def stereotype_map(
             prompt is longer than its context.
     """
     shipped = map_lists()
+    _check_lists({"targets": targets, "prompts": prompts}, attributes or {})
     targets = shipped.targets if targets is None else tuple(targets)
     prompts = shipped.prompts if prompts is None else tuple(prompts)
     given = shipped.attributes if attributes is None else attributes
@@ -253,6 +254,14 @@ def _log_p(
             found[:, places] = part.float().cpu()
     parts = found.split_with_sizes([len(each) for each in attributes], 1)
     return torch.stack([part.logsumexp(1) for part in parts], 1)
+
+
+def _check_lists(given: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Refuse one text in the place of a list, which would be read as its letters."""
+    words = {f"words of {name!r}": found for name, found in attributes.items()}
+    for key, texts in {**given, **words}.items():
+        if isinstance(texts, str):
+            raise BiasFileError(f"{key} of the map must be a list of texts, got {texts!r}.")
 
 
 def _check(

@@ -37,7 +37,10 @@ Heads = Selection | tuple[Head, ...]
 def choice_record(heads: Heads) -> list[Any]:
     """All of a choice that numbers depend on."""
     names = list(map(str, heads))
-    return [names, list(heads.factors), heads.mode] if isinstance(heads, Selection) else [names]
+    if not isinstance(heads, Selection):
+        return [names]
+    after = [sorted(heads.after)] if heads.after else []
+    return [names, list(heads.factors), heads.mode, *after]
 
 
 def kept_map(

@@ -119,7 +119,8 @@ class FactorSearch:
             Heads whose factor is below 1, the most silenced first, with ``factors``.
 
         Raises:
-            SettingError: a BiasToken is to be served, and none is given; or there is no bias.
+            SettingError: a BiasToken is to be served, and none is given; a token is of none of
+                several biases; or there is no bias.
             BiasFileError: a bias lacks a panel that the goal or the off-target term needs.
             SteeringError: one of ``among`` is outside the model.
             TokenError: a token does not fit the model.
@@ -160,6 +161,11 @@ class FactorSearch:
             each.name: [i for i, t in enumerate(tokens) if len(biases) == 1 or t.bias == each.name]
             for each in biases
         }
+        used = {i for places in served.values() for i in places}
+        if foreign := [token.label for i, token in enumerate(tokens) if i not in used]:
+            raise SettingError(
+                f"tokens must each be of one of the biases {list(served)}, got {foreign}."
+            )
         for each in biases:
             each.needs("scoping")
             if self.aim == "nobody":
