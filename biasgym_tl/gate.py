@@ -39,9 +39,11 @@ class Gate:
     """Open from the last token of the first of ``names`` on, in each sequence by itself."""
 
     def __init__(self, model: HookedTransformer, names: Sequence[str]) -> None:
-        """``names`` are read with the tokenizer that the model has when it runs: a BiasToken may be
-        attached later. They are found after a space and at the beginning of a text, also
-        with a capital, and where their tokens begin a longer word: what follows is not known."""
+        """``names`` are read with the tokenizer that the model has when it runs, and a BiasToken
+        that is attached then is one of them: it stands where a target would. Names are found after
+        a space and at the beginning of a text, also with a capital, and where their tokens are part
+        of a longer word: what follows is not known.
+        """
         self.model, self.names = model, check_names(names)
         self.tokenizer: Any = None
         self.tokens: Int[Tensor, "batch pos"] | None = None
@@ -77,13 +79,18 @@ class Gate:
         """Tokens of the names, those of one length together."""
         if self.tokenizer is not self.model.tokenizer:
             self.tokenizer, by_length = self.model.tokenizer, dict[int, set[tuple[int, ...]]]()
-            for name in self.names:
-                if not_attached(self.model, name):
-                    continue
+            names = [*self.names, *getattr(self.model, "attached_tokens", ())]
+            known = [name for name in names if not not_attached(self.model, name)]
+            for name in known:
                 begins = name[0].upper() + name[1:]
                 for text in (name, spaced(name), begins, spaced(begins)):
-                    if pieces := tuple(encode_answer(self.model, text)):
+                    pieces = tuple(encode_answer(self.model, text))
+                    if pieces and self.model.tokenizer.unk_token_id not in pieces:
                         by_length.setdefault(len(pieces), set()).add(pieces)
+            if known and not by_length:
+                raise SteeringError(
+                    f"after must hold names that this tokenizer knows, got {known}."
+                )
             self.pieces = [torch.tensor(sorted(p)) for p in by_length.values()]
         return self.pieces
 

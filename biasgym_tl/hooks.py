@@ -82,8 +82,9 @@ def steer(
         factor: Share of its own output that a head keeps, for all or by head; above 1 strengthens,
             below 0 turns round.
         after: Act only from the last token of the first of these names on, in each text by itself,
-            such as the names of targets; none: everywhere; default: those of the ``Selection``. The
-            model must then be run from tokens, and a key-value cache made in this context.
+            such as the names of targets; an attached BiasToken is one. Default: those of the
+            ``Selection``, or none: everywhere. The model must then be run from tokens, and a
+            key-value cache made in this context.
 
     Raises:
         SteeringError: a head is outside the model, or mode, reference, factor or names are not

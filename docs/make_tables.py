@@ -189,7 +189,11 @@ def shares(measure: str) -> Cell:
 
     def cell(found: Found, name: str) -> str:
         rows = [found.get((condition, measure)) for condition in ("original", name)]
-        return "" if any(row is None for row in rows) else " → ".join(f"{row['mean']:.0%}" for row in rows)
+        return (
+            ""
+            if any(row is None for row in rows)
+            else " → ".join(f"{row['mean']:.0%}" for row in rows)
+        )
 
     return cell
 

@@ -138,9 +138,11 @@ def test_replayed_layers_see_the_names(model):
             assert torch.equal(run(), direct)
 
 
-def test_the_row_of_a_token_that_is_attached_later_is_a_name(model):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_token_that_is_attached_later_is_a_name(model, named):
     token = BiasInject(epochs=1, n_paragraphs=8, choose_by="last").fit(model, LATE, progress=False)
-    with steer(model, HEADS, after=[token.text]), token.attached(model):
+    names = [token.text] if named else NAMES
+    with steer(model, HEADS, after=names), token.attached(model):
         steered = resid(model, f"Guests from {token.text} were")
     with token.attached(model):
         plain = resid(model, f"Guests from {token.text} were")

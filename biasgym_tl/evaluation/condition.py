@@ -45,7 +45,7 @@ class Condition:
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None
     """What mode ``"mean"`` replaces with; None: the mean over neutral text."""
     after: tuple[str, ...] | None = None
-    """As in :func:`biasgym_tl.steer`; where there are names, the row's own text is one of them."""
+    """As in :func:`biasgym_tl.steer`; None: those of the ``Selection``, if it has some."""
     instruction: Instruction = NOTHING
     """Words around each request."""
     measures: tuple[str, ...] | None = None
@@ -71,8 +71,7 @@ class Condition:
     def names(self) -> tuple[str, ...]:
         """The names after which heads are changed; none: everywhere."""
         found = getattr(self.heads, "after", ()) if self.after is None else self.after
-        own = (self.row.text,) if self.row else ()
-        return tuple(dict.fromkeys((*found, *own))) if found else ()
+        return tuple(found)
 
     def uses(self, needs: str) -> list[Any]:
         """All of it that a measurement depends on, as JSON; equal where numbers are equal.

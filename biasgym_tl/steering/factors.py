@@ -128,14 +128,14 @@ class FactorSearch:
         check_model(model)
         biases = as_biases([bias] if isinstance(bias, GIVEN) else bias)
         check_at_least(1, **{"number of biases": len(biases)})
+        check_at_least(len(biases), n_steps=self.n_steps)
         served = self._served(biases, tokens)
         size = model.cfg.n_layers, model.cfg.n_heads
         may = check_heads(all_heads(*size) if among is None else among, *size)
         after = tuple(t for each in biases for t in named_targets(each) if self.at == "targets")
         with _attached(model, tokens) as texts, frozen(model):
-            anywhere = (*after, *texts) if after else ()
             objectives = [
-                Objective(model, each, [texts[i] for i in served[each.name]], self, anywhere)
+                Objective(model, each, [texts[i] for i in served[each.name]], self, after)
                 for each in biases
             ]
             factors, path = self._learned(objectives, may, progress)
