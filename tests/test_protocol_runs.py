@@ -418,9 +418,8 @@ def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
 
     write_outputs(result, out)
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert names - {"manifest.json", "table.csv", "plotly.min.js"} == {
-        name for name in names if name.startswith(("late-", "math-"))
-    }
+    together = {"manifest.json", "table.csv", "plotly.min.js", "off-target.html", "off-target.json"}
+    assert names - together == {name for name in names if name.startswith(("late-", "math-"))}
     assert {f"{bias}-{name}" for bias in two.biases for name in (
         "report.json", "report.html", "table.csv", "maps.csv", "row-0.safetensors",
         "map-direct-0.safetensors", "heads-steered-0.json", "heatmap-direct.html",

@@ -76,6 +76,20 @@ class Series(NamedTuple):
         )
 
 
+def diverging(limit: float, unit: str, **given: Any) -> go.Heatmap:
+    """Cells that are red above 0 and blue below it, up to ``limit``, with a text of each."""
+    return go.Heatmap(
+        colorscale="RdBu",
+        reversescale=True,
+        zmid=0,
+        zmin=-limit,
+        zmax=limit,
+        hovertemplate="%{text}<extra></extra>",
+        colorbar={"title": {"text": unit}},
+        **given,
+    )
+
+
 def shown(text: str) -> str:
     """A text that no part of is markup in a figure. Plotly knows no ``&quot;``, so quotes stay."""
     return escape(text, quote=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.heads import Head, all_heads
-from biasgym_tl.plots.figure import label, shown, styled
+from biasgym_tl.plots.figure import diverging, label, shown, styled
 from biasgym_tl.scoping.agreement import SeedOverlap, Significance
 from biasgym_tl.scoping.scores import HeadScores
 
@@ -186,19 +186,8 @@ def _trace(
         for layer, value in enumerate(scores.mlps.mean(0).tolist()):
             z[layer] += [None, value]
             text[layer] += ["", f"<b>MLP of layer {layer}</b><br>delta-logit {value:+.3f}"]
-    return go.Heatmap(
-        z=z,
-        x=x,
-        y=list(range(n_layers)),
-        colorscale="RdBu",
-        reversescale=True,
-        zmid=0,
-        zmin=-limit,
-        zmax=limit,
-        text=text,
-        hovertemplate="%{text}<extra></extra>",
-        colorbar={"title": {"text": "delta-logit<br>(logits)"}},
-    )
+    unit = "delta-logit<br>(logits)"
+    return diverging(limit, unit, z=z, x=x, y=list(range(n_layers)), text=text)
 
 
 def _notes(

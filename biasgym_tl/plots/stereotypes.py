@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from biasgym_tl.evaluation.stereotype_map import StereotypeMap
-from biasgym_tl.plots.figure import label, shown, styled
+from biasgym_tl.plots.figure import diverging, label, shown, styled
 from biasgym_tl.stats import Interval
 
 
@@ -26,18 +26,13 @@ def plot_stereotype_map(found: StereotypeMap, *, title: str | None = None) -> go
     text = [[lines[target, name] for name in found.attributes] for target in found.targets]
     limit = found.values.abs().max().item()
     figure = go.Figure(
-        go.Heatmap(
+        diverging(
+            limit,
+            "nats",
             z=found.values.tolist(),
             x=[shown(name) for name in found.attributes],
             y=[label(name) for name in found.targets],
-            colorscale="RdBu",
-            reversescale=True,
-            zmid=0,
-            zmin=-limit,
-            zmax=limit,
             text=text,
-            hovertemplate="%{text}<extra></extra>",
-            colorbar={"title": {"text": "nats"}},
         )
     )
     figure.update_xaxes(showgrid=False, tickangle=-60)
