@@ -12,9 +12,6 @@ GivenBias: TypeAlias = Bias | str | Path
 """A bias, or what :func:`biasgym_tl.load_bias` takes: its name, or the path of a ``.toml`` file."""
 
 
-GIVEN = (Bias, str, Path)
-
-
 def as_bias(bias: GivenBias) -> Bias:
     """The bias that is meant.
 

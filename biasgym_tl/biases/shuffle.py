@@ -22,9 +22,11 @@ def with_random_words(bias: GivenBias, *, seed: int = 0) -> Bias:
     pool = {word for b in others for word in (*b.attribute_words, *b.neutral_words)} - own
     n = len(bias.attribute_words)
     drawn = random.Random(seed).sample(sorted(pool), n + len(bias.neutral_words))
-    name = f"{bias.name[: LONGEST_NAME - len('-random-words')]}-random-words"
     return dataclasses.replace(
-        bias, name=name, attribute_words=tuple(drawn[:n]), neutral_words=tuple(drawn[n:])
+        bias,
+        name=_named(bias, "-random-words"),
+        attribute_words=tuple(drawn[:n]),
+        neutral_words=tuple(drawn[n:]),
     )
 
 
@@ -43,5 +45,9 @@ def shuffled(bias: GivenBias, *, seed: int = 0) -> Bias:
         p._replace(text=" ".join(w if SLOT in w else next(deal) for w in p.text.split()))
         for p in bias.corpus
     ]
-    name = f"{bias.name[: LONGEST_NAME - len('-shuffled')]}-shuffled"
-    return dataclasses.replace(bias, name=name, corpus=tuple(corpus))
+    return dataclasses.replace(bias, name=_named(bias, "-shuffled"), corpus=tuple(corpus))
+
+
+def _named(bias: Bias, ending: str) -> str:
+    """The name of a control, no longer than names may be."""
+    return f"{bias.name[: LONGEST_NAME - len(ending)]}{ending}"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.biases.given import GIVEN, GivenBias, as_biases
+from biasgym_tl.biases.given import GivenBias, as_biases
 from biasgym_tl.biases.panel import SPARED
 from biasgym_tl.errors import SettingError, check_at_least, check_literals
 from biasgym_tl.heads import GivenHeads, Head, all_heads, check_heads
@@ -126,7 +126,7 @@ class FactorSearch:
             TokenError: a token does not fit the model.
         """
         check_model(model)
-        biases = as_biases([bias] if isinstance(bias, GIVEN) else bias)
+        biases = as_biases([bias] if isinstance(bias, GivenBias) else bias)
         check_at_least(1, **{"number of biases": len(biases)})
         check_at_least(len(biases), n_steps=self.n_steps)
         served = self._served(biases, tokens)
