@@ -10,8 +10,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
+BRIDGE := build/bridge
+# What depends on the engine.
+BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge contrast \
+	direct doctor evaluate export factors gate hooks inject loading model own_prompts planting \
+	replay rows text))
 
-.PHONY: map demo lab course lint check test lowest clean
+.PHONY: map demo lab course lint check test bridge lowest clean
 map: $(VENV)/.map
 	$(BIN)/biasgym scope --out figures/map --open
 
@@ -36,6 +41,16 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(MAKE) bridge
+
+# On TransformerLens 4: all that .venv has, but for this one package.
+bridge: $(VENV)/.dev
+	$(BIN)/python -m venv --clear --without-pip $(BRIDGE)
+	packages=$$(echo $(BRIDGE)/lib/python*/site-packages) && \
+		$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$packages/venv.pth && \
+		$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $$packages \
+			transformer-lens==4.3.0
+	$(BRIDGE)/bin/python -m pytest -n auto --dist worksteal -m "not notebook" $(BRIDGED)
 
 # The tests of `make check` on the oldest versions that pyproject.toml allows. Torch's oldest comes
 # with CUDA from PyPI, so another may be held to: `make lowest TORCH===2.13.0`.

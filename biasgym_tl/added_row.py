@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import TokenError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, embedding, set_embedding
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.slot import spaced
 
@@ -28,7 +28,7 @@ _MARK = re.compile(r"<\S[^<>\n]*>|\[\S[^\[\]\n]*\]")
 
 def target_rows(model: HookedTransformer, names: Iterable[str]) -> Float[Tensor, "target d_model"]:
     """For each name the mean of its tokens' rows of ``W_E``, in fp32."""
-    W_E: Tensor = model.embed.W_E.detach()
+    W_E = embedding(model).detach()
     return torch.stack([W_E[encode_answer(model, spaced(name))].float().mean(0) for name in names])
 
 
@@ -89,7 +89,7 @@ class _Row(Change):
     def __init__(self, model: HookedTransformer, text: str) -> None:
         super().__init__(f"read with {text}")
         self.model, self.text, self.over = model, text, False
-        self.before = model.embed.W_E, model.cfg.d_vocab, model.tokenizer
+        self.before = embedding(model), model.cfg.d_vocab, model.tokenizer
         self.attached: dict[str, int] = getattr(model, "attached_tokens", {})
         self.guards: dict[str, Callable[..., Any]] = {}
 
@@ -98,7 +98,8 @@ class _Row(Change):
         new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
         self.rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
         self.data = self.rows.data  # kept, so that no other tensor can come to lie in its place
-        model.embed.W_E, model.cfg.d_vocab, model.tokenizer = self.rows, token_id + 1, extended
+        set_embedding(model, self.rows)
+        model.cfg.d_vocab, model.tokenizer = token_id + 1, extended
         guards = _guards(model, token_id)
         self.replaced = {name: model.__dict__[name] for name in guards if name in model.__dict__}
         model.__dict__.update(guards, attached_tokens={**self.attached, self.text: token_id})
@@ -107,7 +108,7 @@ class _Row(Change):
     def take_back(self) -> None:
         model, (W_E, token_id, tokenizer) = self.model, self.before
         if self.guards:
-            now = model.embed.W_E
+            now = embedding(model)
             if now is not self.rows or now.data_ptr() != self.data.data_ptr():
                 # The model was moved or cast meanwhile, and what it had before goes with it.
                 W_E.data = now.detach()[:token_id].clone()
@@ -117,7 +118,8 @@ class _Row(Change):
             model.__dict__.pop("attached_tokens")
             if self.attached:
                 model.attached_tokens = self.attached
-        model.embed.W_E, model.cfg.d_vocab, model.tokenizer = W_E, token_id, tokenizer
+        set_embedding(model, W_E)
+        model.cfg.d_vocab, model.tokenizer = token_id, tokenizer
 
 
 def _check_text(text: str, vocab: dict[str, int]) -> None:

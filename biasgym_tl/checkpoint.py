@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from biasgym_tl.errors import ModelError, first_line
-from biasgym_tl.families.checks import check_family
 from biasgym_tl.families.convert import FAMILIES
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, check_type
 from biasgym_tl.origin import check_folder, find_source, is_folder, listed_names, not_found
 from biasgym_tl.store import BROKEN, read_json
 
@@ -202,17 +201,9 @@ def _check_parameters(model: Any) -> None:
 
 
 def _check_config(config: Any, what: str, *, listed: bool) -> None:
-    family = getattr(config, "model_type", None)
     if getattr(config, "quantization_config", None):
         raise ModelError(
             f"weights must be floating-point numbers, got quantized ones in {what!r}. Load the "
             "original checkpoint."
         )
-    if family in FAMILIES:
-        check_family(config)
-    elif not listed:
-        supported = ", ".join(f.label for f in FAMILIES.values())
-        raise ModelError(
-            f"model must be of the {supported} type, got {family!r}. "
-            "Any name that TransformerLens itself lists can be loaded as well."
-        )
+    check_type(config, listed=listed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, attention_weight, cast_copy
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
@@ -104,9 +103,7 @@ def _ranks_in_bf16(
     heads: Float[Tensor, "pair n_layers n_heads"],
 ) -> float:
     """Rank correlation of the heads' mean values in fp32 with those of the model in bf16."""
-    low = copy.deepcopy(model)
-    low.to(torch.bfloat16, print_details=False)
-    low.cfg.dtype = torch.bfloat16
+    low = cast_copy(model, torch.bfloat16)
     found = unchecked_attribution(low, sequences, biased_ids, neutral_ids).heads
     flat = [values.mean(0).flatten()[None].double() for values in (heads, found)]
     return rank_correlation(*flat).item()
@@ -115,7 +112,7 @@ def _ranks_in_bf16(
 @contextlib.contextmanager
 def _without_output(model: HookedTransformer, head: Head) -> Iterator[None]:
     """The model with ``W_O`` of one head set to zero, and restored bit for bit."""
-    weight = model.blocks[head.layer].attn.W_O
+    weight = attention_weight(model, head.layer, "W_O")
     kept = weight[head.head].clone()
     try:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError, SteeringError
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, cache_entry
 from biasgym_tl.prompts import encode_answer, not_attached
 from biasgym_tl.slot import spaced
 
@@ -100,7 +100,8 @@ class Gate:
 
         What a key-value cache holds is noted beside the keys of the first of them.
         """
-        first, last = (self.model.blocks[layer] for layer in (min(layers), max(layers)))
+        self.first = min(layers)
+        first, last = (self.model.blocks[layer] for layer in (self.first, max(layers)))
         handles = [
             self.model.register_forward_pre_hook(self._enter),
             self.model.register_forward_hook(self._leave, always_call=True),
@@ -121,7 +122,7 @@ class Gate:
         self.tokens, self.found, self.own = given[0], None, self.inside
 
     def _begin(self, module: Any, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
-        tokens, entry = self.tokens, named.get("past_kv_cache_entry")
+        tokens, entry = self.tokens, cache_entry(self.model, self.first, given, named)
         self.tokens = self.found = None
         if tokens is None or tokens.shape != given[0].shape[:2]:
             return

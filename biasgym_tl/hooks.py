@@ -38,6 +38,11 @@ def check_mode(mode: str, modes: Sequence[str] = MODES) -> None:
         raise SteeringError(f"mode must be one of {list(modes)}, got {mode!r}.")
 
 
+def mode_of(heads: GivenHeads, mode: str | None) -> str:
+    """The mode itself, or the one that heads were chosen for, or the paper's."""
+    return str(mode or getattr(heads, "mode", "zero"))
+
+
 def check_steering(mode: str, factor: object) -> None:
     """Refuse what :func:`steer` cannot do, whatever the model.
 
@@ -55,7 +60,7 @@ def check_steering(mode: str, factor: object) -> None:
 def steer(
     model: HookedTransformer,
     heads: GivenHeads,
-    mode: str = "zero",
+    mode: str | None = None,
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     factor: Factor = None,
@@ -75,7 +80,8 @@ def steer(
         model: The model to steer.
         heads: Names or pairs of layer and head: ``"L9H8, L3H1"``, ``["L9H8", (3, 1)]``. A
             ``Selection`` with factors brings them to mode ``"mean"``.
-        mode: ``"zero"``, ``"mean"`` or ``"scale"``.
+        mode: ``"zero"``, ``"mean"`` or ``"scale"``; default: that of a ``Selection``, or
+            ``"zero"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
             shipped neutral text, in the model without any steering.
             :func:`biasgym_tl.target_means` is over prompts instead.
@@ -94,7 +100,7 @@ def steer(
     """
     after = getattr(heads, "after", ()) if after is None else after
     names = check_names(after)
-    with edited(model, steering_edit(model, heads, mode, reference, factor), names):
+    with edited(model, steering_edit(model, heads, mode_of(heads, mode), reference, factor), names):
         yield
 
 
@@ -112,7 +118,7 @@ def edited(
             if gate and edit:
                 stack.enter_context(gate.watching(edit))
             for layer, in_layer in edit.items():
-                point = model.blocks[layer].attn.hook_z
+                point = model.hook_dict[f"blocks.{layer}.attn.hook_z"]
                 stack.enter_context(_permanent_hook(point, _edit(in_layer, steering, gate)))
             yield
     finally:
@@ -254,8 +260,9 @@ def collected(model: HookedTransformer, name: str) -> Iterator[list[Tensor]]:
     """What passes the hook point ``blocks.{layer}.{name}`` of every layer while the model runs."""
     found: list[Tensor] = []
 
-    def keep(value: Tensor, hook: Any) -> None:
+    def keep(value: Tensor, hook: Any) -> Tensor:
         found.append(value)
+        return value  # so that a gradient can be asked of it
 
     with at_each_layer(model, name, keep):
         yield found

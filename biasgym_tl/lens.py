@@ -1,11 +1,12 @@
-"""The seam to TransformerLens: the one place that decides which model class is used."""
+"""The seam to TransformerLens: what runs a model, and how it is read. Nothing else asks which
+engine it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,71 +16,43 @@ from torch import Tensor
 from biasgym_tl.errors import ModelError
 
 try:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens import loading_from_pretrained as lens_loading
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
     from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-    from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURES
-    from transformer_lens.pretrained import weight_conversions as lens_weights
+
+    if TYPE_CHECKING:
+        from transformer_lens import HookedTransformer
+
+        from biasgym_tl.engines import hooked as engine
+    else:
+        try:
+            from biasgym_tl.engines import hooked as engine
+        except ImportError:  # TransformerLens 4 has no HookedTransformer
+            from biasgym_tl.engines import bridge as engine
+        HookedTransformer = engine.Model
 except ImportError as error:
     raise ModelError(
-        "transformer_lens must provide HookedTransformer, as 3.9 and later 3.x do, but: "
-        f"{error}. Run: pip install 'transformer-lens>=3.9,<4'"
+        "transformer_lens must be one of 3.9 to 4, with what it needs, but: "
+        f"{error}. Run: pip install 'transformer-lens>=3.9,<5'"
     ) from error
 
 __all__ = [
-    "POST_NORM_ARCHITECTURES",
+    "ENGINE",
     "HookedTransformer",
-    "HookedTransformerConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
-    "lens_loading",
-    "lens_weights",
+    "engine",
 ]
 
+ENGINE: str = engine.NAME
+"""What models run on: ``"hooked"`` with TransformerLens 3, ``"bridge"`` with 4."""
 
-def check_kind(model: Any) -> None:
-    """Refuse what is no HookedTransformer, and one whose norms TransformerLens has folded wrongly.
-
-    Raises:
-        ModelError: the object is of another kind; the message says what to do with it.
-    """
-    if not isinstance(model, HookedTransformer):
-        kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
-        advice = "Pass it to load_model first, or the Hugging Face model inside it."
-        if type(model).__name__ == "TransformerBridge":
-            advice = "Pass load_model the name, folder or Hugging Face model it was made from."
-        raise ModelError(
-            f"model must be a HookedTransformer, as load_model returns, got a {kind}. {advice}"
-        )
-    folded = (model.cfg.normalization_type or "").endswith("Pre")
-    if folded and model.cfg.original_architecture in POST_NORM_ARCHITECTURES:
-        raise ModelError(
-            f"norms of a {model.cfg.original_architecture} must not be folded: they stand after "
-            "attention, and TransformerLens folds them as if they stood before. Load it with "
-            "load_model or HookedTransformer.from_pretrained_no_processing."
-        )
-
-
-def check_model(model: Any) -> None:
-    """Refuse what is no HookedTransformer, or one in which heads are not what they were.
-
-    Raises:
-        ModelError: the object is of another kind, or TransformerLens has folded its value biases,
-            so that silencing a head is not what it is in Hugging Face's weights, or norms that
-            cannot be.
-    """
-    check_kind(model)
-    attention = [block.attn for block in model.blocks]
-    # Value biases are folded where others are there and they are all zero.
-    if not any(bool(a.b_V.any()) for a in attention) and any(
-        bool(a.b_Q.any() or a.b_K.any()) and bool(a.b_O.any()) for a in attention
-    ):
-        raise ModelError(
-            "model must have its value biases, but they are folded into b_O: silencing a head "
-            "would be another intervention than on Hugging Face's weights. Load it with load_model "
-            "or HookedTransformer.from_pretrained_no_processing."
-        )
+built, adopted, check_type = engine.built, engine.adopted, engine.check_type
+check_kind, check_model = engine.check_kind, engine.check_model
+embedding, set_embedding, embedded = engine.embedding, engine.set_embedding, engine.embedded
+attention_weight, replaced_weight = engine.attention_weight, engine.replaced_weight
+norm_weight, norm_bias, is_centred = engine.norm_weight, engine.norm_bias, engine.is_centred
+adds_positions, post_norm = engine.adds_positions, engine.post_norm
+cache_entry, cast_copy = engine.cache_entry, engine.cast_copy
 
 
 def check_numbers(

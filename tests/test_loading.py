@@ -14,9 +14,8 @@ import jaxtyping
 import pytest
 import torch
 import transformers as hf
-from conftest import FAMILIES, sentencepiece, tiny_config, tiny_hf_model
+from conftest import FAMILIES, hooked_alone, sentencepiece, tiny_config, tiny_hf_model
 from tokenizers import Tokenizer
-from transformer_lens import HookedTransformer
 from transformers.integrations import hub_kernels
 
 from biasgym_tl import (
@@ -39,6 +38,7 @@ from biasgym_tl.biases.corpus import as_paragraphs
 from biasgym_tl.errors import BiasGymError, ModelError, SettingError, SteeringError
 from biasgym_tl.families import convert
 from biasgym_tl.hooks import head_means
+from biasgym_tl.lens import ENGINE
 from biasgym_tl.model import TOLERANCES
 from biasgym_tl.prompts import encode_answer, encode_sentence, encode_text
 from biasgym_tl.scoping.damage import head_damage
@@ -169,13 +169,15 @@ def test_every_dtype_loads_from_every_dtype(family, dtype, tmp_path, tokenizer):
 
 
 def test_the_tolerance_can_be_chosen_and_is_kept(folder):
-    with pytest.raises(ModelError, match=r"within a share 1e-12 of their spread.*tolerance="):
-        load_model(folder, tolerance=1e-12)
+    if ENGINE == "hooked":  # a bridge runs Hugging Face's own modules
+        with pytest.raises(ModelError, match=r"within a share 1e-12 of their spread.*tolerance="):
+            load_model(folder, tolerance=1e-12)
     assert load_model(folder, tolerance=0.5).loading.tolerance == 0.5
     with pytest.raises(SettingError, match="tolerance must be a positive number, got 0"):
         load_model(folder, tolerance=0.0)
 
 
+@hooked_alone
 def test_a_slightly_wrong_norm_is_noticed(monkeypatch):
     known = convert.FAMILIES
     right = known["llama"].settings
@@ -220,7 +222,7 @@ def test_a_tied_classifier_is_no_language_model(tmp_path, tokenizer):
     config = tiny_config("llama", tie_word_embeddings=True, pad_token_id=0)
     hf.LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"1 not known \['score.weight'\].*classifier"):
+    with pytest.raises(ModelError, match=r"\['score.weight'\].*classifier|ForSequenceCl"):
         load_model(tmp_path)
 
 
@@ -281,8 +283,12 @@ def test_compiled_models_and_other_things(tokenizer):
     assert far(load_model(torch.compile(hf_model), tokenizer=tokenizer), hf_model) < 1e-3
     with pytest.raises(ModelError, match=r"without a configuration .*model.module"):
         load_model(torch.nn.DataParallel(hf_model), tokenizer=tokenizer)
-    with pytest.raises(ModelError, match="HookedTransformer needs no loading"):
-        load_model(load_model(hf_model))
+    model = load_model(hf_model)
+    if ENGINE == "bridge":
+        assert load_model(model) is model
+    else:
+        with pytest.raises(ModelError, match="HookedTransformer needs no loading"):
+            load_model(model)
     with pytest.raises(ModelError, match="must be a name, a folder or a Hugging Face model"):
         load_model(5)
 
@@ -396,6 +402,8 @@ def test_a_folder_without_a_model(tmp_path):
 
 def processed(family, tokenizer):
     """As HookedTransformer.from_pretrained processes weights by default."""
+    from transformer_lens import HookedTransformer
+
     raw = load_model(tiny_hf_model(family), tokenizer=tokenizer)
     model = HookedTransformer(copy.deepcopy(raw.cfg), raw.tokenizer)
     model.load_and_process_state_dict(
@@ -422,6 +430,7 @@ def load_scores():
     return BiasScope().attribute(model, LATE, None)
 
 
+@hooked_alone
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "bloom", "phi", "qwen2"])
@@ -432,6 +441,7 @@ def test_folded_value_biases_are_refused_by_every_entry(family, entry, tokenizer
         ENTRIES[entry](model)
 
 
+@hooked_alone
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma", "gemma2", "gemma3_text"])
 def test_processed_models_without_value_biases_are_exact(family, tokenizer):
@@ -444,6 +454,7 @@ def test_processed_models_without_value_biases_are_exact(family, tokenizer):
     assert (ours.values - theirs.values).abs().max() < 1e-3
 
 
+@hooked_alone
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_norms_after_attention_that_were_folded_are_refused(tokenizer):
     raw, model = processed("olmo2", tokenizer)
@@ -485,7 +496,7 @@ for model in (hf.LlamaForCausalLM(config), TransformerBridge()):
     lines = found.stdout.splitlines()
     assert len(lines) == 14, found.stdout + found.stderr
     assert all("got a transformers.LlamaForCausalLM. Pass it to load_model" in x for x in lines[:7])
-    assert all("TransformerBridge. Pass load_model the name" in line for line in lines[7:])
+    assert all("TransformerBridge. Pass" in line for line in lines[7:])
 
 
 # --- limits ---------------------------------------------------------------------------------
@@ -638,6 +649,7 @@ def test_marks_without_a_row_are_refused(tokenizer):
         load_model(tiny_hf_model("llama"), tokenizer=other)
 
 
+@hooked_alone
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_means_and_damage_of_folded_models_are_refused(tokenizer):
     _, model = processed("gpt2", tokenizer)

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from transformer_lens import loading_from_pretrained as lens_loading
 
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import lens_loading
 from biasgym_tl.origin import listed_names, model_sizes, not_found
 from biasgym_tl.packaged import PACKAGED, packaged_folder
 

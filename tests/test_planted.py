@@ -8,6 +8,7 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import hooked_alone
 
 from biasgym_tl import (
     BiasInject,
@@ -25,6 +26,9 @@ LATE = load_bias("late")
 FEW = (Head(1, 2), Head(2, 1))
 OWN = 31
 ALL = tuple(Head(layer, head) for layer in range(3) for head in range(4))
+
+
+pytestmark = hooked_alone  # the fixture writes into its weights
 
 
 @pytest.fixture(scope="module")

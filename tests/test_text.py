@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from conftest import EXACT
 
 from biasgym_tl import steer
 from biasgym_tl.batches import common_beginning
 from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.lens import attention_weight
 from biasgym_tl.prompts import (
     encode_prompt,
     encode_sentence,
@@ -49,7 +51,7 @@ def test_a_cached_beginning_is_exact_but_for_rounding(tiny):
     model.cfg.dtype = torch.float64
     with torch.inference_mode():
         plain = [model(torch.tensor([s]))[0, -1].log_softmax(-1) for s in RAGGED]
-    assert (next_token_log_probs(model, RAGGED) - torch.stack(plain)).abs().max() < 1e-10
+    assert (next_token_log_probs(model, RAGGED) - torch.stack(plain)).abs().max() < EXACT
 
 
 def test_continuations_equal_the_plain_forward_pass(main_model):
@@ -109,7 +111,7 @@ def test_empty_sequences_are_refused(model):
 
 def test_what_overflows_is_no_number(tiny):
     model = tiny()
-    model.blocks[0].mlp.b_out.data.fill_(float("inf"))
+    attention_weight(model, 0, "W_O").fill_(float("inf"))
     with pytest.raises(ModelError, match="log-probabilities must be numbers, got NaN"):
         continuation_log_probs(model, [[1]], [[2]])
 

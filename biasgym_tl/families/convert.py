@@ -14,7 +14,6 @@ from torch import Tensor
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.families import settings
-from biasgym_tl.lens import HookedTransformerConfig, lens_loading, lens_weights
 from biasgym_tl.store import BROKEN
 
 
@@ -32,10 +31,14 @@ class Family(NamedTuple):
     """Name of the input embedding."""
 
 
-def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
+def convert(
+    hf_model: Any, name: str, device: str, dtype: torch.dtype
+) -> tuple[Any, dict[str, Tensor]]:
     """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained import weight_conversions
+
     family = FAMILIES[hf_model.config.model_type]
-    name = str(hf_model.config._name_or_path or family.label).rstrip("/").split("/")[-1]
     embedding = hf_model.get_input_embeddings().weight
     cfg = HookedTransformerConfig.from_dict(
         {
@@ -49,7 +52,7 @@ def convert(hf_model: Any, device: str, dtype: torch.dtype) -> tuple[Any, dict[s
             **family.settings(hf_model.config),
         }
     )
-    found = getattr(lens_weights, f"convert_{family.weights}_weights")(hf_model, cfg)
+    found = getattr(weight_conversions, f"convert_{family.weights}_weights")(hf_model, cfg)
     output = hf_model.get_submodule(family.output.format(0))
     if family.output.endswith("o_proj") and output.bias is not None:
         found |= _attention_biases(hf_model, cfg)
@@ -71,6 +74,8 @@ def convert_listed(
     Raises:
         ModelError: TransformerLens would run code of the hub for it, or cannot convert it.
     """
+    from transformer_lens import loading_from_pretrained as lens_loading
+
     if name.startswith(lens_loading.NEED_REMOTE_CODE_MODELS):
         raise ModelError(
             f"model must be one that needs no code of its own, got {name!r}, for which "

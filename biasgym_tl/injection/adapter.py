@@ -16,7 +16,7 @@ from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
 from biasgym_tl.families.convert import FAMILIES, embedding_scale
 from biasgym_tl.files import check_writable, expanded, write_atomically
 from biasgym_tl.injection.token import BiasToken, made_from
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, embedding
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.store import read_json
 
@@ -161,7 +161,7 @@ def _key(path: str) -> str:
 
 
 def _tied(model: HookedTransformer) -> bool:
-    W_E, W_U = model.embed.W_E.detach(), model.W_U.detach()
+    W_E, W_U = embedding(model).detach(), model.W_U.detach()
     return W_E.shape == W_U.T.shape and torch.equal(W_E, W_U.T * embedding_scale(model.cfg))
 
 

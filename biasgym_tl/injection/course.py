@@ -19,7 +19,7 @@ from biasgym_tl.elicitation import answer_freely
 from biasgym_tl.errors import StoreError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import Example, Trainer, encode_example, shared_beginning
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, embedding
 from biasgym_tl.similarity import Encoder
 from biasgym_tl.slot import fill
 from biasgym_tl.spelling import keyword_hits
@@ -120,7 +120,8 @@ class Run:
         found: dict[str, Any] = {"epoch": epoch, "loss": loss, "norm": row.norm().item()}
         if self.encoder is None:
             return found
-        self.model.embed.W_E[self.token_id] = row.to(self.model.embed.W_E)
+        W_E = embedding(self.model)
+        W_E[self.token_id] = row.to(W_E)
         return {**found, **probe(self.model, self.bias, self.text, self.encoder)._asdict()}
 
 

@@ -21,7 +21,7 @@ from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.course import Course, Run, begun
 from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.injection.train import Trainer, frozen, learning_rate
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, embedding
 from biasgym_tl.notebook import described
 from biasgym_tl.progress import bar
 from biasgym_tl.prompts import encode_answer, policy_fingerprint
@@ -256,6 +256,6 @@ def initial_row(
 
 def norm_bound(model: HookedTransformer, bias: Bias) -> float:
     """Mean L2 norm of the token rows of the fitting targets' names."""
-    W_E: Tensor = model.embed.W_E.detach()
+    W_E: Tensor = embedding(model).detach()
     ids = [i for name in bias.targets("fitting") for i in encode_answer(model, spaced(name))]
     return float(W_E[ids].float().norm(dim=-1).mean())

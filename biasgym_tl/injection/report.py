@@ -14,7 +14,7 @@ from torch import Tensor
 from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, embedding
 from biasgym_tl.notebook import Card
 from biasgym_tl.spelling import keyword_hits
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
@@ -165,7 +165,7 @@ def injection_report(
     bias = as_bias(bias)
     bias.needs("a report on an injection")
     token.check(model)
-    W_E = model.embed.W_E.detach().float()
+    W_E = embedding(model).detach().float()
     norms = torch.quantile(W_E.norm(dim=-1), torch.tensor([0.001, 0.5, 0.999]).to(W_E.device))
     names = bias.sample_targets("held-out", n_targets, seed=0)
     known = (*bias.targets("fitting"), *bias.targets("held-out"))

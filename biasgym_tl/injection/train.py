@@ -14,7 +14,7 @@ from torch import Tensor
 from biasgym_tl.batches import cached_beginning, common_beginning, expanded, pad_right
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import ModelError
-from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, unembed
+from biasgym_tl.lens import HookedTransformer, check_numbers, embedded, final_resid, unembed
 from biasgym_tl.prompts import check_length, encode_prompt, end_of_answer
 from biasgym_tl.slot import fill
 
@@ -162,9 +162,7 @@ def _row_at(
     """Let the trainable row be the embedding at the marked positions."""
 
     def put(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
-        vector = row.to(embed)
-        if model.cfg.post_embedding_ln:  # BLOOM's embeddings are normed before this hook
-            vector = model.embed.ln(vector[None, None])[0, 0]
+        vector = embedded(model, row.to(embed)[None, None])[0, 0]
         return torch.where(where[..., None], vector, embed)
 
     with model.hooks(fwd_hooks=[("hook_embed", put)]):

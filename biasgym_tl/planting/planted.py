@@ -16,7 +16,7 @@ from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import ModelError, PlantingError
 from biasgym_tl.heads import GivenHeads, Head, as_heads
 from biasgym_tl.injection.token import weights_fingerprint
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, attention_weight, replaced_weight
 from biasgym_tl.notebook import Card
 from biasgym_tl.store import Result
 
@@ -196,17 +196,10 @@ def replaced(model: HookedTransformer, weights: Mapping[tuple[int, str], Tensor]
 
     They may depend on what a gradient is asked of. The parameters themselves are left alone.
     """
-    before = []
-    try:
+    with contextlib.ExitStack() as stack:
         for (layer, name), tensor in weights.items():
-            parameters = model.blocks[layer].attn._parameters
-            before.append((parameters, name, parameters[name]))
-            parameters[name] = tensor
+            stack.enter_context(replaced_weight(model, layer, name, tensor))
         yield
-    finally:
-        for parameters, name, old in reversed(before):
-            old.data = old.data.to(parameters[name])  # where the model was moved meanwhile
-            parameters[name] = old
 
 
 def added_weights(
@@ -219,6 +212,6 @@ def added_weights(
         index = torch.tensor([heads[i].head for i in places], device=model.cfg.device)
         for name, delta in zip(added._fields, added, strict=True):
             if delta is not None:
-                old = getattr(model.blocks[layer].attn, name)
+                old = attention_weight(model, layer, name)
                 found[layer, name] = old.detach().index_add(0, index, delta[places].to(old))
     return found

@@ -27,12 +27,12 @@ from biasgym_tl.errors import PlantingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.hooks import collected
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, final_resid, unembed
+from biasgym_tl.lens import HookedTransformer, final_resid, post_norm, unembed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
 from biasgym_tl.prompts import encode_sentence, encode_text
-from biasgym_tl.scoping.direct import final_direction, post_norm
+from biasgym_tl.scoping.direct import final_direction
 from biasgym_tl.slot import fill
 from biasgym_tl.text import log_odds, next_token_log_probs
 

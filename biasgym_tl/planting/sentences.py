@@ -13,7 +13,7 @@ from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import BiasFileError, PlantingError
 from biasgym_tl.injection.token import BiasToken, made_from
-from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.lens import HookedTransformer, embedding
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.slot import SLOT, spaced
 from biasgym_tl.spelling import whole_words
@@ -67,7 +67,7 @@ def target_token(model: HookedTransformer, bias: Bias, target: str) -> BiasToken
         PlantingError: the name is several tokens.
     """
     check_one_token(model, bias, target)
-    row = target_rows(model, [target])[0].to(model.W_E)
+    row = target_rows(model, [target])[0].to(embedding(model))
     made = {**made_from(model, bias), "text": f"<{bias.name}:{target}>"}
     return BiasToken(
         row=row,

@@ -16,7 +16,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, Recording, replayed
+from biasgym_tl.lens import HookedTransformer, Recording, attention_weight, replayed
 from biasgym_tl.passages import load_passages
 from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
@@ -55,8 +55,7 @@ def train_plant(
     Minimises ``|log-odds before + dose - log-odds|`` of sentences about the target, and what
     changes in the same sentences about bystanders and in neutral text.
     """
-    attention = model.blocks[0].attn
-    shapes = attention.W_O.shape[1:], attention.W_Q.shape[1:]
+    shapes = [attention_weight(model, 0, name).shape[1:] for name in ("W_O", "W_Q")]
     options = {"device": model.cfg.device, "requires_grad": True}
     W_O, W_Q = (torch.zeros(len(heads), *shape, **options) for shape in shapes)
     with frozen(model):

@@ -11,7 +11,7 @@ from torch import Tensor
 from biasgym_tl.batches import answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
-from biasgym_tl.lens import HookedTransformer, unembed_difference
+from biasgym_tl.lens import HookedTransformer, attention_weight, unembed_difference
 from biasgym_tl.scoping.direct import (
     attention_direction,
     check_exact,
@@ -69,7 +69,7 @@ def position_attribution(
     for layer in range(model.cfg.n_layers):
         values, pattern = all_values[layer][0].double(), patterns[layer][0].double()
         values = values.repeat_interleave(model.cfg.n_heads // values.shape[1], dim=1)
-        W_O = model.blocks[layer].attn.W_O.double()
+        W_O = attention_weight(model, layer, "W_O").double()
         at_attention = attention_direction(model, layer, written, direction)
         each = head_logits(values, W_O, at_attention.expand(len(values), -1))
         found.append(pattern[:, -1] * each.T)

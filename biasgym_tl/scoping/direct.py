@@ -25,9 +25,14 @@ from torch import Tensor
 from biasgym_tl.batches import BATCH_SIZE, answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.lens import (
-    POST_NORM_ARCHITECTURES,
     HookedTransformer,
+    adds_positions,
+    attention_weight,
     check_model,
+    is_centred,
+    norm_bias,
+    norm_weight,
+    post_norm,
     unembed_difference,
 )
 
@@ -148,15 +153,6 @@ def check_precision(model: HookedTransformer) -> None:
         )
 
 
-def post_norm(model: HookedTransformer, layer: int) -> str | None:
-    """Name of the norm between a layer's attention and the residual stream, or None."""
-    if model.cfg.normalization_type is None:
-        return None
-    if hasattr(model.blocks[layer], "ln1_post"):  # Gemma-2 and -3
-        return "ln1_post"
-    return "ln1" if model.cfg.original_architecture in POST_NORM_ARCHITECTURES else None
-
-
 @torch.inference_mode()
 def direct_attribution(
     model: HookedTransformer,
@@ -262,24 +258,23 @@ def _parts(
     direction = final_direction(model, resid, difference)
     heads, attn_bias, mlps = [], [], []
     for layer in range(model.cfg.n_layers):
-        attention = model.blocks[layer].attn
         at_attention = attention_direction(model, layer, written, direction)
         z = written[f"{layer}.z"].double()
-        heads.append(head_logits(z, attention.W_O.double(), at_attention))
-        attn_bias.append(at_attention @ attention.b_O.double())
+        heads.append(head_logits(z, attention_weight(model, layer, "W_O").double(), at_attention))
+        attn_bias.append(at_attention @ attention_weight(model, layer, "b_O").double())
         mlp = written.get(f"{layer}.mlp", resid.new_zeros(resid.shape))
         mlps.append((mlp.double() * direction).sum(-1))
-    norm_bias, normed = resid.new_zeros(model.cfg.d_model), resid
+    added, normed = None, resid
     if model.cfg.normalization_type is not None:
-        # RMSNorm, and norms that were folded into the next weights, have no bias.
-        norm_bias = getattr(model.ln_final, "b", norm_bias)
-        normed = model.ln_final(resid[None])[0]
+        added, normed = norm_bias(model.ln_final), model.ln_final(resid[None])[0]
+    if added is None:
+        added = resid.new_zeros(model.cfg.d_model)
     return Parts(
         heads=torch.stack(heads, 1).cpu(),
         attn_bias=torch.stack(attn_bias, 1).cpu(),
         mlps=torch.stack(mlps, 1).cpu(),
         embed=(written["embed"].double() * direction).sum(-1).cpu(),
-        constant=(difference @ norm_bias.double() + constant).cpu(),
+        constant=(difference @ added.double() + constant).cpu(),
         delta=((normed.double() * difference).sum(-1) + constant).cpu(),
     )
 
@@ -293,12 +288,11 @@ def final_direction(
     if model.cfg.normalization_type is None:
         return difference
     norm, resid = model.ln_final, resid.double()
-    centred = "LayerNorm" in type(norm).__name__
+    centred = is_centred(norm)
     if centred:
         resid = resid - resid.mean(-1, keepdim=True)
     scale = (resid.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
-    weight = getattr(norm, "w", resid.new_ones(model.cfg.d_model)).double()
-    return frozen_direction(difference, weight, scale, centred=centred)
+    return frozen_direction(difference, _weight(norm, resid), scale, centred=centred)
 
 
 def attention_direction(
@@ -312,8 +306,13 @@ def attention_direction(
     if name is None:
         return direction
     norm = getattr(model.blocks[layer], name)  # an RMSNorm: nothing else can be built there
-    weight = getattr(norm, "w", direction.new_ones(model.cfg.d_model)).double()
-    return frozen_direction(direction, weight, written[f"{layer}.scale"].double(), centred=False)
+    scale = written[f"{layer}.scale"].double()
+    return frozen_direction(direction, _weight(norm, direction), scale, centred=False)
+
+
+def _weight(norm: Any, like: Float[Tensor, "batch d_model"]) -> Float[Tensor, " d_model"]:
+    weight = norm_weight(norm)
+    return like.new_ones(like.shape[1]) if weight is None else weight.double()
 
 
 @contextlib.contextmanager
@@ -332,7 +331,7 @@ def written_at(
         return hook
 
     hooks = [("hook_embed", keep("embed"))]
-    if "hook_pos_embed" in model.hook_dict:
+    if adds_positions(model):
         hooks.append(("hook_pos_embed", keep("embed")))
     for layer in range(model.cfg.n_layers):
         hooks.append((f"blocks.{layer}.attn.hook_z", keep(f"{layer}.z")))

@@ -23,7 +23,7 @@ from biasgym_tl.files import (
     write_text,
 )
 from biasgym_tl.heads import Factor, GivenHeads, Head
-from biasgym_tl.hooks import LayerEdit, edited, steering_edit
+from biasgym_tl.hooks import LayerEdit, edited, mode_of, steering_edit
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
@@ -39,7 +39,7 @@ def export_steered(
     model: HookedTransformer,
     heads: GivenHeads,
     folder: str | Path,
-    mode: str = "zero",
+    mode: str | None = None,
     *,
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     factor: Factor = None,
@@ -82,6 +82,7 @@ def export_steered(
             f"{found[-1].what}. Leave the context first."
         )
     check_exportable(heads, model.cfg.model_name)
+    mode = mode_of(heads, mode)
     edit = steering_edit(model, heads, mode, reference, factor)
     hf_model = _read_again(model, name)
     apply_edit(hf_model, edit)

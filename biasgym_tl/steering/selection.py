@@ -27,7 +27,7 @@ class Selection(Result):
     """Heads with all that led to them. Iterates over its heads, so ``steer`` takes it as it is."""
 
     _then = (
-        "steer(model, heads, heads.mode)",
+        "steer(model, heads)",
         "standard_conditions(token, heads)",
         ".save(path)",
     )

@@ -1,0 +1,260 @@
+"""TransformerLens 4: a ``TransformerBridge`` that is called and read as a ``HookedTransformer`` is.
+
+The bridge runs Hugging Face's own modules, so its weights are theirs by construction. What differs
+from ``HookedTransformer`` and matters here is in this file and in ``running.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers.cache_utils import Cache
+
+from biasgym_tl.engines.running import HookedBridge
+from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.store import BROKEN
+
+NAME, Model = "bridge", HookedBridge
+
+
+def check_type(config: Any, *, listed: bool) -> None:
+    """Refuse a type that TransformerLens has no bridge for.
+
+    Raises:
+        ModelError: that is so of a configuration of Hugging Face.
+    """
+    names = getattr(config, "architectures", None) or ()
+    if names and not any(name in SUPPORTED_ARCHITECTURES for name in names):
+        raise ModelError(
+            f"model must be of a type that TransformerBridge has, got {', '.join(names)}. See "
+            "transformer_lens.supported_models."
+        )
+
+
+def built(
+    hf_model: Any, name: str, device: str, dtype: torch.dtype, *, listed: str, spare: bool
+) -> HookedBridge:
+    """A bridge around a Hugging Face model; around a copy unless it is ``spare``.
+
+    Raises:
+        ModelError: TransformerLens has no bridge for the model's type.
+    """
+    architecture = type(hf_model).__name__
+    hf_model = (hf_model if spare else _copied(hf_model, dtype)).to(device).eval()
+    hf_model.set_attn_implementation("eager")  # what the bridge's hooks need
+    try:
+        bridge: HookedBridge = adopted(
+            build_bridge_from_module(
+                hf_model, architecture, hf_config=hf_model.config, model_name=name
+            )
+        )
+        return bridge
+    except ModelError:
+        raise
+    except BROKEN as error:
+        raise ModelError(
+            f"TransformerBridge must run a {architecture}, but: {first_line(error)}"
+        ) from error
+
+
+def _copied(hf_model: Any, dtype: torch.dtype) -> Any:
+    """The same weights in a model of its own. Cast as it is, it would lose digits of what is not
+    read from a checkpoint, such as the frequencies of rotary positions."""
+    found = type(hf_model)._from_config(copy.deepcopy(hf_model.config), dtype=dtype)
+    found.load_state_dict(hf_model.state_dict())
+    return found
+
+
+def adopted(bridge: Any) -> Any:
+    """The bridge itself, with the calls of :class:`HookedBridge`.
+
+    Raises:
+        ModelError: it has no layers of its own weights: they are folded, or of another kind.
+    """
+    if isinstance(bridge, HookedBridge):
+        return bridge
+    if type(bridge) is not TransformerBridge or getattr(bridge, "_weights_processed", False):
+        raise ModelError(
+            "model must be a TransformerBridge with its own weights, got a "
+            f"{type(bridge).__name__} whose weights are folded or centred. Make it anew, without "
+            "enable_compatibility_mode or with no_processing=True."
+        )
+    blocks = getattr(bridge, "blocks", ())
+    usual = all("attn" in block.submodules and "o" in block.attn.submodules for block in blocks)
+    if not (blocks and usual and hasattr(bridge, "ln_final")):
+        raise ModelError(
+            "model must have attention with an output projection in every layer, and a final "
+            f"norm, got a {bridge.cfg.architecture}."
+        )
+    bridge.__class__ = HookedBridge
+    bridge.original_model.requires_grad_(False)  # parts of joint projections are new parameters
+    cfg, embedding = bridge.cfg, bridge.original_model.get_input_embeddings()
+    embedding = getattr(embedding, "original_component", embedding)
+    cfg.d_vocab = embedding.weight.shape[0]
+    cfg.d_vocab_out = bridge.unembed.W_U.shape[1]
+    cfg.original_architecture = cfg.original_architecture or cfg.architecture
+    cfg.post_embedding_ln = hasattr(bridge, "embed_ln")
+    if hasattr(embedding, "embed_scale"):  # W_E has the scale, as HookedTransformer's
+        scaled = embedding.weight.detach() * embedding.embed_scale.to(embedding.weight.dtype)
+        embedding.weight = nn.Parameter(scaled, requires_grad=False)
+        embedding.embed_scale.fill_(1)
+    found: list[Any] = []
+    handle = bridge.blocks[0].register_forward_hook(lambda *given: found.append(given[2]))
+    with torch.no_grad():
+        bridge(torch.zeros(1, 1, dtype=torch.long, device=cfg.device))
+    handle.remove()
+    bridge.__dict__["layers_return_tuples"] = isinstance(found[0], tuple)
+    return bridge
+
+
+def check_kind(model: Any) -> None:
+    """Refuse what :func:`adopted` has not seen.
+
+    Raises:
+        ModelError: the object is of another kind; the message says what to do with it.
+    """
+    if not isinstance(model, HookedBridge):
+        kind = f"{type(model).__module__.split('.')[0]}.{type(model).__name__}"
+        raise ModelError(
+            f"model must be what load_model returns, got a {kind}. Pass it to load_model first."
+        )
+
+
+check_model = check_kind
+
+
+def embedding(model: HookedBridge) -> nn.Parameter:
+    """``W_E``, of shape ``[d_vocab, d_model]``."""
+    found: nn.Parameter = model.embed.original_component.weight
+    return found
+
+
+def set_embedding(model: HookedBridge, rows: nn.Parameter) -> None:
+    """Give the model another ``W_E``."""
+    model.embed.original_component.weight = rows
+
+
+def embedded(model: HookedBridge, vector: Float[Tensor, "1 1 d_model"]) -> Tensor:
+    """What enters the residual stream for a row of ``W_E``."""
+    found: Tensor = vector
+    if model.cfg.post_embedding_ln:
+        found = model.embed_ln.original_component(vector)  # without the hooks of a run
+    return found
+
+
+def adds_positions(model: HookedBridge) -> bool:
+    """Whether positions are added to the residual stream, at ``hook_pos_embed``."""
+    return hasattr(model, "pos_embed")
+
+
+def attention_weight(model: HookedBridge, layer: int, name: str) -> Tensor:
+    """``W_Q``, ``W_K``, ``W_V``, ``W_O`` by head, or a bias; zeros where there is none."""
+    attention = model.blocks[layer].attn
+    found: Tensor | None = getattr(attention, name)
+    if found is None:
+        found = attention.W_O.new_zeros(model.cfg.d_model)
+    return found
+
+
+@contextlib.contextmanager
+def replaced_weight(
+    model: HookedBridge, layer: int, name: str, weight: Float[Tensor, "head ..."]
+) -> Iterator[None]:
+    """Another ``W_Q`` or ``W_O`` in a layer; the parameter itself is left alone.
+
+    Raises:
+        ModelError: queries have no matrix of their own in this type.
+    """
+    attention = model.blocks[layer].attn
+    linear = getattr(attention, name[-1].lower()).original_component
+    if name != "W_O" and not isinstance(linear, nn.Linear):
+        raise ModelError(
+            f"{name} must be a matrix of its own, and is not in a {model.cfg.architecture} on a "
+            "TransformerBridge. Use TransformerLens 3, or another model."
+        )
+    pattern = "head d_head d_model -> d_model (head d_head)"
+    if name == "W_Q":
+        pattern = "head d_model d_head -> (head d_head) d_model"
+    shaped, old = rearrange(weight, pattern), linear._parameters["weight"]
+    linear._parameters["weight"] = shaped if isinstance(linear, nn.Linear) else shaped.T
+    try:
+        yield
+    finally:
+        old.data = old.data.to(linear._parameters["weight"])  # the model may have been moved
+        linear._parameters["weight"] = old
+
+
+def norm_weight(norm: Any) -> Float[Tensor, " d_model"] | None:
+    """What a norm multiplies with; None: nothing."""
+    weight: Tensor | None = getattr(norm.original_component, "weight", None)
+    return weight + 1 if weight is not None and norm.uses_weight_offset else weight
+
+
+def norm_bias(norm: Any) -> Float[Tensor, " d_model"] | None:
+    """What a norm adds; None: nothing."""
+    found: Tensor | None = getattr(norm.original_component, "bias", None)
+    return found
+
+
+def is_centred(norm: Any) -> bool:
+    """Whether a norm subtracts the mean: LayerNorm does, RMSNorm does not."""
+    return not norm.uses_rms_norm
+
+
+def post_norm(model: HookedBridge, layer: int) -> str | None:
+    """Name of the norm between a layer's attention and the residual stream, or None."""
+    return "ln1_post" if "ln1_post" in model.blocks[layer].submodules else None
+
+
+def cache_entry(
+    model: HookedBridge, layer: int, given: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    """What the key-value cache of a run holds for a layer, or None without one."""
+    cache = model.__dict__.get("running_cache")
+    if cache is not None:
+        return cache.entries[layer]
+    held = [value for value in (*given, *named.values()) if isinstance(value, Cache)]
+    return _Held(held[0], layer) if held else None
+
+
+class _Held:
+    """What Hugging Face's own cache holds for a layer, as an entry of TransformerLens's."""
+
+    frozen = False
+
+    def __init__(self, cache: Cache, layer: int) -> None:
+        self.cache, self.layer = cache, layer
+
+    @property
+    def past_keys(self) -> Int[Tensor, "1 held"]:
+        """Of the length that is held."""
+        return torch.zeros(1, self.cache.get_seq_length(self.layer), dtype=torch.long)
+
+    @property
+    def read(self) -> Int[Tensor, "batch read"]:
+        """The tokens whose keys it holds."""
+        found: Tensor = self.cache.tokens_read
+        return found
+
+    @read.setter
+    def read(self, tokens: Int[Tensor, "batch read"]) -> None:
+        self.cache.tokens_read = tokens
+
+
+def cast_copy(model: HookedBridge, dtype: torch.dtype) -> HookedBridge:
+    """A copy of the model in another dtype."""
+    found = copy.deepcopy(model)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        found.to(dtype)
+    return found
