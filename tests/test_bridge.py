@@ -223,6 +223,19 @@ def test_a_part_that_is_none_is_refused_and_what_is_asked_of_one_is_done(model):
     assert torch.allclose(found, model(tokens, **options), atol=1e-5)
 
 
+@bridge_alone
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_a_cast_leaves_rotary_positions_as_they_are(tiny, family):
+    """In bf16 and back the weights are rounded, and nothing else, wherever in a text."""
+    cast, rounded = tiny(family), tiny_hf_model(family)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+    tokens = torch.arange(200)[None] * 37 % VOCAB
+    cast.to(torch.bfloat16).to(torch.float32)
+    assert (cast(tokens) - rounded(tokens).logits).abs().max() < 1e-3
+
+
 TOP_TEN = {
     "L22H8": 0.837281, "L27H4": 0.329495, "L27H1": 0.308872, "L25H6": 0.254104, "L22H6": 0.222515,
     "L29H1": 0.204895, "L20H2": 0.197146, "L15H5": 0.190347, "L26H0": 0.187429, "L21H3": 0.186626,

@@ -29,6 +29,21 @@ class HookedBridge(TransformerBridge):
     def tokenizer(self, value: Any) -> None:
         self._tokenizer = value
 
+    def to(self, *args: Any, **options: Any) -> Any:
+        """As the base class, but what is computed and not learned keeps its dtype: frequencies of
+        rotary positions that lose digits are other positions."""
+        computed = [
+            (module, name, module._buffers[name])
+            for module in self.original_model.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        moved = super().to(*args, **options)
+        for module, name, before in computed:
+            now = module._buffers[name]
+            if before is not None and now.dtype != before.dtype:
+                module._buffers[name] = before.to(now.device)
+        return moved
+
     def forward(
         self,
         input: Any,
