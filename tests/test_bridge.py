@@ -5,8 +5,10 @@ import pytest
 import torch
 import transformers as hf
 from conftest import LLAMA, VOCAB, tiny_hf_model
+from transformers.cache_utils import DynamicCache
 
 from biasgym_tl import BiasScope, Head, load_bias, load_model, load_token, steer
+from biasgym_tl.batches import empty_cache
 from biasgym_tl.doctor import examine
 from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.lens import ENGINE, attention_weight, check_kind, embedding, replaced_weight
@@ -171,6 +173,67 @@ def test_other_weights_of_a_layer_are_used_and_given_back(main_model, name):
         assert torch.equal(attention_weight(main_model, 1, name), others)
         assert (main_model(tokens) - before).abs().max() > 1e-3
     assert torch.equal(main_model(tokens), before)
+
+
+def test_a_text_is_run_in_part_and_with_a_cache_as_its_tokens_are(model):
+    text = "People from Peru are"
+    tokens = model.to_tokens(text)
+    for options in ({}, {"stop_at_layer": 3}, {"stop_at_layer": 1}):
+        assert torch.equal(model(text, **options), model(tokens, **options))
+        assert torch.equal(model(tokens[0], **options), model(tokens, **options))
+    several = model([text, "My friends"], padding_side="left", stop_at_layer=3)
+    assert torch.allclose(several[1, -1], model("My friends", stop_at_layer=3)[0, -1], atol=1e-4)
+    cache = empty_cache(model, 1)
+    model("People from", past_kv_cache=cache)
+    rest = model(" Peru are", past_kv_cache=cache, prepend_bos=False)
+    assert torch.allclose(rest[0, -1], model(tokens)[0, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, -1])
+def test_a_run_that_is_kept_or_hooked_stops_where_a_run_stops(model, stop):
+    tokens = torch.tensor(SEQUENCES[:1])
+    wanted = model(tokens, stop_at_layer=stop)
+    found, cache = model.run_with_cache(tokens, stop_at_layer=stop)
+    assert torch.equal(found, wanted)
+    assert torch.equal(model.run_with_hooks(tokens, stop_at_layer=stop), wanted)
+    kept = [f"blocks.{layer}.hook_resid_pre" in cache for layer in range(3)]
+    assert kept == [layer < stop % 4 - (stop < 0) for layer in range(3)]
+    assert model(tokens).shape[-1] == VOCAB and "forward" not in vars(model)
+
+
+def test_a_run_can_start_after_the_last_layer_or_be_counted_from_it(model):
+    tokens = torch.tensor(SEQUENCES[:1])
+    wanted = model(tokens)
+    for layer in (3, -1):
+        resid = model(tokens, stop_at_layer=layer)
+        assert torch.allclose(model(resid, start_at_layer=layer), wanted, atol=1e-4)
+
+
+@bridge_alone
+def test_a_part_that_is_none_is_refused_and_what_is_asked_of_one_is_done(model):
+    tokens = torch.tensor(SEQUENCES[:1])
+    resid = model(tokens, stop_at_layer=2)
+    for options in ({"start_at_layer": 2, "stop_at_layer": 1}, {"start_at_layer": 4}):
+        with pytest.raises(ModelError, match="must be in order and at most 3"):
+            model(resid, **options)
+    with pytest.raises(ModelError, match="given as past_kv_cache"):
+        model(resid, start_at_layer=2, past_key_values=DynamicCache())
+    options = {"return_type": "loss", "loss_per_token": True}
+    found = model(tokens, past_kv_cache=empty_cache(model, 1), **options)
+    assert torch.allclose(found, model(tokens, **options), atol=1e-5)
+
+
+@bridge_alone
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_a_cast_leaves_rotary_positions_as_they_are(tiny, family):
+    """In bf16 and back the weights are rounded, and nothing else, wherever in a text."""
+    cast, rounded = tiny(family), tiny_hf_model(family)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+    tokens = torch.arange(200)[None] * 37 % VOCAB
+    cast.to(torch.bfloat16).to(torch.float32)
+    assert (cast(tokens) - rounded(tokens).logits).abs().max() < 1e-3
 
 
 TOP_TEN = {

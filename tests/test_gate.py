@@ -221,6 +221,16 @@ def test_a_residual_stream_of_other_tokens_than_were_seen_last_is_refused(model)
             assert torch.equal(model.generate(tokens, use_past_kv_cache=False, **options), cached)
 
 
+def test_what_a_run_that_is_kept_has_seen_is_not_of_the_next(model):
+    tokens = torch.tensor([ids(model, "People from Peru are")])
+    with steer(model, "L2H1", after=NAMES):
+        made = model(tokens + 1, stop_at_layer=2)
+        for run in (model.run_with_cache, model.run_with_hooks):
+            run(tokens, stop_at_layer=1)
+            with pytest.raises(ModelError, match="must be run from its tokens"):
+                model(made, start_at_layer=2)
+
+
 def test_a_row_that_is_not_attached_is_no_name_and_no_warning(model):
     before = resid(model, "Guests from Peru were")
     with steer(model, HEADS, after=["<BiasToken:late>"]):

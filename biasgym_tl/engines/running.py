@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformer_lens.utilities import get_attention_mask
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from biasgym_tl.errors import ModelError
@@ -28,12 +29,30 @@ class HookedBridge(TransformerBridge):
     def tokenizer(self, value: Any) -> None:
         self._tokenizer = value
 
+    def to(self, *args: Any, **options: Any) -> Any:
+        """As the base class, but what is computed and not learned keeps its dtype: frequencies of
+        rotary positions that lose digits are other positions."""
+        computed = [
+            (module, name, module._buffers[name])
+            for module in self.original_model.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        moved = super().to(*args, **options)
+        for module, name, before in computed:
+            now = module._buffers[name]
+            if before is not None and now.dtype != before.dtype:
+                module._buffers[name] = before.to(now.device)
+        return moved
+
     def forward(
         self,
         input: Any,
         return_type: str | None = "logits",
-        *args: Any,
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
+        *,
         past_kv_cache: Any = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
@@ -43,18 +62,44 @@ class HookedBridge(TransformerBridge):
         ``stop_at_layer=n_layers`` the residual stream before the final norm is returned.
 
         ``attention_mask`` is of the new tokens, or where a residual stream is given of all keys.
+
+        Raises:
+            ModelError: there is no such layer, or a cache of Hugging Face is given to a part.
         """
-        plain = past_kv_cache is None and start_at_layer is None and stop_at_layer is None
-        if plain or not isinstance(input, Tensor):
-            options |= {} if stop_at_layer is None else {"stop_at_layer": stop_at_layer}
-            options |= {} if start_at_layer is None else {"start_at_layer": start_at_layer}
-            options |= {} if attention_mask is None else {"attention_mask": attention_mask}
-            return super().forward(input, return_type, *args, **options)
-        new = torch.ones(input.shape[:2], dtype=torch.long, device=input.device)
-        mask = new if attention_mask is None else attention_mask
-        if past_kv_cache is not None and start_at_layer is None:
+        options |= {"loss_per_token": loss_per_token} if loss_per_token else {}
+        mask = attention_mask
+        if past_kv_cache is None and start_at_layer is None and stop_at_layer is None:
+            options |= {} if mask is None else {"attention_mask": mask}
+            named = {"prepend_bos": prepend_bos, "padding_side": padding_side}
+            return super().forward(input, return_type, **named, **options)
+        start, stop = _checked_layers(start_at_layer, stop_at_layer, self.cfg.n_layers)
+        if options.get("past_key_values") is not None:
+            raise ModelError(
+                "a key-value cache must be given as past_kv_cache where a run starts or stops at a "
+                "layer, got past_key_values. Make it with TransformerLensKeyValueCache."
+            )
+        if not isinstance(input, Tensor):
+            several = isinstance(input, list) and len(input) > 1
+            input = self.to_tokens(input, prepend_bos=prepend_bos, padding_side=padding_side)
+            if several and mask is None:
+                side = padding_side or self.tokenizer.padding_side
+                mask = get_attention_mask(self.tokenizer, input, self.cfg.default_prepend_bos, side)
+        input = input[None] if input.ndim == 1 else input
+        mask = input.new_ones(input.shape[:2], dtype=torch.long) if mask is None else mask
+        if past_kv_cache is not None and start is None:
             mask = past_kv_cache.append_attention_mask(mask)
-        return self._run(input, mask, past_kv_cache, start_at_layer, stop_at_layer, return_type)
+        return self._run(input, mask, past_kv_cache, start, stop, return_type, **options)
+
+    def run_with_cache(self, *args: Any, stop_at_layer: int | None = None, **options: Any) -> Any:
+        """As ``HookedTransformer.run_with_cache``, also up to the final norm."""
+        _, stop = _checked_layers(None, stop_at_layer, self.cfg.n_layers)
+        with _by_call(self), _until(self, stop):
+            return super().run_with_cache(*args, **options)
+
+    def run_with_hooks(self, *args: Any, **options: Any) -> Any:
+        """As ``HookedTransformer.run_with_hooks``."""
+        with _by_call(self):
+            return super().run_with_hooks(*args, **options)
 
     def input_to_embed(
         self,
@@ -78,13 +123,14 @@ class HookedBridge(TransformerBridge):
         start: int | None,
         stop: int | None,
         return_type: str | None = "logits",
+        **given: Any,
     ) -> Any:
         n_new = input.shape[1]
         held = _filled(cache, mask.shape[1] - n_new, len(input), self) if cache else None
-        options: dict[str, Any] = {"attention_mask": mask, "use_cache": held is not None}
+        options = {**given, "attention_mask": mask, "use_cache": held is not None}
         if held is not None:
             options["past_key_values"] = held
-        if self._accepts_derived_position_ids():
+        if "position_ids" not in given and self._accepts_derived_position_ids():
             options["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -n_new:]
         self.__dict__["running_cache"] = cache
         try:
@@ -95,6 +141,41 @@ class HookedBridge(TransformerBridge):
         if cache is not None and not cache.frozen:
             _keep(cache, held, start or 0, self.cfg.n_layers if stop is None else stop)
         return found
+
+
+def _checked_layers(
+    start: int | None, stop: int | None, n_layers: int
+) -> tuple[int | None, int | None]:
+    """Both counted from the first layer.
+
+    Raises:
+        ModelError: there is no such layer, or the run would end before it begins.
+    """
+    first, end = (at + n_layers if at is not None and at < 0 else at for at in (start, stop))
+    if not 0 <= (first or 0) <= (n_layers if end is None else end) <= n_layers:
+        raise ModelError(
+            f"start_at_layer and stop_at_layer must be in order and at most {n_layers}, got "
+            f"{start} and {stop}."
+        )
+    return first, end
+
+
+@contextlib.contextmanager
+def _by_call(model: HookedBridge) -> Iterator[None]:
+    """Let what calls ``model.forward`` call the model, so that its modules' hooks see the run."""
+
+    def call(*given: Any, **named: Any) -> Any:
+        model.__dict__.pop("forward", None)
+        try:
+            return model(*given, **named)
+        finally:
+            model.__dict__["forward"] = call
+
+    model.__dict__["forward"] = call
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)
 
 
 @contextlib.contextmanager
@@ -128,8 +209,9 @@ def _from(model: HookedBridge, start: int | None, resid: Tensor) -> Iterator[Non
         return given, {**named, "hidden_states": resid}
 
     skipped = model.blocks[:start]
+    first = model.ln_final if start == model.cfg.n_layers else model.blocks[start]
     passing: Callable[..., Any] = _pass_tuple if model.layers_return_tuples else _pass
-    handle = model.blocks[start].register_forward_pre_hook(enter, with_kwargs=True)
+    handle = first.register_forward_pre_hook(enter, with_kwargs=True)
     try:
         for block in skipped:
             block.__dict__["forward"] = passing
