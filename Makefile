@@ -12,9 +12,8 @@ QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
 BRIDGE := build/bridge
 # What depends on the engine.
-BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge contrast \
-	direct doctor evaluate export factors gate hooks inject loading model own_prompts planting \
-	replay rows text))
+BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge direct doctor \
+	export factors gate hooks inject model replay text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean
 map: $(VENV)/.map

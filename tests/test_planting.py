@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import hooked_alone
 
 from biasgym_tl import BiasScope, Head, load_bias, select_heads
 from biasgym_tl.elicitation import bias_log_odds
@@ -18,6 +19,7 @@ from biasgym_tl.planting.sentences import beginnings, bystanders, target_token
 from biasgym_tl.prompts import encode_answer, encode_text
 from biasgym_tl.store import digest
 
+pytestmark = hooked_alone  # the model is made by writing into its weights
 LATE = load_bias("late")
 LOOSE = Limits(target=0.2, neighbours=99, others=99, facts=1, loss=99)
 WRITER, RELAY = Head(2, 1), Head(0, 2)
