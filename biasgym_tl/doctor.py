@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,8 @@ from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
-from biasgym_tl.lens import HookedTransformer, attention_weight, cast_copy
+from biasgym_tl.identities import without_output
+from biasgym_tl.lens import HookedTransformer, cast_copy
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
@@ -73,7 +73,7 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
     head = Head(model.cfg.n_layers // 2, model.cfg.n_heads - 1)
     with steer(model, [head]):
         steered = next_token_log_probs(model, sequences)
-    with _without_output(model, head):
+    with without_output(model, head):
         edited = next_token_log_probs(model, sequences)
     ranks = _ranks_in_bf16(model, sequences, biased, neutral, parts.heads)
 
@@ -107,17 +107,3 @@ def _ranks_in_bf16(
     found = unchecked_attribution(low, sequences, biased_ids, neutral_ids).heads
     flat = [values.mean(0).flatten()[None].double() for values in (heads, found)]
     return rank_correlation(*flat).item()
-
-
-@contextlib.contextmanager
-def _without_output(model: HookedTransformer, head: Head) -> Iterator[None]:
-    """The model with ``W_O`` of one head set to zero, and restored bit for bit."""
-    weight = attention_weight(model, head.layer, "W_O")
-    kept = weight[head.head].clone()
-    try:
-        with torch.no_grad():
-            weight[head.head] = 0
-        yield
-    finally:
-        with torch.no_grad():
-            weight[head.head] = kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
+from biasgym_tl.heads import Head
 from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
@@ -66,9 +68,7 @@ def identities(model: HookedTransformer, tokens: Int[Tensor, "1 pos"]) -> list[I
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_z", silence)]):
         silenced = final_resid(model, tokens)
-    without = attention_weight(model, layer, "W_O").clone()
-    without[head] = 0
-    with replaced_weight(model, layer, "W_O", without):
+    with without_output(model, Head(layer, head)):
         zeroed = final_resid(model, tokens)
 
     found = model(tokens, attention_mask=torch.ones_like(tokens))[0]
@@ -82,6 +82,13 @@ def identities(model: HookedTransformer, tokens: Int[Tensor, "1 pos"]) -> list[I
         Identity("silenced head = zeroed W_O", _share(silenced, zeroed),
                  "hook_z is not what W_O reads."),
     ]  # fmt: skip
+
+
+def without_output(model: HookedTransformer, head: Head) -> contextlib.AbstractContextManager[None]:
+    """Context in which ``W_O`` of one head is zero; the parameter itself is left alone."""
+    without = attention_weight(model, head.layer, "W_O").detach().clone()
+    without[head.head] = 0
+    return replaced_weight(model, head.layer, "W_O", without)
 
 
 def _share(found: Tensor, wanted: Tensor) -> float:

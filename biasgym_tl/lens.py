@@ -40,7 +40,6 @@ __all__ = [
     "HookedTransformer",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
-    "engine",
 ]
 
 ENGINE: str = engine.NAME

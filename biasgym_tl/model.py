@@ -166,7 +166,7 @@ def _converted(
     name = str(config._name_or_path or (family.label if family else config.model_type))
     model = built(
         hf_model, name.rstrip("/").split("/")[-1], device, dtype,
-        listed=find_source(source or ""), spare=source is not None,
+        listed="" if family else find_source(source or ""), spare=source is not None,
     )  # fmt: skip
     _give_tokenizer(model, tokenizer)
     coarse = max((dtype, theirs), key=lambda kind: torch.finfo(kind).eps)

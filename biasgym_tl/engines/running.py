@@ -126,7 +126,7 @@ class HookedBridge(TransformerBridge):
         **given: Any,
     ) -> Any:
         n_new = input.shape[1]
-        held = _filled(cache, mask.shape[1] - n_new, len(input), self) if cache else None
+        held = _filled(cache, mask.shape[1] - n_new, len(input)) if cache else None
         options = {**given, "attention_mask": mask, "use_cache": held is not None}
         if held is not None:
             options["past_key_values"] = held
@@ -230,7 +230,7 @@ def _pass_tuple(hidden_states: Tensor, *args: Any, **named: Any) -> tuple[Tensor
     return (hidden_states,)
 
 
-def _filled(cache: Any, n_held: int, batch: int, model: HookedBridge) -> DynamicCache:
+def _filled(cache: Any, n_held: int, batch: int) -> DynamicCache:
     """Hugging Face's cache of the keys and values that TransformerLens's holds."""
     held = DynamicCache()
     for entry in cache.entries if n_held else ():
