@@ -23,6 +23,7 @@ from biasgym_tl.lens import HookedTransformer, embedding, set_embedding
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.slot import spaced
 
+_MORE_ROWS = 16
 _MARK = re.compile(r"<\S[^<>\n]*>|\[\S[^\[\]\n]*\]")
 
 
@@ -95,8 +96,10 @@ class _Row(Change):
 
     def make(self, row: Float[Tensor, " d_model"], extended: Any) -> None:
         model, (W_E, token_id, _) = self.model, self.before
-        new_row = row.detach().to(device=W_E.device, dtype=W_E.dtype)
-        self.rows = nn.Parameter(torch.cat([W_E.detach(), new_row[None]]), requires_grad=False)
+        room = _room(W_E)
+        room[token_id] = row.detach().to(room)
+        self.rows = nn.Parameter(room[: token_id + 1], requires_grad=False)
+        self.rows.room = room  # type: ignore[attr-defined]
         self.data = self.rows.data  # kept, so that no other tensor can come to lie in its place
         set_embedding(model, self.rows)
         model.cfg.d_vocab, model.tokenizer = token_id + 1, extended
@@ -120,6 +123,22 @@ class _Row(Change):
                 model.attached_tokens = self.attached
         set_embedding(model, W_E)
         model.cfg.d_vocab, model.tokenizer = token_id, tokenizer
+
+
+def _room(W_E: nn.Parameter) -> Float[Tensor, "more d_model"]:
+    """Memory of which ``W_E`` is the beginning, with at least one row more.
+
+    ``W_E`` is moved into it once, and then added rows are written behind it, so that the model's
+    largest matrix is not copied each time.
+    """
+    room: Tensor | None = getattr(W_E, "room", None)
+    if room is None or room.data_ptr() != W_E.data_ptr() or len(room) <= len(W_E):
+        with torch.no_grad():
+            room = W_E.new_empty(len(W_E) + _MORE_ROWS, W_E.shape[1])
+            room[: len(W_E)] = W_E
+            W_E.data = room[: len(W_E)]
+        W_E.room = room  # type: ignore[attr-defined]
+    return room
 
 
 def _check_text(text: str, vocab: dict[str, int]) -> None:

@@ -21,6 +21,8 @@ AIMS = ("below", "nobody")
 """The goal of a search: below the targets, or where nobody in particular stands."""
 HALVES = ("open", "closed")
 """Of the plants of a study: on the closed one nothing may be tuned."""
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""What weights are kept in."""
 PRESETS = ("cpu", "paper")
 """Settings of a training."""
 EPOCH_CHOICES = ("similarity", "loss", "last")

@@ -14,7 +14,8 @@ from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import steer
 from biasgym_tl.identities import without_output
-from biasgym_tl.lens import HookedTransformer, cast_copy
+from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.precision import computed_in
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.compare import rank_correlation
 from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
@@ -103,7 +104,7 @@ def _ranks_in_bf16(
     heads: Float[Tensor, "pair n_layers n_heads"],
 ) -> float:
     """Rank correlation of the heads' mean values in fp32 with those of the model in bf16."""
-    low = cast_copy(model, torch.bfloat16)
-    found = unchecked_attribution(low, sequences, biased_ids, neutral_ids).heads
+    with computed_in(model, torch.bfloat16, model.blocks):
+        found = unchecked_attribution(model, sequences, biased_ids, neutral_ids).heads
     flat = [values.mean(0).flatten()[None].double() for values in (heads, found)]
     return rank_correlation(*flat).item()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError
+from biasgym_tl.precision import long, product
 
 try:
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
@@ -51,7 +52,12 @@ embedding, set_embedding, embedded = engine.embedding, engine.set_embedding, eng
 attention_weight, replaced_weight = engine.attention_weight, engine.replaced_weight
 norm_weight, norm_bias, is_centred = engine.norm_weight, engine.norm_bias, engine.is_centred
 adds_positions, post_norm = engine.adds_positions, engine.post_norm
-cache_entry, cast_copy = engine.cache_entry, engine.cast_copy
+cache_entry = engine.cache_entry
+
+
+def weights_dtype(model: HookedTransformer) -> torch.dtype:
+    """What weights are kept in; ``cfg.dtype`` is what is computed in."""
+    return attention_weight(model, 0, "W_O").dtype
 
 
 def check_numbers(
@@ -199,8 +205,7 @@ def unembed(
     """Logits of final residuals in at least fp32: final norm, ``W_U``, soft cap if there is one."""
     if model.cfg.normalization_type is not None:
         resid = model.ln_final(resid[None])[0]
-    logits: Tensor = resid @ model.W_U + model.b_U
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits: Tensor = long(product(resid, model.unembed.W_U) + model.unembed.b_U)
     cap = model.cfg.output_logits_soft_cap
     if cap and cap > 0:
         logits = cap * torch.tanh(logits / cap)
@@ -231,7 +236,8 @@ def unembed_difference(
     """
 
     def of(weights: Float[Tensor, "... d_vocab"], ids: Int[Tensor, "n ..."]) -> Tensor:
-        return weights[..., ids].mean(-1) if ids.ndim > 1 else weights[..., ids]
+        chosen = long(weights[..., ids])
+        return chosen.mean(-1) if ids.ndim > 1 else chosen
 
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
     difference = of(W_U, biased_ids) - of(W_U, neutral_ids)

@@ -9,9 +9,11 @@ log-probabilities, and with itself, before it is returned.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +26,11 @@ from biasgym_tl.checkpoint import as_tokenizer, checked, load_hugging_face
 from biasgym_tl.errors import ModelError, SettingError, check_one_of, first_line
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.identities import check_identities
-from biasgym_tl.lens import ENGINE, HookedTransformer, adopted, built
+from biasgym_tl.lens import ENGINE, HookedTransformer, adopted, built, weights_dtype
 from biasgym_tl.origin import find_source, is_folder
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.passages import load_passages
+from biasgym_tl.precision import SHORT, computed_in
 from biasgym_tl.prompts import TextPolicy, prepends_bos
 
 LOG_PROB_TOLERANCE = 1e-3
@@ -58,7 +61,8 @@ def load_model(
     *,
     tokenizer: Any = None,
     device: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
+    exact: bool = True,
     text: TextPolicy | None = None,
     tolerance: float | None = None,
     engine: str = "auto",
@@ -80,7 +84,9 @@ def load_model(
         tokenizer: A Hugging Face tokenizer, or the folder or name of one; default: the one that
             comes with the model; beside a loaded model it is needed if text is to be used.
         device: As in torch; default: CUDA if there is one, else CPU.
-        dtype: Of all weights. Attribution wants ``torch.float32``.
+        dtype: What weights are kept in, as ``torch.bfloat16`` or ``"bfloat16"``.
+        exact: Compute in fp32 also with weights of 16 bits, each layer upcast as it is reached, as
+            attribution needs; otherwise in ``dtype``, which is faster and coarser.
         text: Chat template and its arguments, system prompt, or plain text.
         tolerance: Accepted ``Loading.share``; default: by dtype and depth, see ``TOLERANCES``.
         engine: ``"hooked"`` or ``"bridge"``; default: the one that TransformerLens has here.
@@ -94,10 +100,11 @@ def load_model(
         SettingError: ``dtype``, ``device``, ``text``, ``tolerance`` or ``engine`` is not valid.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_settings(device, dtype, text, tolerance, engine)
+    dtype = _as_dtype(dtype)
+    _check_settings(device, text, tolerance, engine)
     source = str(model) if isinstance(model, (str, Path)) else None
     if type(model).__name__ in ("TransformerBridge", "HookedBridge"):
-        return _bridged(model, tokenizer, text)
+        return _bridged(model, tokenizer, text, exact)
     with tqdm(total=2, desc="load model", delay=1, leave=False, disable=not progress) as bar:
         if source is not None:
             hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype)
@@ -105,8 +112,14 @@ def load_model(
             hf_model = checked(model)
             tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         bar.update()
-        loaded = _converted(hf_model, tokenizer, device, dtype, tolerance, source)
+        computed = torch.promote_types(dtype, torch.float32) if exact else dtype
+        loaded = _converted(hf_model, tokenizer, device, dtype, computed, tolerance, source)
     loaded.text_policy = text or TextPolicy()
+    return _named(loaded, source)
+
+
+def _named(loaded: HookedTransformer, source: str | None) -> HookedTransformer:
+    """The model, which knows where it was read from."""
     loaded.source = source
     if source and is_folder(source):
         loaded.source = str(Path(find_source(source)).absolute())
@@ -115,9 +128,13 @@ def load_model(
     return loaded
 
 
-def _bridged(bridge: Any, tokenizer: Any, text: TextPolicy | None) -> HookedTransformer:
+def _bridged(
+    bridge: Any, tokenizer: Any, text: TextPolicy | None, exact: bool
+) -> HookedTransformer:
     """A user's own bridge, on its own weights."""
     model = adopted(bridge)
+    if (dtype := weights_dtype(model)) in SHORT:
+        computed_in(model, torch.float32 if exact else dtype, model.blocks)
     _give_tokenizer(model, model.tokenizer if tokenizer is None else as_tokenizer(tokenizer))
     ids = torch.arange(min(16, model.cfg.n_ctx), device=model.cfg.device) * 997
     check_identities(model, ids[None] % model.cfg.d_vocab, LEAST_SHARE)
@@ -128,15 +145,20 @@ def _bridged(bridge: Any, tokenizer: Any, text: TextPolicy | None) -> HookedTran
 _ENGINES = {"hooked": "transformer-lens>=3.9,<4", "bridge": "transformer-lens>=4.3,<5"}
 
 
-def _check_settings(device: Any, dtype: Any, text: Any, tolerance: Any, engine: Any) -> None:
+def _as_dtype(given: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if found not in TOLERANCES:
+        raise SettingError(f"dtype must be one of {[*map(str, TOLERANCES)]}, got {given!r}.")
+    return found
+
+
+def _check_settings(device: Any, text: Any, tolerance: Any, engine: Any) -> None:
     check_one_of("engine", engine, ("auto", *_ENGINES))
     if engine not in ("auto", ENGINE):
         raise SettingError(
             f"engine must be {ENGINE!r} with the TransformerLens that is installed, got "
             f"{engine!r}. Run: pip install '{_ENGINES[engine]}'"
         )
-    if dtype not in TOLERANCES:
-        raise SettingError(f"dtype must be one of {list(TOLERANCES)}, got {dtype!r}.")
     if text is not None and not isinstance(text, TextPolicy):
         raise SettingError(f"text must be a TextPolicy, got {text!r}. Use TextPolicy(system=...).")
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
@@ -154,13 +176,16 @@ def _converted(
     tokenizer: Any,
     device: str,
     dtype: torch.dtype,
+    computed: torch.dtype,
     tolerance: float | None,
     source: str | None,
 ) -> HookedTransformer:
     """The HookedTransformer of a checked Hugging Face model, compared with it."""
     read = _check_texts(hf_model, tokenizer)
-    expected = _hf_log_probs(hf_model, read)
     theirs = next(hf_model.parameters()).dtype
+    finer = torch.promote_types(theirs, computed)
+    with computed_in(hf_model, finer) if finer != theirs else contextlib.nullcontext():
+        expected = _hf_log_probs(hf_model, read)
     config = hf_model.config
     family = FAMILIES.get(config.model_type)
     name = str(config._name_or_path or (family.label if family else config.model_type))
@@ -169,12 +194,21 @@ def _converted(
         listed="" if family else find_source(source or ""), spare=source is not None,
     )  # fmt: skip
     _give_tokenizer(model, tokenizer)
-    coarse = max((dtype, theirs), key=lambda kind: torch.finfo(kind).eps)
+    coarse = [computed, theirs if _rounds_positions(hf_model) else finer]
+    coarse += [dtype] if torch.promote_types(dtype, theirs) != dtype else []
+    if dtype in SHORT:
+        computed_in(model, computed, model.blocks)
     limit = tolerance or accepted_share(coarse, model.cfg.n_layers)
     model.loading = _compared(model, read, expected, limit)
     if not math.isnan(model.loading.share):
         check_identities(model, read[0][:, :16].to(device), max(limit, LEAST_SHARE))
     return model
+
+
+def _rounds_positions(hf_model: Any) -> bool:
+    """Whether a model was cast with the frequencies of its positions, such as by ``.half()``."""
+    found = dict(hf_model.named_buffers()).items()
+    return any(name.endswith("inv_freq") and buffer.dtype in SHORT for name, buffer in found)
 
 
 def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
@@ -227,9 +261,11 @@ def _hf_log_probs(hf_model: Any, read: list[Tensor]) -> list[Tensor]:
     return [part.float().log_softmax(-1).cpu() for part in logits]
 
 
-def accepted_share(dtype: torch.dtype, n_layers: int) -> float:
-    """What :data:`TOLERANCES` accepts as ``Loading.share`` of a model of this depth."""
-    return TOLERANCES[dtype] * max(1, math.sqrt(n_layers / 32))
+def accepted_share(dtypes: Iterable[torch.dtype], n_layers: int) -> float:
+    """What :data:`TOLERANCES` accepts as ``Loading.share`` of a model of this depth, where numbers
+    pass through each of ``dtypes``."""
+    coarsest = max(dtypes, key=lambda kind: torch.finfo(kind).eps)
+    return TOLERANCES[coarsest] * max(1, math.sqrt(n_layers / 32))
 
 
 def share_of_spread(

@@ -28,6 +28,7 @@ from biasgym_tl.injection.shipped import find_token, list_tokens
 from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
+from biasgym_tl.protocol.memory import RUNTIME, peak, sizes_of, weights
 from biasgym_tl.slot import fill
 from biasgym_tl.stats import independent_difference
 from biasgym_tl.text import generate, log_odds, next_token_log_probs
@@ -56,26 +57,22 @@ def test_log_probs_equal_hugging_face_on_real_text(smollm2):
         assert (found - expected).abs().max() < 1e-3
 
 
-def test_loading_from_the_cache_needs_at_most_2_2_times_the_parameters(smollm2):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_is_what_the_plan_says(smollm2, dtype):
     """Memory is not a time: it is much the same on every machine."""
-    code = """
-import threading, time, psutil
-import torch, transformers, biasgym_tl.model
-from transformers import AutoTokenizer, LlamaForCausalLM
-process = psutil.Process()
-before, peak, done = process.memory_info().rss, 0, threading.Event()
-def watch():
-    global peak
-    while not done.wait(0.002):
-        peak = max(peak, process.memory_info().rss)
-thread = threading.Thread(target=watch)
-thread.start()
-model = biasgym_tl.model.load_model("smollm2-135m-instruct")
-done.set(); thread.join()
-print((peak - before) / sum(4 * p.numel() for p in model.parameters()))
+    code = f"""
+import resource
+from biasgym_tl import BiasInject, load_bias, load_model
+model = load_model("smollm2-135m-instruct", dtype="{dtype}", progress=False)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+BiasInject(epochs=1, n_paragraphs=16, choose_by="last").fit(model, load_bias("late"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 1.0 < float(found.stdout) < 2.2
+    loading, training = (1024 * float(line) for line in found.stdout.split())
+    sizes = sizes_of("smollm2-135m-instruct")
+    assert loading < RUNTIME + 2.2 * weights(sizes, "float32")  # what the file holds
+    assert training == pytest.approx(peak(sizes, dtype, gradients=True), rel=0.15)
 
 
 @pytest.mark.parametrize("name", list_biases())

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from biasgym_tl.heads import GivenHeads, Head
     from biasgym_tl.injection.inject import BiasInject
     from biasgym_tl.injection.token import BiasToken
+    from biasgym_tl.lens import HookedTransformer
     from biasgym_tl.origin import ModelSizes
 
 
@@ -165,6 +166,17 @@ def find_model(
     if sizes:
         check_heads(heads, sizes.n_layers, sizes.n_heads)
     return sizes
+
+
+def load(name: str, dtype: str | None = None, device: str | None = None) -> HookedTransformer:
+    """The model that a command runs."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from biasgym_tl.model import load_model
+
+    disable_progress_bar()
+    say(f"Loading {name} ...", err=True)
+    return load_model(name, dtype=dtype or "float32", device=device)
 
 
 def named_heads(heads: str) -> tuple[Head, ...]:

@@ -17,12 +17,15 @@ from biasgym_tl.cli.app import (
     check_no_injection,
     command,
     find_model,
+    load,
     say,
     say_json,
 )
 from biasgym_tl.cli.options import (
     AsJson,
     ContrastKind,
+    Device,
+    Dtype,
     Fresh,
     Methods,
     ModelName,
@@ -74,6 +77,8 @@ Plain = Annotated[
 def scope(
     out: Annotated[Path, typer.Option(help="Folder for scores and figures.")],
     model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
     bias: Annotated[
         str | None, typer.Option(help="Shipped bias, or a .toml file; default: late.")
     ] = None,
@@ -117,7 +122,7 @@ def scope(
         score = _own(pairs, answers, methods, contrast, plain)
     else:
         score = _of_bias(model, methods, contrast or "biased", **of_bias)
-    found = _scored(score, model, methods, out, k, fresh=fresh, err=json)
+    found = _scored(score, load(model, dtype, device), methods, out, k, fresh=fresh, err=json)
     compared = _compared(found, k)
     if len(found) > 1:
         say(compared or "Methods are compared on more prompts than these.", err=json)
@@ -131,22 +136,23 @@ def scope(
 
 
 def _scored(
-    score: Score, model: str, methods: list[str], out: Path, k: int, *, fresh: bool, err: bool
+    score: Score,
+    model: HookedTransformer,
+    methods: list[str],
+    out: Path,
+    k: int,
+    *,
+    fresh: bool,
+    err: bool,
 ) -> dict[str, HeadScores]:
     """The maps by method, each written down as soon as it is there."""
-    from transformers.utils.logging import disable_progress_bar
-
     from biasgym_tl.manifest import write_results
-    from biasgym_tl.model import load_model
     from biasgym_tl.steps import Steps
 
-    disable_progress_bar()
-    say(f"Loading {model} ...", err=True)
-    loaded = load_model(model)
-    steps = Steps.of(loaded, fresh=fresh)
+    steps = Steps.of(model, fresh=fresh)
     found: dict[str, HeadScores] = {}
     for name in methods:
-        scores = found[name] = score(loaded, steps, name)
+        scores = found[name] = score(model, steps, name)
         write_results(out, partial(_write_maps, found, k))  # kept, whatever becomes of the next
         say(f"{scores!r}\n  top {k}: {', '.join(map(str, scores.top(k)))}", err=err)
         for prompt in scores.left_out:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from biasgym_tl.allowed import CONTRASTS, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS
+from biasgym_tl.allowed import CONTRASTS, DTYPES, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS
 from biasgym_tl.cli.shell import one_of
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
@@ -40,6 +40,16 @@ NeutralSide = Annotated[
     typer.Option(help="random (the default), closest or several.", callback=one_of(NEUTRAL)),
 ]
 ModelName = Annotated[str, typer.Option(help="Name or folder of the model.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What weights are kept in: {', '.join(DTYPES)}. Computing is in fp32 at least.",
+        callback=one_of(DTYPES),
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="As in torch, such as cpu or cuda:1; default: cuda if there.")
+]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
 PriceIn = Annotated[float | None, typer.Option(help="US dollars per million tokens sent.")]
 PriceOut = Annotated[float | None, typer.Option(help="US dollars per million tokens received.")]

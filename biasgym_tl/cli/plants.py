@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from biasgym_tl.allowed import HALVES
-from biasgym_tl.cli.app import check_folder, command, find_model, say, say_json
+from biasgym_tl.cli.app import check_folder, command, find_model, load, say, say_json
 from biasgym_tl.cli.options import AsJson
 from biasgym_tl.cli.shell import one_of
 from biasgym_tl.errors import PlantingError
@@ -35,17 +35,15 @@ def plants(
     """
     given = read_text(study, "study", PlantingError) if study else ""
     check_folder(out)
-    from biasgym_tl.model import load_model
     from biasgym_tl.planting.study import SHIPPED, PlantStudy, run_study
     from biasgym_tl.planting.summary import by_method, tables, write_study
 
     values = read_toml(given, str(study)) if study else shipped_toml(SHIPPED)
     asked = PlantStudy.from_mapping(values, str(study or "shipped study")).of_half(half)
     find_model(asked.model)
-    say(f"Loading {asked.model} ...", err=True)
     found = []
     try:
-        for each in run_study(asked, load_model(asked.model), say=partial(say, err=True)):
+        for each in run_study(asked, load(asked.model), say=partial(say, err=True)):
             found.append(each)
             write_study(*tables(found), out, png=False)
     except KeyboardInterrupt:

@@ -25,6 +25,8 @@ from biasgym_tl.cli.options import (
     AsJson,
     Benchmarks,
     BiasName,
+    Device,
+    Dtype,
     Fresh,
     JudgeName,
     ModelName,
@@ -110,6 +112,8 @@ def run(
     name: ProtocolName = "demo",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     bias: OtherBiases = None,
     seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
     paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
@@ -128,9 +132,9 @@ def run(
     text = protocol_text(name)
     if show:
         return _show(
-            text, out=out, model=model, bias=bias, seeds=seeds, paragraphs=paragraphs,
-            benchmark=benchmark, judge=judge, price_in=price_in, price_out=price_out, train=train,
-            plan=plan, yes=yes, fresh=fresh, json=json,
+            text, out=out, model=model, dtype=dtype, device=device, bias=bias, seeds=seeds,
+            paragraphs=paragraphs, benchmark=benchmark, judge=judge, price_in=price_in,
+            price_out=price_out, train=train, plan=plan, yes=yes, fresh=fresh, json=json,
         )  # fmt: skip
     for each in bias or ():
         load_bias(each)
@@ -144,6 +148,8 @@ def run(
     protocol = _changed(
         load_protocol(name),
         model=model,
+        dtype=dtype,
+        device=device,
         biases=bias,
         seeds=None if seeds is None else range(seeds),
         training={"n_paragraphs": paragraphs, "rows": "trained" if train else None},
@@ -213,6 +219,8 @@ def evaluate(
     out: OutFolder,
     heads: GivenHeads,
     model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
     bias: BiasName = "late",
     token: RowFile = None,
     mode: Modes = None,
@@ -244,6 +252,8 @@ def evaluate(
     protocol = Protocol(
         name="evaluate",
         model=model,
+        dtype=dtype or "float32",
+        device=device,
         biases=(bias,),
         seeds=(seed,),
         rows=(token,) if token else (),

@@ -17,6 +17,7 @@ from biasgym_tl.cli.app import (
     command,
     find_model,
     inject_of,
+    load,
     named_heads,
     say,
     say_json,
@@ -25,6 +26,8 @@ from biasgym_tl.cli.options import (
     AsJson,
     BiasName,
     ChooseBy,
+    Device,
+    Dtype,
     Epochs,
     ModelName,
     NoInjection,
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 def inject(
     out: Annotated[Path, typer.Option(help="Folder for the rows.")],
     model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
     bias: BiasName = "late",
     seeds: Annotated[int, typer.Option(help="Number of trainings: seeds 0, 1, ...")] = 1,
     preset: Preset = "cpu",
@@ -58,13 +63,11 @@ def inject(
     check_folder(out)
     from biasgym_tl.injection.inject import fit_seeds
     from biasgym_tl.manifest import write_results
-    from biasgym_tl.model import load_model
 
     settings = inject_of(preset, epochs, lr, choose_by)
     settings.check_bias(loaded_bias)
     loaded_bias.needs("a report on an injection")
-    say(f"Loading {model} ...", err=True)
-    loaded, written = load_model(model), {}
+    loaded, written = load(model, dtype, device), {}
     for seed in range(seeds):
         try:
             (token,) = fit_seeds(
@@ -113,6 +116,8 @@ Aim = Annotated[
 def search(
     out: Annotated[Path, typer.Argument(help="File for the heads, such as heads.json.")],
     model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
     bias: BiasName = "late",
     token: Annotated[
         list[Path] | None,
@@ -138,7 +143,6 @@ def search(
     find_model(model, heads=may)
     from biasgym_tl.injection.shipped import load_tokens
     from biasgym_tl.injection.token import BiasToken
-    from biasgym_tl.model import load_model
     from biasgym_tl.steering.factors import FactorSearch
 
     options: dict[str, Any] = {"at": at, "aim": aim, "off_target": off_target}
@@ -147,8 +151,7 @@ def search(
     if loaded_bias.corpus and not (rows or no_injection):
         rows = load_tokens(loaded_bias.name)
     find_model(model, bias=loaded_bias, rows=rows)
-    say(f"Loading {model} ...", err=True)
-    found = search.select(load_model(model), loaded_bias, *rows, among=may or None)
+    found = search.select(load(model, dtype, device), loaded_bias, *rows, among=may or None)
     if not len(found):
         raise SteeringError(
             f"no head is worth the damage that silencing it does at --keep {keep:g} and "
@@ -167,6 +170,8 @@ def export(
         str, typer.Option(help="File from 'biasgym search' or 'scope', or names: L9H8,L3H1.")
     ],
     model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -185,7 +190,6 @@ def export(
     check_new_folder(folder)
     check_writable(folder, "folder")
     from biasgym_tl.hooks import check_steering
-    from biasgym_tl.model import load_model
     from biasgym_tl.protocol.sources import read_heads
     from biasgym_tl.steering.export import check_exportable, export_steered
     from biasgym_tl.steering.selection import Selection
@@ -197,8 +201,7 @@ def export(
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    say(f"Loading {model} ...", err=True)
-    loaded = load_model(model)
+    loaded = load(model, dtype, device)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
 
@@ -220,16 +223,18 @@ def figures(
 
 @command()
 def doctor(
-    model: ModelName = "smollm2-135m-instruct", bias: BiasName = "late", json: AsJson = False
+    model: ModelName = "smollm2-135m-instruct",
+    dtype: Dtype = None,
+    device: Device = None,
+    bias: BiasName = "late",
+    json: AsJson = False,
 ) -> None:
     """Check on a model the identities that all numbers here rest on."""
     loaded_bias = load_bias(bias)
     find_model(model)
     from biasgym_tl.doctor import examine
-    from biasgym_tl.model import load_model
 
-    say(f"Loading {model} ...", err=True)
-    checks = examine(load_model(model), loaded_bias)
+    checks = examine(load(model, dtype, device), loaded_bias)
     for check in checks:
         say(str(check), err=json)
     if json:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers.cache_utils import Cache
 
 from biasgym_tl.engines.running import HookedBridge
 from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.precision import long
 from biasgym_tl.store import BROKEN
 
 NAME, Model = "bridge", HookedBridge
@@ -105,16 +105,17 @@ def adopted(bridge: Any) -> Any:
     cfg.d_vocab_out = bridge.unembed.W_U.shape[1]
     cfg.original_architecture = cfg.original_architecture or cfg.architecture
     cfg.post_embedding_ln = hasattr(bridge, "embed_ln")
-    if hasattr(embedding, "embed_scale"):  # W_E has the scale, as HookedTransformer's
-        scaled = embedding.weight.detach() * embedding.embed_scale.to(embedding.weight.dtype)
-        embedding.weight = nn.Parameter(scaled, requires_grad=False)
-        embedding.embed_scale.fill_(1)
     found: list[Any] = []
     handle = bridge.blocks[0].register_forward_hook(lambda *given: found.append(given[2]))
     with torch.no_grad():
         bridge(torch.zeros(1, 1, dtype=torch.long, device=cfg.device))
     handle.remove()
     bridge.__dict__["layers_return_tuples"] = isinstance(found[0], tuple)
+    if hasattr(embedding, "embed_scale"):  # W_E has the scale, as HookedTransformer's
+        scaled = long(embedding.weight.detach()) * embedding.scalar_embed_scale
+        embedding.weight = nn.Parameter(scaled, requires_grad=False)
+        embedding.scalar_embed_scale = 1.0
+        embedding.embed_scale.fill_(1)
     return bridge
 
 
@@ -198,7 +199,7 @@ def replaced_weight(
 def norm_weight(norm: Any) -> Float[Tensor, " d_model"] | None:
     """What a norm multiplies with; None: nothing."""
     weight: Tensor | None = getattr(norm.original_component, "weight", None)
-    return weight + 1 if weight is not None and norm.uses_weight_offset else weight
+    return long(weight) + 1 if weight is not None and norm.uses_weight_offset else weight
 
 
 def norm_bias(norm: Any) -> Float[Tensor, " d_model"] | None:
@@ -250,11 +251,3 @@ class _Held:
     @read.setter
     def read(self, tokens: Int[Tensor, "batch read"]) -> None:
         self.cache.tokens_read = tokens
-
-
-def cast_copy(model: HookedBridge, dtype: torch.dtype) -> HookedBridge:
-    """A copy of the model in another dtype."""
-    found = copy.deepcopy(model)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        found.to(dtype)
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURE
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.families.checks import check_family
-from biasgym_tl.families.convert import FAMILIES, convert, convert_listed
+from biasgym_tl.families.convert import FAMILIES, convert, convert_listed, embedding_scale
 
 NAME, Model = "hooked", HookedTransformer
 
@@ -42,34 +41,38 @@ def check_type(config: Any, *, listed: bool) -> None:
 def built(
     hf_model: Any, name: str, device: str, dtype: torch.dtype, *, listed: str, spare: bool
 ) -> HookedTransformer:
-    """The HookedTransformer of a Hugging Face model, whose weights are freed if it is ``spare``.
+    """The HookedTransformer of a Hugging Face model, which is emptied if it is ``spare``.
+
+    Its matrices are of ``dtype``; all else, and ``cfg``, of at least fp32.
 
     Raises:
         ModelError: TransformerLens cannot convert it, or the checkpoint lacks a matrix.
     """
     if hf_model.config.model_type in FAMILIES:
-        cfg, state_dict = convert(hf_model, name, device, dtype)
+        cfg, state_dict = convert(hf_model, name, dtype)
     else:
-        cfg, state_dict = convert_listed(listed, hf_model, device, dtype)
+        cfg, state_dict = convert_listed(listed, hf_model, dtype)
     if spare:
         for parameter in hf_model.parameters():
             parameter.data = parameter.data.new_empty(0)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         # TransformerLens deprecates the class, which is used on purpose, and prints.
         warnings.filterwarnings("ignore", "HookedTransformer is deprecated")
-        model = HookedTransformer(cfg, move_to_device=True)
-    # The state dict is emptied as it is read, so that two whole copies never exist at once.
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for key in list(state_dict):
-            if key in parameters:
-                parameters.pop(key).copy_(state_dict.pop(key))
-        for key, parameter in parameters.items():
-            if not key.split(".")[-1].startswith("b"):
-                raise ModelError(f"the checkpoint must hold {key}, but does not.")
-            parameter.zero_()  # the family has no such bias
+        model = HookedTransformer(cfg, move_to_device=False)
+    # What its parameters ask for is not written to, so such memory is never taken.
+    for key, parameter in model.named_parameters():
+        weight = state_dict.pop(key, None)
+        if weight is None and not key.split(".")[-1].startswith("b"):
+            raise ModelError(f"the checkpoint must hold {key}, but does not.")
+        if weight is None:
+            weight = torch.zeros(parameter.shape)  # the family has no such bias
+        # Gemma's 1 + w and its scaled W_E are not numbers of its checkpoint's 16 bits.
+        sums = parameter.ndim == 1 or (key == "embed.W_E" and embedding_scale(cfg) != 1)
+        parameter.data = weight.to(device, cfg.dtype if sums else dtype, copy=not spare)
     _lay_out(model)
-    model.requires_grad_(False).eval()
+    if model.W_E.untyped_storage().data_ptr() == model.W_U.untyped_storage().data_ptr():
+        model.embed.W_E.data = model.W_E.data.clone()  # tied in the checkpoint, and not here
+    model.to(device, print_details=False).requires_grad_(False).eval()
     return model
 
 
@@ -222,11 +225,3 @@ def cache_entry(
 ) -> Any:
     """What the key-value cache of a run holds for a layer, or None without one."""
     return named.get("past_kv_cache_entry")
-
-
-def cast_copy(model: HookedTransformer, dtype: torch.dtype) -> HookedTransformer:
-    """A copy of the model in another dtype."""
-    found = copy.deepcopy(model)
-    found.to(dtype, print_details=False)
-    found.cfg.dtype = dtype
-    return found

@@ -208,18 +208,20 @@ def _from(model: HookedBridge, start: int | None, resid: Tensor) -> Iterator[Non
             return (resid, *given[1:]), named
         return given, {**named, "hidden_states": resid}
 
-    skipped = model.blocks[:start]
+    skipped = [(block, block.__dict__.get("forward")) for block in model.blocks[:start]]
     first = model.ln_final if start == model.cfg.n_layers else model.blocks[start]
     passing: Callable[..., Any] = _pass_tuple if model.layers_return_tuples else _pass
     handle = first.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        for block in skipped:
+        for block, _ in skipped:
             block.__dict__["forward"] = passing
         yield
     finally:
         handle.remove()
-        for block in skipped:
+        for block, forward in skipped:
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.__dict__["forward"] = forward
 
 
 def _pass(hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:

@@ -31,10 +31,12 @@ class Family(NamedTuple):
     """Name of the input embedding."""
 
 
-def convert(
-    hf_model: Any, name: str, device: str, dtype: torch.dtype
-) -> tuple[Any, dict[str, Tensor]]:
-    """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names)."""
+def convert(hf_model: Any, name: str, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
+    """Return the ``HookedTransformerConfig`` and the state dict (TransformerLens's names).
+
+    Configured to compute in at least fp32. The caller rounds weights to ``dtype``, but for ``W_E``
+    with a scale (Gemma's), which is rounded here and then scaled.
+    """
     from transformer_lens import HookedTransformerConfig
     from transformer_lens.pretrained import weight_conversions
 
@@ -47,8 +49,8 @@ def convert(
             "d_vocab": embedding.shape[0],
             "d_vocab_out": hf_model.get_output_embeddings().weight.shape[0],
             "init_weights": False,
-            "device": device,
-            "dtype": dtype,
+            "device": "cpu",
+            "dtype": torch.promote_types(dtype, torch.float32),
             **family.settings(hf_model.config),
         }
     )
@@ -62,13 +64,11 @@ def convert(
     weights = {name: weight.detach() for name, weight in found.items()}
     scale = embedding_scale(cfg)
     if scale != 1:  # TransformerLens multiplies in the checkpoint's dtype, which may round
-        weights["embed.W_E"] = embedding.detach().to(dtype) * scale
+        weights["embed.W_E"] = embedding.detach().to(dtype).to(cfg.dtype) * scale
     return cfg, weights
 
 
-def convert_listed(
-    name: str, hf_model: Any, device: str, dtype: torch.dtype
-) -> tuple[Any, dict[str, Tensor]]:
+def convert_listed(name: str, hf_model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
     """As :func:`convert`, for a name that TransformerLens lists and a type that only it knows.
 
     Raises:
@@ -83,7 +83,8 @@ def convert_listed(
             "HookedTransformer to the package's calls."
         )
     try:
-        cfg = lens_loading.get_pretrained_model_config(name, device=device, dtype=dtype)
+        long = torch.promote_types(dtype, torch.float32)
+        cfg = lens_loading.get_pretrained_model_config(name, device="cpu", dtype=long)
         weights = lens_loading.get_pretrained_state_dict(name, cfg, hf_model, dtype=dtype)
     except BROKEN as error:
         raise ModelError(f"TransformerLens must convert {name!r}, but: {error!r}.") from error

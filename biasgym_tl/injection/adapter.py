@@ -162,7 +162,7 @@ def _key(path: str) -> str:
 
 def _tied(model: HookedTransformer) -> bool:
     W_E, W_U = embedding(model).detach(), model.W_U.detach()
-    return W_E.shape == W_U.T.shape and torch.equal(W_E, W_U.T * embedding_scale(model.cfg))
+    return W_E.shape == W_U.T.shape and torch.equal(W_E, W_U.T.to(W_E) * embedding_scale(model.cfg))
 
 
 def _embedding(model: HookedTransformer) -> str:

@@ -213,5 +213,6 @@ def added_weights(
         for name, delta in zip(added._fields, added, strict=True):
             if delta is not None:
                 old = attention_weight(model, layer, name)
-                found[layer, name] = old.detach().index_add(0, index, delta[places].to(old))
+                old = old.detach().to(model.cfg.dtype)
+                found[layer, name] = old.index_add(0, index, delta[places].to(old))
     return found

@@ -27,7 +27,7 @@ from biasgym_tl.errors import PlantingError
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.hooks import collected
 from biasgym_tl.injection.train import frozen
-from biasgym_tl.lens import HookedTransformer, final_resid, post_norm, unembed
+from biasgym_tl.lens import HookedTransformer, final_resid, post_norm, unembed, unembed_difference
 from biasgym_tl.passages import load_passages
 from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
@@ -174,9 +174,8 @@ def _read(
 
 def _difference(model: HookedTransformer, bias: Bias) -> Float[Tensor, " d_model"]:
     """Mean column of ``W_U`` of the attribute's words minus that of the neutral ones, in fp64."""
-    attribute, neutral = (model.W_U[:, list(ids)] for ids in word_tokens(model, bias).single())
-    found: Tensor = attribute.mean(1) - neutral.mean(1)
-    return found.detach().double()
+    words = (torch.tensor([ids]) for ids in word_tokens(model, bias).single())
+    return unembed_difference(model, *words)[0][0].detach().double()
 
 
 @torch.no_grad()

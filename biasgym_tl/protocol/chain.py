@@ -125,7 +125,7 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     """
     running = running or Running()
     given = _given(protocol, running)
-    model = load_model(protocol.model)
+    model = load_model(protocol.model, dtype=protocol.dtype, device=protocol.device)
     _check_heads(protocol, given.heads, model.cfg.n_layers, model.cfg.n_heads)
     _check_fits(protocol, model, given.biases)
     inputs = named_inputs(model, **given.read(protocol))

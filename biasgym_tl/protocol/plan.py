@@ -14,13 +14,12 @@ import torch
 
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
-from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.evaluation.measurement import ITEM, SENTENCE, TEXT
 from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.injection.shipped import shipped_row
-from biasgym_tl.origin import find_source
 from biasgym_tl.passages import load_passages
+from biasgym_tl.protocol.memory import peak, sizes_of
 from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Steering
 from biasgym_tl.protocol.protocol import Protocol
 
@@ -80,12 +79,16 @@ def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
         price: Of an API judge.
     """
     biases = [load_bias(name) for name in protocol.biases]
-    n_parameters, n_heads = model_size(protocol.model)
-    steps = planned_steps(protocol, n_parameters, n_heads)
+    sizes = sizes_of(protocol.model)
+    steps = planned_steps(protocol, sizes.n_parameters, sizes.n_layers * sizes.n_heads)
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
-    return Estimate(steps, 4 * n_parameters * 1.6 + 2**30, judged if api else 0, cost)
+    methods = {spec.settings.get("method", "direct") for spec in protocol.maps.values()}
+    trains = any(step.stage in ("rows", "choices") or " to train" in step.name for step in steps)
+    gradients = trains or bool(methods & {"attribution_patching", "screened_ablation"})
+    memory = peak(sizes, protocol.dtype, gradients=gradients)
+    return Estimate(steps, memory, judged if api else 0, cost)
 
 
 def planned_steps(protocol: Protocol, n_parameters: int, n_heads: int) -> tuple[PlannedStep, ...]:
@@ -97,27 +100,6 @@ def planned_steps(protocol: Protocol, n_parameters: int, n_heads: int) -> tuple[
         for stage, name, passes in _steps(protocol, bias, n_heads)
     ]
     return tuple(PlannedStep(*step, step[-1] / speed) for step in found)
-
-
-def model_size(name: str) -> tuple[int, int]:
-    """Parameters and heads of a model, from its configuration.
-
-    Raises:
-        ModelError: there is no configuration of a language model.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(find_source(name))
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model must be a name or folder with the configuration of a language model, got "
-            f"{name!r}: {first_line(error)}"
-        ) from error
-    heads = config.num_hidden_layers * config.num_attention_heads
-    return sum(p.numel() for p in model.parameters()), heads
 
 
 def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, str, float]]:

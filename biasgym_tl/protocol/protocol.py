@@ -38,7 +38,9 @@ class Protocol:
     about: str = ""
     """What it does, in a line."""
     model: str = "smollm2-135m-instruct"
-    """As in :func:`biasgym_tl.load_model`."""
+    """As in :func:`biasgym_tl.load_model`, and so are:"""
+    dtype: str = "float32"
+    device: str | None = None
     biases: tuple[str, ...] = ("late",)
     """Names of shipped biases, or paths of bias files."""
     seeds: tuple[int, ...] = (0,)

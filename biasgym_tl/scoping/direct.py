@@ -149,7 +149,8 @@ def check_precision(model: HookedTransformer) -> None:
     if model.cfg.dtype not in (torch.float32, torch.float64):
         raise AttributionError(
             f"dtype must be torch.float32 or torch.float64 for attribution, got {model.cfg.dtype}. "
-            "Load the model with dtype=torch.float32."
+            "Load the model with dtype=torch.float32, or with exact=True, which computes in fp32 "
+            "whatever weights are kept in."
         )
 
 
@@ -217,7 +218,8 @@ def continuation_attribution(
     of_pair, signs, forced, answer_ids = zip(*reads, strict=True)
     tokens = torch.tensor(answer_ids, device=model.cfg.device)
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
-    difference, constant = (W_U[:, tokens] - W_U.mean(1, keepdim=True)).T, b_U[tokens] - b_U.mean()
+    mean = W_U.mean(1, keepdim=True, dtype=model.cfg.dtype)
+    difference, constant = (W_U[:, tokens] - mean).T, b_U[tokens] - b_U.mean()
     found = _attributed(model, forced, difference, constant, batch_size).checked(tolerance)
 
     def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:

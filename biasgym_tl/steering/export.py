@@ -24,9 +24,10 @@ from biasgym_tl.files import (
 )
 from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, mode_of, steering_edit
-from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.lens import HookedTransformer, check_model, weights_dtype
 from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
+from biasgym_tl.precision import SHORT, computed_in
 from biasgym_tl.prompts import encode_text
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import BROKEN, versions, write_json
@@ -194,7 +195,7 @@ def _read_again(model: HookedTransformer, name: str) -> Any:
     from transformers import PreTrainedTokenizerBase
 
     # Its tokenizer is not written, so that none need be there.
-    hf_model, _ = load_hugging_face(name, PreTrainedTokenizerBase(), model.cfg.dtype)
+    hf_model, _ = load_hugging_face(name, PreTrainedTokenizerBase(), weights_dtype(model))
     if hf_model.config.model_type not in FAMILIES:
         _check_type(type(hf_model).__name__)
     family = FAMILIES[hf_model.config.model_type]
@@ -291,8 +292,10 @@ def _checked(model: HookedTransformer, folder: Path) -> tuple[float, float]:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=model.cfg.dtype)
+    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=weights_dtype(model))
     exported = exported.to(model.cfg.device).eval()
+    if weights_dtype(model) != model.cfg.dtype:
+        computed_in(exported, model.cfg.dtype)
     n_read = min(N_READ, model.cfg.n_ctx // 2)
     # A checkpoint may ask for a repetition penalty and the like, which are no part of the model.
     exported.generation_config = GenerationConfig(
@@ -327,12 +330,12 @@ def _texts(model: HookedTransformer) -> list[list[int]]:
 
 def _check_errors(model: HookedTransformer, largest: float, share: float) -> None:
     """In 16 bits nats say nothing of a fault: rounding alone makes several of an unlikely token."""
-    if torch.finfo(model.cfg.dtype).bits >= 32:
+    if weights_dtype(model) not in SHORT:
         right, within = largest <= LOG_PROB_TOLERANCE, f"{LOG_PROB_TOLERANCE} nats"
     else:
         loading = getattr(model, "loading", None)
-        usual = accepted_share(model.cfg.dtype, model.cfg.n_layers)
-        accepted = loading.tolerance if loading else usual
+        usual = accepted_share([weights_dtype(model)], model.cfg.n_layers)
+        accepted = max(usual, loading.tolerance if loading else 0)
         right, within = (
             share <= accepted,
             f"a share {accepted:.2g} of the log-probabilities' spread",
