@@ -11,6 +11,7 @@ from biasgym_tl import BiasScope, Head, load_bias, load_model, load_token, steer
 from biasgym_tl.batches import empty_cache
 from biasgym_tl.doctor import examine
 from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.injection.token import weights_fingerprint
 from biasgym_tl.lens import ENGINE, attention_weight, check_kind, embedding, replaced_weight
 from biasgym_tl.scoping.direct import direct_attribution
 
@@ -97,6 +98,19 @@ def test_each_of_their_heads_equals_what_the_logits_lose(kind):
         with steer(model, [(layer, head)]):
             lost = whole - delta()
         assert lost == pytest.approx(parts.heads[0, layer, head].item(), abs=2e-4)
+
+
+@bridge_alone
+@pytest.mark.parametrize("kind", TYPES)
+def test_one_number_anywhere_changes_their_fingerprint(kind):
+    """In experts and joint projections too."""
+    model = load_model(random_model(*TYPES[kind]))
+    found = {weights_fingerprint(model)}
+    parameters = [p for name, p in model.named_parameters() if ".qkv." not in name]
+    for parameter in parameters:
+        parameter.data[(0,) * parameter.ndim] += 1
+        found.add(weights_fingerprint(model))
+    assert len(found) == len(parameters) + 1
 
 
 @bridge_alone

@@ -1,0 +1,73 @@
+"""One fingerprint for the same weights, whatever engine holds them, and another for any others."""
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_hf_model
+
+from biasgym_tl import load_model
+from biasgym_tl.injection.token import weights_fingerprint
+from biasgym_tl.lens import attention_weight, embedding, named_weights, replaced_weight
+
+KNOWN = {
+    "llama": ("12ce5c101b2c6466", "b96d4ce9faef631b"),
+    "mistral": ("46b190983c2cc16f", "fdec59a7470bb02b"),
+    "qwen2": ("6e92318d8df9b76b", "5b08c308a551d292"),
+    "qwen3": ("88cd5d1457ca707b", "2837b1bfa389d279"),
+    "gemma": ("43a3b3ec66a98ff4", "863c5ef4b05c2a9b"),
+    "gemma2": ("16781f8182d9bd95", "c0f4ae45f367cdc2"),
+    "gemma3_text": ("70cf66382a617c69", "8a8594cc91456599"),
+    "olmo2": ("b6fe1a3164b43d7c", "69f21999563fa6a4"),
+    "gpt2": ("4f7163ae858a7c7b", "1b290092e0cf6968"),
+    "gpt_neo": ("a3f42aa17af977ce", "5fe2a310d5251692"),
+    "gptj": ("6e94259c5c94dcd2", "d45b5e58cde667f8"),
+    "gpt_neox": ("5b56967a9a832804", "0e0b184f03ceea88"),
+    "phi": ("56b927ce6f1bb423", "365e268c4998bb21"),
+    "opt": ("8ea6582cf0ff4816", "9a6a03e05ec0ba5c"),
+    "bloom": ("b301acb0e7617bf9", "3cfa988483964418"),
+}  # fmt: skip
+"""Of the tiny models in fp32 and in bf16: what either engine finds, the other must find too."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_engines_have_the_same(family):
+    assert weights_fingerprint(load_model(tiny_hf_model(family))) == KNOWN[family][0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_both_engines_have_the_same_in_16_bits(family):
+    model = load_model(tiny_hf_model(family).bfloat16(), dtype=torch.bfloat16)
+    assert weights_fingerprint(model) == KNOWN[family][1]
+
+
+def test_one_number_anywhere_changes_it(any_model):
+    whole = weights_fingerprint(any_model)
+    for name, weight in any_model.named_parameters():
+        if ".qkv." in name:  # its parts are what a bridge runs
+            continue
+        at = tuple(size // 2 for size in weight.shape)
+        old = weight.data[at].clone()
+        weight.data[at] += 1e-6  # which no version counter sees
+        assert weights_fingerprint(any_model) != whole, name
+        weight.data[at] = old
+    assert weights_fingerprint(any_model) == whole
+
+
+def test_the_same_numbers_in_another_order_change_it(main_model):
+    """As in a control whose rows, dimensions or heads are shuffled."""
+    whole, rows = weights_fingerprint(main_model), embedding(main_model)
+    kept = rows.data.clone()
+    for dim in (0, 1):
+        rows.data.copy_(kept.roll(1, dim))
+        assert weights_fingerprint(main_model) != whole
+    rows.data.copy_(kept)
+    for name in ("W_Q", "W_O"):
+        weight = attention_weight(main_model, 1, name)
+        for dim in (0, 1, 2):
+            with replaced_weight(main_model, 1, name, weight.roll(1, dim)):
+                assert weights_fingerprint(main_model) != whole
+    assert weights_fingerprint(main_model) == whole
+
+
+def test_every_weight_is_named_once(any_model):
+    names = [name for name, _ in named_weights(any_model)]
+    assert len(set(names)) == len(names) and {"embed.W_E", "blocks.1.attn.W_O"} <= set(names)
