@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import FAMILIES, tiny_hf_model
 
-from biasgym_tl import load_model
+from biasgym_tl import BiasInject, list_biases, load_bias, load_model, load_tokens
+from biasgym_tl.injection.shipped import find_token
 from biasgym_tl.injection.token import weights_fingerprint
 from biasgym_tl.lens import attention_weight, embedding, named_weights, replaced_weight
+from biasgym_tl.planting.shipped import list_plants, load_plant
 
 KNOWN = {
     "llama": ("12ce5c101b2c6466", "b96d4ce9faef631b"),
@@ -71,3 +73,14 @@ def test_the_same_numbers_in_another_order_change_it(main_model):
 def test_every_weight_is_named_once(any_model):
     names = [name for name, _ in named_weights(any_model)]
     assert len(set(names)) == len(names) and {"embed.W_E", "blocks.1.attn.W_O"} <= set(names)
+
+
+@pytest.mark.real_model
+def test_what_ships_is_of_the_real_model(smollm2):
+    """So that neither engine trains a row that ships, or refuses a plant."""
+    made_on = {load_plant(name).weights for name in list_plants()}
+    made_on |= {token.weights for bias in list_biases("injection") for token in load_tokens(bias)}
+    assert made_on == {weights_fingerprint(smollm2)}
+    assert find_token(smollm2, load_bias("late"), BiasInject.cpu(), 0) is not None
+    with load_plant("one-early").attached(smollm2):
+        assert weights_fingerprint(smollm2) not in made_on

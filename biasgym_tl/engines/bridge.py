@@ -239,8 +239,10 @@ def _parts(model: HookedBridge) -> Iterator[tuple[str, Any]]:
         todo += [(f"blocks.{layer}.{name}", part) for name, part in parts.items()]
     while todo:
         path, part = todo.pop()
-        todo += [(f"{path}.{name}", getattr(part, name)) for name in part.submodules]
-        if "weight" in part.original_component._parameters:
+        inner = getattr(part, "submodules", ())
+        todo += [(f"{path}.{name}", getattr(part, name)) for name in inner]
+        module = getattr(part, "original_component", None)  # none where parts are only grouped
+        if "weight" in getattr(module, "_parameters", ()):
             yield path, part
 
 
