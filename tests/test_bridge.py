@@ -7,7 +7,7 @@ import transformers as hf
 from conftest import LLAMA, VOCAB, tiny_hf_model
 from transformers.cache_utils import DynamicCache
 
-from biasgym_tl import BiasScope, Head, load_bias, load_model, load_token, steer
+from biasgym_tl import BiasScope, Head, HeadScores, load_bias, load_model, load_token, steer
 from biasgym_tl.batches import empty_cache
 from biasgym_tl.doctor import examine
 from biasgym_tl.errors import ModelError, SettingError
@@ -61,6 +61,11 @@ def test_the_engine_is_the_one_that_is_installed(engine, other):
         load_model("anything", engine=other.pop())
     with pytest.raises(SettingError, match="engine must be one of"):
         load_model("anything", engine="vllm")
+
+
+def test_a_map_says_which_engine_made_it(model, tmp_path):
+    found = BiasScope(n_targets=2).attribute(model, LATE, None, progress=False)
+    assert HeadScores.load(found.save(tmp_path / "map")).versions["engine"] == ENGINE
 
 
 @bridge_alone
