@@ -197,14 +197,15 @@ _READ_FROM_RESIDUAL = ("W_Q", "W_K", "W_V", "W_gate", "W_in", "W_U")
 
 
 def named_weights(model: HookedTransformer) -> Iterator[tuple[str, Float[Tensor, "*of d"]]]:
-    """Every weight by its name, in a shape that both engines have up to the order of heads and
-    their dimensions: a vector, or a matrix whose last dimension is that of the residual stream."""
+    """Every weight by its name, in a shape that both engines have: a vector, or a matrix whose last
+    dimension is that of the residual stream and whose first has the heads one after the other."""
     for name, weight in model.named_parameters():
         path, _, last = name.rpartition(".")
         last = last.removeprefix("_")  # as it is called where heads share their keys
         if last in _READ_FROM_RESIDUAL:
             weight = weight.mT
-        yield f"{path}.{last}", weight.flatten() if last.startswith("b") else weight
+        vector = weight.ndim == 1 or last.startswith("b")
+        yield f"{path}.{last}", weight.flatten(0, -1 if vector else -2)
 
 
 def norm_weight(norm: Any) -> Float[Tensor, " d_model"] | None:
