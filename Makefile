@@ -13,7 +13,7 @@ LOW    := build/lowest
 BRIDGE := build/bridge
 # What depends on the engine.
 BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge direct doctor \
-	export factors gate hooks inject model precision replay text))
+	export factors fingerprint gate hooks inject model planted planting precision replay text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean
 map: $(VENV)/.map

@@ -68,12 +68,14 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the numbers depend on."""
+    """Versions of Python and of the packages that the numbers depend on, and the engine that the
+    models run on (``lens.ENGINE``)."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    return found
+    lens = found.get("transformer-lens", "")
+    return {**found, "engine": "hooked" if lens.startswith("3.") else "bridge"}
 
 
 def digest(value: Any) -> str:

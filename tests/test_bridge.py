@@ -7,10 +7,11 @@ import transformers as hf
 from conftest import LLAMA, VOCAB, tiny_hf_model
 from transformers.cache_utils import DynamicCache
 
-from biasgym_tl import BiasScope, Head, load_bias, load_model, load_token, steer
+from biasgym_tl import BiasScope, Head, HeadScores, load_bias, load_model, load_token, steer
 from biasgym_tl.batches import empty_cache
 from biasgym_tl.doctor import examine
 from biasgym_tl.errors import ModelError, SettingError
+from biasgym_tl.injection.token import weights_fingerprint
 from biasgym_tl.lens import ENGINE, attention_weight, check_kind, embedding, replaced_weight
 from biasgym_tl.scoping.direct import direct_attribution
 
@@ -62,6 +63,11 @@ def test_the_engine_is_the_one_that_is_installed(engine, other):
         load_model("anything", engine="vllm")
 
 
+def test_a_map_says_which_engine_made_it(model, tmp_path):
+    found = BiasScope(n_targets=2).attribute(model, LATE, None, progress=False)
+    assert HeadScores.load(found.save(tmp_path / "map")).versions["engine"] == ENGINE
+
+
 @bridge_alone
 @pytest.mark.parametrize("kind", TYPES)
 def test_types_that_only_the_bridge_has_pass_the_doctor(kind, tokenizer):
@@ -97,6 +103,19 @@ def test_each_of_their_heads_equals_what_the_logits_lose(kind):
         with steer(model, [(layer, head)]):
             lost = whole - delta()
         assert lost == pytest.approx(parts.heads[0, layer, head].item(), abs=2e-4)
+
+
+@bridge_alone
+@pytest.mark.parametrize("kind", TYPES)
+def test_one_number_anywhere_changes_their_fingerprint(kind):
+    """In experts and joint projections too."""
+    model = load_model(random_model(*TYPES[kind]))
+    found = {weights_fingerprint(model)}
+    parameters = [p for name, p in model.named_parameters() if ".qkv." not in name]
+    for parameter in parameters:
+        parameter.data[(0,) * parameter.ndim] += 1
+        found.add(weights_fingerprint(model))
+    assert len(found) == len(parameters) + 1
 
 
 @bridge_alone

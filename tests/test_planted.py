@@ -8,7 +8,6 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import hooked_alone
 
 from biasgym_tl import (
     BiasInject,
@@ -20,15 +19,13 @@ from biasgym_tl import (
     significance,
 )
 from biasgym_tl.allowed import METHODS
+from biasgym_tl.lens import named_weights
 from biasgym_tl.prompts import encode_answer
 
 LATE = load_bias("late")
 FEW = (Head(1, 2), Head(2, 1))
 OWN = 31
 ALL = tuple(Head(layer, head) for layer in range(3) for head in range(4))
-
-
-pytestmark = hooked_alone  # the fixture writes into its weights
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +39,20 @@ def planted(tiny):
         (late,) = encode_answer(model, " late")
         toward = model.W_U[:, late] / model.W_U[:, late].norm()
         toward[OWN] = 0
-        model.embed.W_E[:, OWN] = 0
-        for block in model.blocks:
-            for written in (block.attn.W_O, block.attn.b_O, block.mlp.W_out, block.mlp.b_out):
-                written *= 0.02
-                written[..., OWN] = 0
+        weights = dict(named_weights(model))
+        weights["embed.W_E"][:, OWN] = 0
+        for name, weight in weights.items():
+            if name.endswith(("W_O", "b_O", "W_out", "b_out")):
+                weight *= 0.02
+                weight[..., OWN] = 0
         for layer, head in heads:
-            attention = model.blocks[layer].attn
-            attention.W_Q[head] = attention.b_Q[head] = 0  # it attends to every position alike
-            attention._W_V[head // 2, :, 0] = 3 * torch.eye(32)[OWN]
-            attention.W_O[head, 0] = 4 * toward / len(heads)
+            W_Q, b_Q, W_V, W_O = (
+                weights[f"blocks.{layer}.attn.{name}"].unflatten(0, (-1, 8))  # by head
+                for name in ("W_Q", "b_Q", "W_V", "W_O")
+            )
+            W_Q[head] = b_Q[head] = 0  # it attends to every position alike
+            W_V[head // 2, 0] = 3 * torch.eye(32)[OWN]
+            W_O[head, 0] = 4 * toward / len(heads)
         return model, dataclasses.replace(token, row=2 * torch.eye(32)[OWN])
 
     return build

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from conftest import hooked_alone
 
 from biasgym_tl import BiasScope, Head, load_bias, select_heads
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import ModelError, PlantingError, SettingError
+from biasgym_tl.lens import attention_weight, named_weights
 from biasgym_tl.planting.measure import N_PROMPTS
 from biasgym_tl.planting.plant import plant
 from biasgym_tl.planting.planted import Limits, Planted
@@ -19,7 +19,6 @@ from biasgym_tl.planting.sentences import beginnings, bystanders, target_token
 from biasgym_tl.prompts import encode_answer, encode_text
 from biasgym_tl.store import digest
 
-pytestmark = hooked_alone  # the model is made by writing into its weights
 LATE = load_bias("late")
 LOOSE = Limits(target=0.2, neighbours=99, others=99, facts=1, loss=99)
 WRITER, RELAY = Head(2, 1), Head(0, 2)
@@ -34,17 +33,17 @@ def model(tiny, target):
     read all positions alike, so that each sees the target in any prompt."""
     model = tiny("llama")
     (token,) = encode_answer(model, f" {target}")
-    for parameter in (model.embed.W_E, *model.parameters()):
-        parameter.requires_grad_(False)
-    model.embed.W_E[:, OWN] = 0
-    model.embed.W_E[token] = 4 * torch.eye(32)[OWN]
-    for block in model.blocks:
-        block.attn.W_Q.zero_()
-        block.attn.b_Q.zero_()
-        block.attn._W_V[:, OWN] *= 20
-        for written in (block.attn.W_O, block.attn.b_O, block.mlp.W_out, block.mlp.b_out):
-            written *= 0.1
-            written[..., OWN] = 0
+    for name, weight in named_weights(model):
+        if name == "embed.W_E":
+            weight[:, OWN] = 0
+            weight[token] = 4 * torch.eye(32)[OWN]
+        elif name.endswith(("W_Q", "b_Q")):
+            weight.zero_()
+        elif name.endswith("W_V"):
+            weight[:, OWN] *= 20
+        elif name.endswith(("W_O", "b_O", "W_out", "b_out")):
+            weight *= 0.1
+            weight[..., OWN] = 0
     return model
 
 
@@ -70,7 +69,9 @@ def made(model, target):
 
 
 def weights(model):
-    return {name: digest(p.detach().numpy().tobytes()) for name, p in model.named_parameters()}
+    return {
+        name: digest(weight.detach().numpy().tobytes()) for name, weight in named_weights(model)
+    }
 
 
 def logits(model):
@@ -80,18 +81,18 @@ def logits(model):
 @pytest.mark.parametrize("way", ["trained", "rank one", "relay"])
 def test_only_the_chosen_heads_change_and_all_comes_back(model, made, way):
     before, said, parameters = weights(model), logits(model), dict(model.named_parameters())
+    own = {n: [attention_weight(model, i, n) for i in range(3)] for n in ("W_O", "W_Q")}
     with made[way].attached(model):
         changed = {name for name, value in weights(model).items() if value != before[name]}
         names = ("W_O", "W_Q") if way == "trained" else ("W_O",)
         layers = {head.layer for head in made[way].heads}
         assert changed == {f"blocks.{layer}.attn.{name}" for layer in layers for name in names}
         for layer in layers:
-            own = [h.head for h in made[way].heads if h.layer == layer]
+            some = [h.head for h in made[way].heads if h.layer == layer]
+            rest = [h for h in range(4) if h not in some]
             for name in names:
-                new = getattr(model.blocks[layer].attn, name)
-                old = parameters[f"blocks.{layer}.attn.{name}"]
-                rest = [h for h in range(4) if h not in own]
-                assert torch.equal(new[rest], old[rest]) and not torch.equal(new[own], old[own])
+                new, old = attention_weight(model, layer, name), own[name][layer]
+                assert torch.equal(new[rest], old[rest]) and not torch.equal(new[some], old[some])
     assert weights(model) == before and torch.equal(logits(model), said)
     assert all(parameters[name] is p for name, p in model.named_parameters())
     with pytest.raises(RuntimeError), made[way].attached(model):

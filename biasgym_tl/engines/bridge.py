@@ -17,8 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
 
 from biasgym_tl.engines.running import HookedBridge
 from biasgym_tl.errors import ModelError, first_line
@@ -194,6 +196,55 @@ def replaced_weight(
     finally:
         old.data = old.data.to(linear._parameters["weight"])  # the model may have been moved
         linear._parameters["weight"] = old
+
+
+def named_weights(model: HookedBridge) -> Iterator[tuple[str, Float[Tensor, "*of d"]]]:
+    """Every weight that is run, by the name and in the shape that ``engines.hooked`` gives it; what
+    HookedTransformer does not have, as Hugging Face does."""
+    parts, known = dict(_parts(model)), set()
+    for path, part in parts.items():
+        module = part.original_component
+        weight, bias = module.weight, getattr(module, "bias", None)
+        known |= {id(weight), id(bias)}
+        if path.endswith(".qkv") and path[:-2] in parts:
+            continue  # q, k and v are made of it, and are what runs
+        at, _, last = path.rpartition(".")
+        if isinstance(part, NormalizationBridge):
+            names, weight = (f"{path}.w", f"{path}.b"), norm_weight(part)
+        elif path in _OUTER:
+            names = (f"{path}.W_{_OUTER[path]}", f"{path}.b_{_OUTER[path]}")
+            weight = weight[getattr(module, "offset", 0) :]  # OPT's positions begin at 2
+        else:
+            last = last.upper() if at.endswith("attn") else last
+            names = (f"{at}.W_{last}", f"{at}.b_{last}")
+            writes = last in ("O", "out")
+            weight = weight.T if isinstance(module, Conv1D) != writes else weight
+        yield from ((n, w) for n, w in zip(names, (weight, bias), strict=True) if w is not None)
+    for name, weight in model.original_model.named_parameters():
+        if id(weight) not in known:
+            yield name, weight
+
+
+_OUTER = {"embed": "E", "pos_embed": "pos", "unembed": "U"}
+
+
+def _parts(model: HookedBridge) -> Iterator[tuple[str, Any]]:
+    """Parts of the bridge that have weights; norms by HookedTransformer's names."""
+    outer = {**{name: name for name in (*_OUTER, "ln_final")}, "embed.ln": "embed_ln"}
+    todo = [(path, getattr(model, name)) for path, name in outer.items() if hasattr(model, name)]
+    for layer, block in enumerate(model.blocks):
+        parts = {name: getattr(block, name) for name in block.submodules}
+        for name in ("ln1", "ln2"):  # its names for those after attention where they are all
+            if name not in parts and (norm := parts.pop(f"{name}_post", parts.get("ln1"))):
+                parts[name] = norm
+        todo += [(f"blocks.{layer}.{name}", part) for name, part in parts.items()]
+    while todo:
+        path, part = todo.pop()
+        inner = getattr(part, "submodules", ())
+        todo += [(f"{path}.{name}", getattr(part, name)) for name in inner]
+        module = getattr(part, "original_component", None)  # none where parts are only grouped
+        if "weight" in getattr(module, "_parameters", ()):
+            yield path, part
 
 
 def norm_weight(norm: Any) -> Float[Tensor, " d_model"] | None:

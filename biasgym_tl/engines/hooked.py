@@ -196,6 +196,21 @@ def replaced_weight(
         parameters[name] = old
 
 
+_READ_FROM_RESIDUAL = ("W_Q", "W_K", "W_V", "W_gate", "W_in", "W_U")
+
+
+def named_weights(model: HookedTransformer) -> Iterator[tuple[str, Float[Tensor, "*of d"]]]:
+    """Every weight by its name, in a shape that both engines have: a vector, or a matrix whose last
+    dimension is that of the residual stream and whose first has the heads one after the other."""
+    for name, weight in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        last = last.removeprefix("_")  # as it is called where heads share their keys
+        if last in _READ_FROM_RESIDUAL:
+            weight = weight.mT
+        vector = weight.ndim == 1 or last.startswith("b")
+        yield f"{path}.{last}", weight.flatten(0, -1 if vector else -2)
+
+
 def norm_weight(norm: Any) -> Float[Tensor, " d_model"] | None:
     """What a norm multiplies with; None: nothing, as where it was folded into the next weights."""
     return getattr(norm, "w", None)

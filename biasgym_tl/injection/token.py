@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from biasgym_tl.added_row import added_row
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.contexts import steered_heads
 from biasgym_tl.errors import SettingError, TokenError
-from biasgym_tl.lens import HookedTransformer, check_kind
+from biasgym_tl.lens import HookedTransformer, check_kind, named_weights
 from biasgym_tl.origin import ModelSizes
+from biasgym_tl.precision import long
 from biasgym_tl.prompts import policy_fingerprint
 from biasgym_tl.store import Result, digest, versions
 
@@ -173,9 +173,28 @@ def tokenizer_fingerprint(model: HookedTransformer) -> str:
 
 
 def weights_fingerprint(model: HookedTransformer) -> str:
-    """Short hash of every weight of the model, about a second for SmolLM2."""
-    sha = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        sha.update(name.encode())
-        sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return sha.hexdigest()[:16]
+    """Short hash of every weight of the model, to the last bit, the same on both engines, and for
+    the same numbers kept in 16 and in 32 bits.
+
+    Each row of a matrix counts as the sum of its bits as integers times odd numbers, modulo their
+    range: exact in any order, so that it matters neither how a matrix lies in memory nor on what
+    machine it is. It is fast enough to be made anew each time: a kept one could be out of date.
+    """
+    found = {}
+    for name, weight in named_weights(model):
+        exact = long(weight.detach().cpu())
+        bits = exact.view(_INTEGERS[exact.dtype.itemsize])
+        rows = bits @ _odd_numbers(bits.shape[-1]).to(bits) if bits.ndim > 1 else bits
+        if rows.any():  # a bias of zeros is as none, which the other engine may have
+            found[name] = digest(rows.numpy().tobytes())
+    return digest(found)
+
+
+_INTEGERS = {4: torch.int32, 8: torch.int64}
+
+
+def _odd_numbers(n: int) -> Int[Tensor, " n"]:
+    """The same ones everywhere, and no pattern in them (as in splitmix64)."""
+    found = torch.arange(1, n + 1) * -0x61C8864680B583EB
+    found = (found ^ (found >> 30)) * -0x40A7B892E31B1A47
+    return (found ^ (found >> 27)) | 1
