@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import random
+import socket
 import tempfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,10 +110,11 @@ class OnRay:
 
     Raises:
         ExtraError: on construction, if Ray is not installed.
+        SettingError: on construction, if nothing answers at the address.
     """
 
     address: str | None = None
-    """``"HOST:PORT"`` of its head, or ``"auto"``; None: a cluster on this machine, if none runs."""
+    """``"HOST:PORT"`` of its head; None: the cluster of this machine, or else one for this run."""
 
     def __post_init__(self) -> None:
         if find_spec("ray") is None:
@@ -120,13 +122,22 @@ class OnRay:
                 "a run on Ray needs the package ray, which is not installed. "
                 "Run: pip install 'biasgym-tl[ray]'"
             )
+        if self.address is not None:
+            host, _, port = self.address.rpartition(":")
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, ValueError, OverflowError) as error:
+                raise SettingError(
+                    f"address must be HOST:PORT of a Ray cluster, got {self.address!r} "
+                    f"({first_line(error)}). Start one: ray start --head --port 6379"
+                ) from error
         torch.set_num_threads(1)
 
     def __call__(self, opened: Opened) -> None:
         """Make the steps.
 
         Raises:
-            SettingError: there is no cluster at the address, or a worker reads other data or dies
+            SettingError: Ray cannot be started or joined, or a worker reads other data or dies
                 again and again; else what a task raises.
             StoreError: a node does not share the cache folder.
         """
@@ -175,8 +186,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         raise SettingError(
-            f"address must be that of a running Ray cluster, got {address!r} "
-            f"({first_line(error)}). Start one: ray start --head"
+            f"Ray must start here, or be joined at the address, got {address!r} "
+            f"({first_line(error)}). Start it by hand: ray start --head --port 6379"
         ) from error
     try:
         yield
