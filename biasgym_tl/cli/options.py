@@ -7,8 +7,14 @@ from typing import Annotated
 import typer
 
 from biasgym_tl.allowed import (
-    CLUSTERS, CONTRASTS, DTYPES, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS,
-)  # fmt: skip
+    CLUSTERS,
+    CONTRASTS,
+    DTYPES,
+    EPOCH_CHOICES,
+    METHODS,
+    NEUTRAL,
+    PRESETS,
+)
 from biasgym_tl.cli.shell import one_of
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]

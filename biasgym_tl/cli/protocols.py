@@ -142,8 +142,6 @@ def run(
             price_out=price_out, train=train, plan=plan, on=on, address=address, yes=yes,
             fresh=fresh, json=json,
         )  # fmt: skip
-    if address and not on:
-        raise SettingError(f"--address must be given with --on ray, got {address!r} without.")
     for each in bias or ():
         load_bias(each)
     if not plan and out is None:
@@ -169,13 +167,14 @@ def run(
             say(f"The plan is the same without {', '.join(unused)}.", err=True)
         found = planned(protocol, price)
         return say_json(found._asdict()) if json else say(found)
-    run_and_show(
-        protocol, out, fresh=fresh, price=price, yes=yes, json=json, ahead=_on(on, address)
-    )
+    ahead = _on(on, address)
+    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json, ahead=ahead)
 
 
 def _on(cluster: str | None, address: str | None) -> Callable[[Opened], None] | None:
     """What makes steps ahead; an extra that is missing is said before a model is loaded."""
+    if address and not cluster:
+        raise SettingError(f"--address must be given with --on ray, got {address!r} without.")
     if cluster is None:
         return None
     from biasgym_tl.protocol.on_ray import OnRay

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import implicit_questions
@@ -84,6 +86,7 @@ class ProtocolResult(NamedTuple):
             settings=dataclasses.asdict(self.protocol),
             inputs=self.inputs,
             results=results_fingerprint(*numbers),
+            threads=torch.get_num_threads(),
         )
 
 
