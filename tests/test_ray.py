@@ -227,10 +227,10 @@ def test_a_task_that_kills_every_worker_ends_the_run(cluster, monkeypatch):
         def do(self, task):
             return os._exit(1) if task.stage else on_ray._Done((), made=False)
 
-    monkeypatch.setattr(on_ray, "MOST_DEATHS", 2)
+    monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with on_ray._cluster(cluster), bar(1, "", progress=False) as shown:
         crew = on_ray._Crew(ray.remote(Dying).remote, 2, {}, shown)
-        with pytest.raises(SettingError, match="must survive late rows, but 2 did not"):
+        with pytest.raises(SettingError, match="must survive late rows, but 1 did not"):
             crew.work(["late"])
 
 
