@@ -25,5 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 """What weights are kept in."""
 PRESETS = ("cpu", "paper")
 """Settings of a training."""
+CLUSTERS = ("ray",)
+"""Where steps of a protocol can be made, beside this process."""
 EPOCH_CHOICES = ("similarity", "loss", "last")
 """What chooses the epoch of a training."""

@@ -37,6 +37,8 @@ class Manifest(Result):
     results: str
     """Fingerprint of all numbers."""
     versions: dict[str, str] = dataclasses.field(default_factory=versions)
+    threads: int | None = None
+    """With which torch computed; with another number sums can differ in their last bits."""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     """By name, the fingerprint of each file that was written beside it."""
 
@@ -46,7 +48,9 @@ class Manifest(Result):
             return "Repeated: every number and text equals that of the manifest."
         other = _differing(inputs, self.inputs)
         return "Not repeated: numbers differ from those of the manifest. " + (
-            f"Not the same: {', '.join(other)}." if other else "Is this another machine?"
+            f"Not the same: {', '.join(other)}."
+            if other
+            else "Is this another machine? Or another number of threads?"
         )
 
     def save(self, path: str | Path) -> Path:

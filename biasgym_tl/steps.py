@@ -7,6 +7,7 @@ depend on: inputs, settings, versions, and the code that it runs.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -29,6 +30,7 @@ from biasgym_tl.store import (
     cache_dir,
     digest,
     file_name,
+    locked,
     read_kind,
     versions,
     write_kind,
@@ -117,16 +119,24 @@ class Steps:
         write: Callable[[Made], object],
         make: Callable[[], Made],
     ) -> Made:
-        if path.exists() and (not self.fresh or path in self.made):
-            try:
-                return read(path)
-            except StoreError:
-                # Broken from outside; made again.
+        if (found := self._found(path, read)) is not None:
+            return found
+        with locked(path):  # another process may be making it
+            if (found := self._found(path, read)) is not None:
+                return found
+            if path.exists() and not self.fresh:  # broken from outside; made again
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        made = make()
-        write(made)
+            made = make()
+            write(made)
         self.made.add(path)
         return made
+
+    def _found(self, path: Path, read: Callable[[Path], Made]) -> Made | None:
+        """What was made before; None if it is not there or was broken from outside."""
+        if path.exists() and (not self.fresh or path in self.made):
+            with contextlib.suppress(StoreError):
+                return read(path)
+        return None
 
 
 def _value(step: dict[str, Any], key: str) -> Any:

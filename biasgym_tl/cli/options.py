@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from biasgym_tl.allowed import CONTRASTS, DTYPES, EPOCH_CHOICES, METHODS, NEUTRAL, PRESETS
+from biasgym_tl.allowed import (
+    CLUSTERS,
+    CONTRASTS,
+    DTYPES,
+    EPOCH_CHOICES,
+    METHODS,
+    NEUTRAL,
+    PRESETS,
+)
 from biasgym_tl.cli.shell import one_of
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
@@ -68,6 +76,16 @@ JudgeName = Annotated[
 Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do every step again, reuse nothing.")]
+RunsOn = Annotated[
+    str | None,
+    typer.Option(
+        "--on", help="ray: workers on a Ray cluster make the steps.", callback=one_of(CLUSTERS)
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="HOST:PORT of the cluster; default: the one of this machine, or a new one."),
+]
 NoInjection = Annotated[
     bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
 ]

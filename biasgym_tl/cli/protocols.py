@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from biasgym_tl.cli.app import (
     say_json,
 )
 from biasgym_tl.cli.options import (
+    Address,
     AnswerTokens,
     AsJson,
     Benchmarks,
@@ -32,6 +33,7 @@ from biasgym_tl.cli.options import (
     ModelName,
     PriceIn,
     PriceOut,
+    RunsOn,
     Seed,
     Train,
     Yes,
@@ -42,6 +44,7 @@ from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
+    from biasgym_tl.protocol.chain import Opened
     from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.protocol import Protocol
 
@@ -124,6 +127,8 @@ def run(
     train: Train = False,
     plan: OnlyPlan = False,
     show: OnlyShow = False,
+    on: RunsOn = None,
+    address: Address = None,
     yes: Yes = False,
     fresh: Fresh = False,
     json: AsJson = False,
@@ -134,7 +139,8 @@ def run(
         return _show(
             text, out=out, model=model, dtype=dtype, device=device, bias=bias, seeds=seeds,
             paragraphs=paragraphs, benchmark=benchmark, judge=judge, price_in=price_in,
-            price_out=price_out, train=train, plan=plan, yes=yes, fresh=fresh, json=json,
+            price_out=price_out, train=train, plan=plan, on=on, address=address, yes=yes,
+            fresh=fresh, json=json,
         )  # fmt: skip
     for each in bias or ():
         load_bias(each)
@@ -157,11 +163,23 @@ def run(
     )
     price = price_of(price_in, price_out)
     if out is None or plan:
-        if unused := _given({"out": out, "fresh": fresh, "yes": yes}):
+        if unused := _given({"out": out, "on": on, "address": address, "fresh": fresh, "yes": yes}):
             say(f"The plan is the same without {', '.join(unused)}.", err=True)
         found = planned(protocol, price)
         return say_json(found._asdict()) if json else say(found)
-    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+    ahead = _on(on, address)
+    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json, ahead=ahead)
+
+
+def _on(cluster: str | None, address: str | None) -> Callable[[Opened], None] | None:
+    """What makes steps ahead; an extra that is missing is said before a model is loaded."""
+    if address and not cluster:
+        raise SettingError(f"--address must be given with --on ray, got {address!r} without.")
+    if cluster is None:
+        return None
+    from biasgym_tl.protocol.on_ray import OnRay
+
+    return OnRay(address)
 
 
 def _show(text: str, **options: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from biasgym_tl.cli.app import asking, check_folder, say, say_json
 if TYPE_CHECKING:
     from biasgym_tl.api import Price
     from biasgym_tl.manifest import Manifest
-    from biasgym_tl.protocol.chain import BiasResult
+    from biasgym_tl.protocol.chain import BiasResult, Opened
     from biasgym_tl.protocol.protocol import Protocol
 
 
@@ -26,6 +27,7 @@ def run_and_show(
     price: Price | None = None,
     yes: bool = False,
     json: bool = False,
+    ahead: Callable[[Opened], None] | None = None,
 ) -> None:
     """Run it; what is found is there as soon as it is known, and all of it at the end."""
     from rich.console import Console
@@ -37,7 +39,6 @@ def run_and_show(
 
     check_folder(out)
     disable_progress_bar()
-    say(f"Loading {protocol.model} ...", err=True)
     running = Running(
         expected=manifest.inputs if manifest else None,
         price=price,
@@ -45,7 +46,9 @@ def run_and_show(
         fresh=fresh,
         say=partial(say, err=True),
         write=partial(_write_and_show, protocol, out),
+        ahead=ahead,
     )
+    say(f"Loading {protocol.model} ...", err=True)
     try:
         result = run_protocol(protocol, running)
     except KeyboardInterrupt:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import implicit_questions
@@ -25,6 +27,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
 from biasgym_tl.model import load_model
 from biasgym_tl.origin import model_sizes
+from biasgym_tl.progress import Finished
 from biasgym_tl.protocol.conditions import Conditions
 from biasgym_tl.protocol.course import Course
 from biasgym_tl.protocol.plan import planned_steps
@@ -83,6 +86,7 @@ class ProtocolResult(NamedTuple):
             settings=dataclasses.asdict(self.protocol),
             inputs=self.inputs,
             results=results_fingerprint(*numbers),
+            threads=torch.get_num_threads(),
         )
 
 
@@ -105,6 +109,16 @@ class Running:
     write: Callable[[str, BiasResult], None] = lambda name, found: None
     """Is given the results of each bias as they come: maps and heads, then a report of the
     conditions, then one with their random controls, then the judge's."""
+    ahead: Callable[[Opened], None] | None = None
+    """Makes steps elsewhere, before the run looks for them in the store, such as
+    :class:`~biasgym_tl.protocol.on_ray.OnRay`."""
+
+    def __post_init__(self) -> None:
+        if self.fresh and self.ahead:
+            raise SettingError(
+                "fresh must be False for a run on a cluster, whose workers find each other's steps "
+                "in the cache folder, got True. Set BIASGYM_CACHE to an empty folder."
+            )
 
 
 def run_protocol(protocol: Protocol, running: Running | None = None) -> ProtocolResult:
@@ -124,30 +138,56 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
         ApiError: an API judge cannot be used.
     """
     running = running or Running()
+    opened = open_protocol(protocol, running)
+    if running.ahead:
+        running.ahead(opened)
+    model, steps, biases = opened.model, opened.steps, opened.given.biases
+    size = sum(p.numel() for p in model.parameters())
+    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
+    course = Course(tuple(b.name for b in biases), planned, lambda: len(steps.made))
+    found = {bias.name: _result(opened.stages(bias), course, opened) for bias in biases}
+    return ProtocolResult(protocol, found, opened.inputs)
+
+
+class Opened(NamedTuple):
+    """A protocol with all that it names, read and checked, and its model."""
+
+    protocol: Protocol
+    running: Running
+    given: _Given
+    model: HookedTransformer
+    inputs: dict[str, str]
+    """Fingerprints of all that was read."""
+    steps: Steps
+
+    def stages(self, bias: Bias) -> Stages:
+        """Of one bias."""
+        return Stages(
+            protocol=self.protocol,
+            model=self.model,
+            bias=bias,
+            steps=self.steps,
+            given_rows=self.given.rows,
+            given_heads=self.given.heads,
+            progress=self.running.progress,
+            say=self.running.say,
+        )
+
+    def finished(self) -> Finished:
+        """Looks up what was measured before."""
+        benchmarks = map(type, self.given.benchmarks)
+        return self.steps.finished(standard_measures, *benchmarks, implicit_questions)
+
+
+def open_protocol(protocol: Protocol, running: Running) -> Opened:
+    """Read and check a protocol and load its model; errors as of :func:`run_protocol`."""
     given = _given(protocol, running)
     model = load_model(protocol.model, dtype=protocol.dtype, device=protocol.device)
     _check_heads(protocol, given.heads, model.cfg.n_layers, model.cfg.n_heads)
     _check_fits(protocol, model, given.biases)
     inputs = named_inputs(model, **given.read(protocol))
     check_inputs(inputs, running.expected)
-    steps = Steps.of(model, fresh=running.fresh)
-    size = sum(p.numel() for p in model.parameters())
-    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
-    course = Course(tuple(b.name for b in given.biases), planned, lambda: len(steps.made))
-    found: dict[str, BiasResult] = {}
-    for bias in given.biases:
-        stages = Stages(
-            protocol=protocol,
-            model=model,
-            bias=bias,
-            steps=steps,
-            given_rows=given.rows,
-            given_heads=given.heads,
-            progress=running.progress,
-            say=running.say,
-        )
-        found[bias.name] = _result(stages, running, course, given)
-    return ProtocolResult(protocol, found, inputs)
+    return Opened(protocol, running, given, model, inputs, Steps.of(model, fresh=running.fresh))
 
 
 class _Given(NamedTuple):
@@ -230,9 +270,9 @@ def _check_different(what: str, names: Sequence[str]) -> None:
         raise SettingError(f"{what} must be different ones, got {list(names)}.")
 
 
-def _result(stages: Stages, running: Running, course: Course, given: _Given) -> BiasResult:
+def _result(stages: Stages, course: Course, opened: Opened) -> BiasResult:
     """All of one bias, in order."""
-    protocol, bias = stages.protocol, stages.bias
+    protocol, bias, running = stages.protocol, stages.bias, opened.running
 
     def begin(stage: str) -> None:
         if said := course.begins(bias.name, stage):
@@ -250,22 +290,17 @@ def _result(stages: Stages, running: Running, course: Course, given: _Given) -> 
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
     found = BiasResult(rows, stages.maps, choices, sweeps)
     running.write(bias.name, found)
-    for report in _reports(stages, running, begin, given):
+    for report in _reports(stages, begin, opened):
         found = found._replace(reports=(report,))
         running.write(bias.name, found)
     return found
 
 
-def _reports(
-    stages: Stages,
-    running: Running,
-    begin: Callable[[str], None],
-    given: _Given,
-) -> Iterator[Report]:
+def _reports(stages: Stages, begin: Callable[[str], None], opened: Opened) -> Iterator[Report]:
     """Of the conditions; with their random controls too; and with a judge's scores."""
-    bias, judge, asked = stages.bias, given.judge, Conditions(stages, given.benchmarks)
+    bias, running, given = stages.bias, opened.running, opened.given
+    judge, asked = given.judge, Conditions(stages, given.benchmarks)
     conditions, measurements = asked.conditions(), asked.measurements()
-    code = (standard_measures, *map(type, given.benchmarks), implicit_questions)
     shared = Shared()
 
     def measured(some: list[Condition]) -> Report:
@@ -276,7 +311,7 @@ def _reports(
             measurements,
             scores=stages.first_map(),
             progress=running.progress,
-            finished=stages.steps.finished(*code),
+            finished=opened.finished(),
             shared=shared,
         )
 
