@@ -161,8 +161,7 @@ class _Part(NamedTuple):
 @contextlib.contextmanager
 def _weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Context in which all floating-point weights and buffers of a module are of ``dtype``."""
-    before: list[tuple[Any, str, Tensor]] = []
-    sources: dict[int, Tensor] = {}
+    before, sources = list(_others(module, dtype)), dict[int, Tensor]()
 
     def pack(tensor: Tensor) -> Tensor | _Part:
         weight = sources.get(tensor.untyped_storage().data_ptr())
@@ -176,22 +175,24 @@ def _weights_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             return kept
         return kept.weight.to(kept.dtype).as_strided(*kept.geometry)
 
+    kept = torch.autograd.graph.saved_tensors_hooks(pack, unpack)
     try:
-        for part in module.modules():
-            tensors: tuple[Any, ...] = (part._parameters, part._buffers)
-            for held in tensors:
-                for name, weight in held.items():
-                    if weight is None or weight.dtype == dtype or not weight.is_floating_point():
-                        continue
-                    before.append((held, name, weight))
-                    held[name] = cast = weight.detach().to(dtype)
-                    sources[cast.untyped_storage().data_ptr()] = weight.detach()
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, unpack)
-            if before
-            else contextlib.nullcontext()
-        ):
+        for held, name, weight in before:
+            held[name] = cast = weight.to(dtype)
+            if not weight.requires_grad:
+                sources[cast.untyped_storage().data_ptr()] = weight.detach()
+        with kept if before else contextlib.nullcontext():
             yield
     finally:
         for held, name, weight in before:
             held[name] = weight
+
+
+def _others(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[Any, str, Tensor]]:
+    """Weights and buffers of another floating-point dtype: who holds them, and by what name."""
+    for part in module.modules():
+        tensors: tuple[Any, ...] = (part._parameters, part._buffers)
+        for held in tensors:
+            for name, weight in held.items():
+                if weight is not None and weight.is_floating_point() and weight.dtype != dtype:
+                    yield held, name, weight

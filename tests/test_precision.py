@@ -163,6 +163,13 @@ def test_another_precision_is_given_back(model):
     assert model.cfg.dtype == torch.float32 and torch.equal(model(TOKENS), before)
 
 
+def test_a_weight_that_asks_for_a_gradient_gets_one(model):
+    weight = model.blocks[0].attn.W_O if ENGINE == "hooked" else model.blocks[0].attn.o.weight
+    weight.requires_grad_()
+    (found,) = torch.autograd.grad(model(TOKENS).sum(), weight)
+    assert found.shape == weight.shape and found.abs().sum() > 0
+
+
 def test_a_copy_is_a_model_of_its_own(model):
     twin, before = copy.deepcopy(model), model(TOKENS)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The same identities on the pre-trained SmolLM2-135M-Instruct."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,15 +62,19 @@ def test_log_probs_equal_hugging_face_on_real_text(smollm2):
 def test_memory_is_what_the_plan_says(smollm2, dtype):
     """Memory is not a time: it is much the same on every machine."""
     code = f"""
-import resource
+from benchmarks.peak import watched_memory
 from biasgym_tl import BiasInject, load_bias, load_model
-model = load_model("smollm2-135m-instruct", dtype="{dtype}", progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-BiasInject(epochs=1, n_paragraphs=16, choose_by="last").fit(model, load_bias("late"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+with watched_memory() as loading:
+    model = load_model("smollm2-135m-instruct", dtype="{dtype}", progress=False)
+with watched_memory() as training:
+    BiasInject(epochs=1, n_paragraphs=16, choose_by="last").fit(model, load_bias("late"))
+print(loading.most, training.most)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loading, training = (1024 * float(line) for line in found.stdout.split())
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    loading, training = map(float, found.stdout.split())
     sizes = sizes_of("smollm2-135m-instruct")
     assert loading < RUNTIME + 2.2 * weights(sizes, "float32")  # what the file holds
     assert training == pytest.approx(peak(sizes, dtype, gradients=True), rel=0.15)
