@@ -133,14 +133,14 @@ def workers():
 
 
 def kill_workers(cache, end, killed):
-    """Each time that a step was finished, kill somebody, until enough were killed."""
+    """Each time that a step was finished, kill one or two, until enough were killed."""
     drawn, before = random.Random(0), 0
     while not end.wait(0.02) and len(killed) < KILLS:
         running, n = workers(), len(steps(cache))
         if n > before and running:
-            victim = drawn.choice(running)
-            victim.kill()
-            killed.append(victim.pid)
+            for victim in drawn.sample(running, min(len(running), drawn.choice((1, 2, 2)))):
+                victim.kill()
+                killed.append(victim.pid)
             before = n
 
 
@@ -157,7 +157,7 @@ def test_workers_on_two_nodes_are_killed_and_every_number_is_that_of_one_process
     finally:
         end.set()
         killer.join()
-    assert len(set(killed)) == KILLS
+    assert len(set(killed)) >= KILLS
     manifest = found.manifest()
     assert (manifest.results, manifest.threads) == (alone[0], 1)
     assert steps(tmp_path) == alone[1]
@@ -225,10 +225,15 @@ def test_a_task_that_kills_every_worker_ends_the_run(cluster, monkeypatch):
 
     class Dying:
         def do(self, task):
-            return os._exit(1) if task.stage else on_ray._Done((), made=False)
+            return os._exit(1) if task.stage else None
 
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with on_ray._cluster(cluster), bar(1, "", progress=False) as shown:
+        assert on_ray._places("CPU", 2**30) == 2
+        with pytest.raises(
+            SettingError, match=r"must have a CPU and 99\.0 GB of memory for a worker"
+        ):
+            on_ray._places("CPU", 99 * 2**30)
         crew = on_ray._Crew(ray.remote(Dying).remote, 2, {}, shown)
         with pytest.raises(SettingError, match="must survive late rows, but 1 did not"):
             crew.work(["late"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
 import random
 import socket
 import tempfile
@@ -39,7 +40,7 @@ class _Task(NamedTuple):
 
     bias: str = ""
     stage: str = ""
-    """None: only to get ready."""
+    """Empty: only to get ready."""
     name: str | None = None
     """None: the names of all tasks of the stage."""
 
@@ -75,14 +76,14 @@ class Worker:
         if not Path(self.mark).exists():
             raise StoreError(
                 f"cache folder must be one that all nodes share, got {self.cache!r}, which "
-                f"{os.uname().nodename} does not. Set BIASGYM_CACHE to a folder that they share."
+                f"{platform.node()} does not. Set BIASGYM_CACHE to a folder that they share."
             )
         opened = open_protocol(self.protocol, Running(progress=False))
         other = [name for name in self.inputs if opened.inputs.get(name) != self.inputs[name]]
         if other:
             raise SettingError(
                 f"inputs of a worker must be those of the run, got other {other} on "
-                f"{os.uname().nodename}. Install the same versions and data there."
+                f"{platform.node()}. Install the same versions and data there."
             )
         return Tasks(opened)
 
@@ -152,25 +153,28 @@ class OnRay:
         on_gpu = torch.device(opened.model.cfg.device).type == "cuda"
         cache_dir().mkdir(parents=True, exist_ok=True)
         with _cluster(self.address), tempfile.NamedTemporaryFile(dir=cache_dir()) as mark:
-            kind = ray.remote(num_cpus=1, num_gpus=int(on_gpu), memory=int(planned.memory))(Worker)
+            memory = int(planned.memory)
+            kind = ray.remote(num_cpus=1, num_gpus=int(on_gpu), memory=memory)(Worker)
             given = (protocol, opened.inputs, os.getcwd(), str(cache_dir()), mark.name)
-            most = _places("GPU" if on_gpu else "CPU")
+            most = _places("GPU" if on_gpu else "CPU", memory)
             opened.running.say(f"Ray: workers for {most} {'GPUs' if on_gpu else 'CPUs'}")
             with bar(sum(seconds.values()), "on Ray", progress=opened.running.progress) as shown:
                 crew = _Crew(partial(kind.remote, *given), most, seconds, shown)
                 crew.work([bias.name for bias in opened.given.biases])
 
 
-def _places(kind: str) -> int:
-    """How many workers the cluster could hold by its CPUs or GPUs."""
+def _places(kind: str, memory: int) -> int:
+    """How many workers the nodes could hold by their CPUs or GPUs and their memory."""
     import ray
 
-    resources = ray.cluster_resources()
-    if (found := int(resources.get(kind, 0))) < 1:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = (min(n.get(kind, 0), n.get("CPU", 0), n.get("memory", 0) // memory) for n in nodes)
+    if (places := int(sum(map(int, found)))) < 1:
         raise SettingError(
-            f"the Ray cluster must have a {kind}, got {resources}. Start Ray on a node that has."
+            f"a node of the Ray cluster must have a {kind} and {memory / 2**30:.1f} GB of memory "
+            f"for a worker, got {nodes}. Start Ray on one that has."
         )
-    return found
+    return places
 
 
 @contextlib.contextmanager
