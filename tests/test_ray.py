@@ -225,7 +225,7 @@ def test_a_task_that_kills_every_worker_ends_the_run(cluster, monkeypatch):
 
     class Dying:
         def do(self, task):
-            return os._exit(1) if task.stage else None
+            return os._exit(1) if task.stage else on_ray._Done((), made=False)
 
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with on_ray._cluster(cluster), bar(1, "", progress=False) as shown:
