@@ -55,8 +55,16 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "memory": 16 * 2**30, "object_store_memory": 100 * 2**20}
-    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    found.add_node(**node)
+    for left in (2, 1, 0):  # Ray gives a node half a minute to start, whatever else is running
+        try:
+            found = Cluster(
+                initialize_head=True, head_node_args={**node, "include_dashboard": False}
+            )
+            found.add_node(**node)
+            break
+        except Exception:
+            if not left:
+                raise
     yield found.address
     found.shutdown()
 
