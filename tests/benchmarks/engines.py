@@ -7,11 +7,13 @@ bridge over HookedTransformer, and how far numbers are apart.
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 ROUNDS = 3
 
@@ -61,10 +63,13 @@ def main() -> None:
     if len(sys.argv) == 1:
         print(json.dumps(work()))
         return
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     runs: dict[str, list[dict]] = {"hooked": [], "bridge": []}
     for _ in range(ROUNDS):
         for name, python in (("hooked", sys.executable), ("bridge", sys.argv[1])):
-            said = subprocess.run([python, __file__], capture_output=True, text=True, check=True)
+            said = subprocess.run(
+                [python, __file__], capture_output=True, text=True, check=True, env=env
+            )
             runs[name].append(json.loads(said.stdout.splitlines()[-1]))
     for job in runs["hooked"][0].keys() - {"numbers"}:
         ours, theirs = (statistics.median(r[job] for r in runs[n]) for n in ("hooked", "bridge"))
