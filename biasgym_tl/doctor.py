@@ -104,7 +104,7 @@ def _ranks_in_bf16(
     heads: Float[Tensor, "pair n_layers n_heads"],
 ) -> float:
     """Rank correlation of the heads' mean values in fp32 with those of the model in bf16."""
-    with computed_in(model, torch.bfloat16, model.blocks):
+    with computed_in(model, torch.bfloat16):
         found = unchecked_attribution(model, sequences, biased_ids, neutral_ids).heads
     flat = [values.mean(0).flatten()[None].double() for values in (heads, found)]
     return rank_correlation(*flat).item()

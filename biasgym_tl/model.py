@@ -134,7 +134,7 @@ def _bridged(
     """A user's own bridge, on its own weights."""
     model = adopted(bridge)
     if (dtype := weights_dtype(model)) in SHORT:
-        computed_in(model, torch.float32 if exact else dtype, model.blocks)
+        computed_in(model, torch.float32 if exact else dtype)
     _give_tokenizer(model, model.tokenizer if tokenizer is None else as_tokenizer(tokenizer))
     ids = torch.arange(min(16, model.cfg.n_ctx), device=model.cfg.device) * 997
     check_identities(model, ids[None] % model.cfg.d_vocab, LEAST_SHARE)
@@ -197,7 +197,7 @@ def _converted(
     coarse = [computed, theirs if _rounds_positions(hf_model) else finer]
     coarse += [dtype] if torch.promote_types(dtype, theirs) != dtype else []
     if dtype in SHORT:
-        computed_in(model, computed, model.blocks)
+        computed_in(model, computed)
     limit = tolerance or accepted_share(coarse, model.cfg.n_layers)
     model.loading = _compared(model, read, expected, limit)
     if not math.isnan(model.loading.share):
@@ -207,8 +207,8 @@ def _converted(
 
 def _rounds_positions(hf_model: Any) -> bool:
     """Whether a model was cast with the frequencies of its positions, such as by ``.half()``."""
-    found = dict(hf_model.named_buffers()).items()
-    return any(name.endswith("inv_freq") and buffer.dtype in SHORT for name, buffer in found)
+    buffers = hf_model.named_buffers()
+    return any(name.endswith("inv_freq") and buffer.dtype in SHORT for name, buffer in buffers)
 
 
 def _give_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,23 +24,27 @@ _COLUMNS = 4096
 _ONE_AT_A_TIME = threading.RLock()  # of two threads in one layer one would find it cast
 
 
-def computed_in(
-    model: Any, dtype: torch.dtype, layers: Iterable[nn.Module] | None = None
-) -> contextlib.ExitStack:
+def layers_of(model: Any) -> nn.ModuleList:
+    """Of a HookedTransformer, a bridge, or a model of Hugging Face: its first list of modules."""
+    lists = (part for part in model.modules() if isinstance(part, nn.ModuleList))
+    found: nn.ModuleList = model.blocks if hasattr(model, "blocks") else next(lists)
+    return found
+
+
+def computed_in(model: Any, dtype: torch.dtype) -> contextlib.ExitStack:
     """Let ``model`` compute in ``dtype`` from now on; its weights stay as they are.
+
+    A layer is cast as a whole, and what stands outside them module by module; of a table of
+    embeddings only rows that were looked up.
 
     Args:
         model: A HookedTransformer, a bridge, or a model of Hugging Face.
         dtype: Also that of ``model.cfg``, if it has one.
-        layers: Each is cast as a whole, and what stands outside them module by module; of a table
-            of embeddings only rows that were looked up. Default: its first list of modules.
 
     Returns:
         What lets the model compute as before when it is closed.
     """
-    if layers is None:
-        layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList))
-    undo, layers = contextlib.ExitStack(), list(layers)
+    undo, layers = contextlib.ExitStack(), layers_of(model)
     if hasattr(model, "cfg"):
         undo.callback(setattr, model.cfg, "dtype", model.cfg.dtype)
         model.cfg.dtype = dtype
@@ -55,10 +59,10 @@ def computed_in(
             _refine_positions(module, undo)
     for module in (*layers, *outside):
         way = _way(module)
-        _replace(module, "forward", partial(way, module, dtype), undo)
+        shadow(module, "forward", partial(way, module, dtype), undo)
         if way is not _cast:
             # A bridge casts what a table gives to the dtype of the table's parameters.
-            _replace(module, "parameters", partial(_nothing_of, dtype), undo)
+            shadow(module, "parameters", partial(_nothing_of, dtype), undo)
     return undo
 
 
@@ -99,8 +103,8 @@ def _parts(matrix: Tensor) -> tuple[Tensor, ...]:
     return torch.split(matrix, _COLUMNS, 1)
 
 
-def _replace(module: nn.Module, name: str, value: Any, undo: contextlib.ExitStack) -> None:
-    """Shadow a method of a module."""
+def shadow(module: nn.Module, name: str, value: Any, undo: contextlib.ExitStack) -> None:
+    """Put another in front of a method of a module, until ``undo`` is closed."""
     own = module.__dict__
     undo.callback(own.__setitem__, name, own[name]) if name in own else undo.callback(own.pop, name)
     own[name] = value

@@ -156,9 +156,9 @@ def test_a_product_is_cast_in_parts_and_its_gradient_too():
 
 def test_another_precision_is_given_back(model):
     before = model(TOKENS)
-    with computed_in(model, torch.bfloat16, model.blocks):
+    with computed_in(model, torch.bfloat16):
         assert model(TOKENS).dtype == model.cfg.dtype == torch.bfloat16
-        with computed_in(model, torch.float32, model.blocks):
+        with computed_in(model, torch.float32):
             assert torch.equal(model(TOKENS), before)
     assert model.cfg.dtype == torch.float32 and torch.equal(model(TOKENS), before)
 

@@ -15,6 +15,7 @@ from transformer_lens.utilities import get_attention_mask
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from biasgym_tl.errors import ModelError
+from biasgym_tl.precision import shadow
 
 
 class HookedBridge(TransformerBridge):
@@ -208,20 +209,13 @@ def _from(model: HookedBridge, start: int | None, resid: Tensor) -> Iterator[Non
             return (resid, *given[1:]), named
         return given, {**named, "hidden_states": resid}
 
-    skipped = [(block, block.__dict__.get("forward")) for block in model.blocks[:start]]
     first = model.ln_final if start == model.cfg.n_layers else model.blocks[start]
     passing: Callable[..., Any] = _pass_tuple if model.layers_return_tuples else _pass
-    handle = first.register_forward_pre_hook(enter, with_kwargs=True)
-    try:
-        for block, _ in skipped:
-            block.__dict__["forward"] = passing
+    with contextlib.ExitStack() as undo:
+        undo.callback(first.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        for block in model.blocks[:start]:
+            shadow(block, "forward", passing, undo)
         yield
-    finally:
-        handle.remove()
-        for block, forward in skipped:
-            block.__dict__.pop("forward", None)
-            if forward is not None:
-                block.__dict__["forward"] = forward
 
 
 def _pass(hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:

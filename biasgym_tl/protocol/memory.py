@@ -10,6 +10,7 @@ from biasgym_tl.errors import ModelError, first_line
 from biasgym_tl.injection.train import TOKENS_AT_ONCE
 from biasgym_tl.lens import ENGINE
 from biasgym_tl.origin import find_source
+from biasgym_tl.precision import layers_of
 
 RUNTIME = 0.6 * 2**30
 """Python with torch, transformers and a tokenizer (bytes)."""
@@ -60,7 +61,6 @@ def sizes_of(name: str) -> Sizes:
 
 def sizes_of_config(config: Any, model: Any) -> Sizes:
     """Sizes of a model of Hugging Face, whose weights may be on the meta device."""
-    layers = next(part for part in model.modules() if isinstance(part, torch.nn.ModuleList))
     d_model, n_heads = config.hidden_size, config.num_attention_heads
     mlp = (getattr(config, key, None) for key in ("intermediate_size", "ffn_dim", "n_inner"))
     return Sizes(
@@ -73,7 +73,7 @@ def sizes_of_config(config: Any, model: Any) -> Sizes:
         d_vocab=model.get_input_embeddings().weight.shape[0],
         tied=model.get_input_embeddings().weight is model.get_output_embeddings().weight,
         scaled=hasattr(model.get_input_embeddings(), "scalar_embed_scale"),
-        layer=sum(weight.numel() for weight in layers[0].parameters()),
+        layer=sum(weight.numel() for weight in layers_of(model)[0].parameters()),
     )
 
 

@@ -85,7 +85,7 @@ def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
     methods = {spec.settings.get("method", "direct") for spec in protocol.maps.values()}
-    trains = any(step.stage in ("rows", "choices") or " to train" in step.name for step in steps)
+    trains = any(step.stage == "choices" or " to train" in step.name for step in steps)
     gradients = trains or bool(methods & {"attribution_patching", "screened_ablation"})
     memory = peak(sizes, protocol.dtype, gradients=gradients)
     return Estimate(steps, memory, judged if api else 0, cost)
