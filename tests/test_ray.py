@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import psutil
 import pytest
 import torch
+from benchmarks.peak import meanwhile
 from command import biasgym
 
 from biasgym_tl import Protocol, run_protocol
@@ -111,21 +112,15 @@ def steps(cache):
 @contextmanager
 def watched(cache):
     """Every file that a step was written to, by its name, with all that took its place."""
-    seen, end = {}, threading.Event()
+    seen = {}
 
-    def watch():
-        while not end.wait(0.01):
-            for name in steps(cache):
-                written = (cache / "steps" / name).stat().st_mtime_ns
-                seen.setdefault(name, set()).add(written)
+    def look():
+        for name in steps(cache):
+            written = (cache / "steps" / name).stat().st_mtime_ns
+            seen.setdefault(name, set()).add(written)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with meanwhile(look, 0.01):
         yield seen
-    finally:
-        end.set()
-        thread.join()
 
 
 def workers():

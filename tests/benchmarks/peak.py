@@ -14,20 +14,32 @@ class Peak:
 
 
 @contextlib.contextmanager
-def watched_memory():
-    """Look at the resident memory every 5 ms until the context is left."""
-    process, done, found = psutil.Process(), threading.Event(), Peak()
+def meanwhile(look, seconds):
+    """Call ``look`` again and again, so many seconds apart, until the context is left."""
+    done = threading.Event()
 
     def watch():
-        while not done.wait(0.005):
-            found.most = max(found.most, process.memory_info().rss)
+        while not done.wait(seconds):
+            look()
 
-    gc.collect()
-    found.before = found.most = process.memory_info().rss
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield found
+        yield
     finally:
         done.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def watched_memory():
+    """Look at the resident memory every 5 ms until the context is left."""
+    process, found = psutil.Process(), Peak()
+
+    def look():
+        found.most = max(found.most, process.memory_info().rss)
+
+    gc.collect()
+    found.before = found.most = process.memory_info().rss
+    with meanwhile(look, 0.005):
+        yield found
