@@ -47,6 +47,8 @@ class Manifest(Result):
         if results == self.results:
             return "Repeated: every number and text equals that of the manifest."
         other = _differing(inputs, self.inputs)
+        if _other_engine(self):
+            other = ["engine", *(name for name in other if name != "model cfg")]
         return "Not repeated: numbers differ from those of the manifest. " + (
             f"Not the same: {', '.join(other)}."
             if other
@@ -133,23 +135,29 @@ def _files_of(path: Path) -> dict[str, str]:
     return {}
 
 
-_MAY_DIFFER = ("code", "versions")
-"""A repetition with another version is of interest; with other data it is no repetition."""
-
-
-def check_inputs(inputs: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
+def check_inputs(inputs: Mapping[str, str], expected: Manifest | None) -> None:
     """Refuse other data than a manifest names.
+
+    A repetition with another version or on another engine, which describes the same model in
+    other words, is of interest; with other data it is no repetition.
 
     Raises:
         SettingError: a model, bias, row, choice of heads or benchmark is not the one expected.
     """
     if expected is None:
         return
-    other = [name for name in _differing(inputs, expected) if name not in _MAY_DIFFER]
+    may_differ = ["code", "versions"]
+    if _other_engine(expected):
+        may_differ.append("model cfg")
+    other = [name for name in _differing(inputs, expected.inputs) if name not in may_differ]
     if other:
         raise SettingError(
             f"inputs must be those of the manifest, got other data for {other}. Restore the files."
         )
+
+
+def _other_engine(expected: Manifest) -> bool:
+    return versions()["engine"] != expected.versions.get("engine", versions()["engine"])
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

@@ -40,7 +40,7 @@ from biasgym_tl.evaluation.measurement import Measurement
 from biasgym_tl.heads import Head
 from biasgym_tl.manifest import Manifest
 from biasgym_tl.protocol.chain import Running
-from biasgym_tl.protocol.outputs import pooled_table, write_outputs, write_part
+from biasgym_tl.protocol.outputs import farthest, pooled_table, tables_of, write_outputs, write_part
 from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep, Training
 from biasgym_tl.protocol.shipped import protocol_text
 from biasgym_tl.protocol.sources import read_heads
@@ -559,7 +559,11 @@ def test_other_data_is_no_repetition_and_other_numbers_are_told(small, tmp_path)
     assert "Not repeated: numbers differ" in result.stdout and "another machine?" in result.stdout
     result = again(results="0", inputs={**record["inputs"], "code": "older"})
     assert "Not the same: code." in result.stdout
+    other = {"inputs": {**record["inputs"], "model cfg": "in other words"}}
+    result = again(results="0", versions={**record["versions"], "engine": "another"}, **other)
+    assert "Not the same: engine." in result.stdout
     for wrong, message in (
+        (other, "got other data for ['model cfg']"),
         ({"inputs": {**record["inputs"], "bias late": "another"}},
          "got other data for ['bias late']. Restore the files"),
         ({"settings": {**record["settings"], "k": 3}}, "must hold only its fields, got ['k']"),
@@ -569,6 +573,19 @@ def test_other_data_is_no_repetition_and_other_numbers_are_told(small, tmp_path)
     ):  # fmt: skip
         result = again(**wrong)
         assert result.returncode == 1 and message in result.stderr.splitlines()[-1]
+
+
+def test_how_far_a_repetition_is_from_the_run(tmp_path):
+    table = pd.DataFrame({"condition": ["a", "b"], "n": [3, 3], "mean": [0.5, float("nan")]})
+    for name in ("table.csv", "late-maps.csv"):
+        table.to_csv(tmp_path / name, index=False)
+    before = tables_of(tmp_path, ["table.csv", "late-maps.csv", "gone.csv", "report.json"])
+    assert list(before) == ["table.csv", "late-maps.csv"]
+    after = {"table.csv": table, "late-maps.csv": table.assign(mean=[0.5 + 2e-5, 1.0])}
+    assert farthest(before, after) == (
+        "The largest difference in its tables is 2e-05, in mean of a (late-maps.csv)."
+    )
+    assert farthest(before, {"table.csv": table[:1]}) == ""
 
 
 def test_what_does_not_fit_the_model_is_refused_before_a_row_is_trained(
@@ -583,8 +600,9 @@ def test_what_does_not_fit_the_model_is_refused_before_a_row_is_trained(
         wrong = dataclasses.replace(small, choices={"steered": choice}, conditions=steered)
         with pytest.raises(error, match=message):
             run_protocol(wrong, QUIET)
+    other = Manifest(command="run", settings={}, inputs={"bias late": "0"}, results="0")
     with pytest.raises(SettingError, match=r"inputs must be those of .* got other data for"):
-        run_protocol(small, Running(progress=False, expected={"bias late": "0"}))
+        run_protocol(small, Running(progress=False, expected=other))
 
 
 @pytest.fixture

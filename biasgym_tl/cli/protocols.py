@@ -222,14 +222,17 @@ def repeat(
     fresh: Fresh = False,
     json: AsJson = False,
 ) -> None:
-    """Run again what a manifest names, and say whether every number came out the same."""
+    """Run again what a manifest names, and say whether every number came out the same, or how far
+    they are apart."""
     from biasgym_tl.manifest import Manifest
 
     found = Manifest.load(manifest)
+    from biasgym_tl.protocol.outputs import tables_of
     from biasgym_tl.protocol.protocol import Protocol
 
     protocol = Protocol.from_mapping(found.settings, str(manifest))
-    run_and_show(protocol, out, fresh=fresh, manifest=found, json=json)
+    tables = tables_of(manifest.parent, found.files)
+    run_and_show(protocol, out, fresh=fresh, manifest=found, tables=tables, json=json)
 
 
 @command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ import typer
 from biasgym_tl.cli.app import asking, check_folder, say, say_json
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from biasgym_tl.api import Price
     from biasgym_tl.manifest import Manifest
     from biasgym_tl.protocol.chain import BiasResult, Opened
@@ -24,23 +26,25 @@ def run_and_show(
     *,
     fresh: bool,
     manifest: Manifest | None = None,
+    tables: Mapping[str, DataFrame] | None = None,
     price: Price | None = None,
     yes: bool = False,
     json: bool = False,
     ahead: Callable[[Opened], None] | None = None,
 ) -> None:
-    """Run it; what is found is there as soon as it is known, and all of it at the end."""
+    """Run it; what is found is there as soon as it is known, and all of it at the end; beside the
+    ``tables`` of the run that a manifest is of."""
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from biasgym_tl.console import result_values, show_result
     from biasgym_tl.protocol.chain import Running, run_protocol
-    from biasgym_tl.protocol.outputs import write_outputs
+    from biasgym_tl.protocol.outputs import farthest, tables_of, write_outputs
 
     check_folder(out)
     disable_progress_bar()
     running = Running(
-        expected=manifest.inputs if manifest else None,
+        expected=manifest,
         price=price,
         confirm=asking(yes),
         fresh=fresh,
@@ -63,6 +67,8 @@ def run_and_show(
     if manifest is not None:
         found = result.manifest()
         compared = manifest.compared(found.inputs, found.results)
+        if found.results != manifest.results and tables:
+            compared += f" {farthest(tables, tables_of(out, tables))}"
         say(compared, err=json)
     if json:
         say_json({**result_values(result), "repeated": compared})

@@ -94,8 +94,8 @@ class ProtocolResult(NamedTuple):
 class Running:
     """How a protocol is run; nothing of it changes a number."""
 
-    expected: Mapping[str, str] | None = None
-    """Fingerprints that the inputs must have (those of a manifest)."""
+    expected: Manifest | None = None
+    """Names the inputs that a repetition must have."""
     price: Price | None = None
     """Of an API judge, for the estimate of its cost."""
     confirm: Callable[[JudgePlan], bool] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -60,6 +60,27 @@ def write_part(name: str, found: BiasResult, out: Path, protocol: Protocol) -> N
             draw(folder, figures, png=False)
 
     write_results(out, write)
+
+
+def tables_of(out: Path, files: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """By name, those of a run's files that are tables and still there."""
+    tables = (name for name in files if name.endswith(".csv") and (out / name).exists())
+    return {name: pd.read_csv(out / name) for name in tables}
+
+
+def farthest(before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFrame]) -> str:
+    """How far apart the numbers of two runs are, in one line."""
+    found = []
+    for name in before.keys() & after.keys():
+        one, other = (table.select_dtypes("number") for table in (before[name], after[name]))
+        if one.shape == other.shape and (apart := (one - other).abs().stack()).size:
+            row, column = apart.idxmax()
+            at = " ".join(map(str, after[name].loc[row].drop(one.columns).dropna()))
+            found.append((apart.max(), f"in {column} of {at} ({name})"))
+    if not found:
+        return ""
+    largest, where = max(found)
+    return f"The largest difference in its tables is {largest:.2g}, {where}."
 
 
 def reports_of(result: ProtocolResult) -> dict[str, Report]:
