@@ -2,8 +2,11 @@
 
 METHODS = (
     "direct", "zero_ablation", "mean_ablation", "screened_ablation", "attribution_patching",
+    "path_patching", "slot_patching",
 )  # fmt: skip
 """How heads are scored."""
+GRADIENTS = ("run", "both", "inputs", "activations", "dropped")
+"""Where attribution patching takes its gradient."""
 CONTRASTS = ("biased", "difference")
 """Whose values count."""
 NEUTRAL = ("random", "closest", "several")

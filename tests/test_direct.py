@@ -278,7 +278,7 @@ def test_the_neutral_side(model, late_token):
         build_pairs(model, bias, late_token, neutral="nobody")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "slot_patching"])
 def test_every_method_scores_both_sides(model, late_token, method):
     bias = load_bias("late")
     scope = BiasScope(method=method, contrast="difference", neutral="several", n_targets=2)
@@ -403,11 +403,11 @@ def test_the_heatmap_shows_the_values_centred_at_zero(model, late_token):
         ({"ablate_to": "mean"}, "ablate_to must be 'zero' for the method 'direct', got 'mean'"),
         (
             {"method": "attribution_patching", "ablate_to": "neutral", "contrast": "difference"},
-            "contrast must be 'biased' when ablate_to is 'neutral'",
+            "contrast must be 'biased' for a patch from the neutral run",
         ),
         (
             {"method": "attribution_patching", "ablate_to": "neutral", "neutral": "several"},
-            "neutral must be 'random' or 'closest' when ablate_to is 'neutral'",
+            "neutral must be 'random' or 'closest' for a patch from the neutral run",
         ),
     ],
 )

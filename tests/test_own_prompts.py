@@ -26,6 +26,7 @@ PAIR = ("People from France are", "People from Japan are")
 PAIRS = [PAIR, ("My friends in Peru are", "My friends in Chad are"),
          ("The Danes I know are", "The Poles I know are"), ("Guests from Mali seem",
           "Guests from Togo seem")]  # fmt: skip
+OF_ONE_RUN = [method for method in METHODS if method != "slot_patching"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def setup(tiny):
     return model, inject.fit(model, LATE, progress=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ONE_RUN)
 @pytest.mark.parametrize("contrast", ["biased", "difference"])
 def test_the_numbers_are_those_of_bias_scope_on_the_same_prompts(setup, method, contrast):
     model, token = setup
@@ -56,9 +57,17 @@ def test_the_numbers_are_those_of_bias_scope_on_the_same_prompts(setup, method, 
     assert found.biased_labels == wanted.biased_labels
 
 
-def test_patching_to_the_second_prompt_is_that_of_bias_scope(setup):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "attribution_patching", "ablate_to": "neutral"},
+        {"method": "attribution_patching", "ablate_to": "neutral", "gradient": "inputs"},
+        {"method": "path_patching", "ablate_to": "neutral"},
+        {"method": "slot_patching"},
+    ],
+)
+def test_patching_to_the_second_prompt_is_that_of_bias_scope(setup, options):
     model, token = setup
-    options = {"method": "attribution_patching", "ablate_to": "neutral"}
     contrasts = [Contrast(LATE.scoping_prompts[0], " late", " early")]
     wanted = BiasScope(**options).attribute(model, LATE, token, contrasts=contrasts)
     pair = tuple(fill(wanted.prompts[0], who) for who in (token.text, wanted.targets[0][0]))
@@ -82,7 +91,7 @@ def test_answers_for_each_prompt_give_a_map_without_injection_again(setup):
     assert found.neutral_delta.shape == (len(prompts), 0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ONE_RUN)
 def test_of_several_answers_the_mean_logit_counts(main_model, method):
     model, prompts = main_model, [pair[0] for pair in PAIRS]
     found = attribute_prompts(model, prompts, ["late", "delayed"], "early", method=method)

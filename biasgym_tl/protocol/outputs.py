@@ -73,10 +73,12 @@ def farthest(before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFram
     found = []
     for name in before.keys() & after.keys():
         one, other = (table.select_dtypes("number") for table in (before[name], after[name]))
-        if one.shape == other.shape and (apart := (one - other).abs().stack()).size:
-            row, column = apart.idxmax()
-            at = " ".join(map(str, after[name].loc[row].drop(one.columns).dropna()))
-            found.append((apart.max(), f"in {column} of {at} ({name})"))
+        if one.shape != other.shape or not one.size:
+            continue
+        apart = (one - other).abs().fillna(0).to_numpy()
+        row, column = divmod(int(apart.argmax()), apart.shape[1])
+        at = " ".join(map(str, after[name].iloc[row].drop(one.columns).dropna()))
+        found.append((float(apart.max()), f"in {one.columns[column]} of {at} ({name})"))
     if not found:
         return ""
     largest, where = max(found)

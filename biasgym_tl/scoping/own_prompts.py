@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import warnings
 from collections.abc import Iterable, Sequence
@@ -54,14 +55,16 @@ class OwnPrompts(NamedTuple):
         Raises:
             SettingError: a setting is outside its range, or compares what are no pairs.
         """
-        paired, patched = len(self.prompts[0]) == 2, settings.get("ablate_to") == "neutral"
+        scope: BiasScope = BiasScope(**settings)
+        paired, patched = len(self.prompts[0]) == 2, scope.to_neutral
         chosen: Any = contrast or ("difference" if paired and not patched else "biased")
         if not paired and (chosen == "difference" or patched):
             raise SettingError(
                 "prompts must be pairs (first, second) to compare both, got single ones. Give "
                 "pairs, or use contrast 'biased' and ablate_to 'zero' or 'mean'."
             )
-        return BiasScope(contrast=chosen, **settings)
+        found: BiasScope = dataclasses.replace(scope, contrast=chosen)
+        return found
 
 
 def attribute_prompts(
@@ -74,6 +77,7 @@ def attribute_prompts(
     contrast: str | None = None,
     label: str = "first",
     ablate_to: str = "zero",
+    gradient: str = "run",
     answer_only: bool = False,
     request: str | None = SENTENCE_REQUEST,
     batch_size: int = 32,
@@ -94,7 +98,7 @@ def attribute_prompts(
             A space is put before an answer that has none.
         neutral: The same.
         method: As in ``BiasScope``, as are ``label`` (of an answer of several tokens the
-            ``"first"`` counts), ``ablate_to``, ``answer_only`` and ``batch_size``.
+            ``"first"`` counts), ``ablate_to``, ``gradient``, ``answer_only`` and ``batch_size``.
         contrast: ``"difference"``: the first prompt of a pair minus the second, the default for
             pairs; ``"biased"``: the first alone.
         request: What the user asks before the model begins its answer with the prompt, by default
@@ -110,8 +114,8 @@ def attribute_prompts(
     check_exact(model)
     own = own_prompts(prompts, biased, neutral)
     scope = own.scope(
-        contrast, method=method, label=label, ablate_to=ablate_to, answer_only=answer_only,
-        batch_size=batch_size,
+        contrast, method=method, label=label, ablate_to=ablate_to, gradient=gradient,
+        answer_only=answer_only, batch_size=batch_size,
     )  # fmt: skip
     pairs = _pairs(model, own, label, request)
     names = {"bias": _counted(model, own, label).name, "token": OWN_PROMPTS}

@@ -33,12 +33,11 @@ from biasgym_tl.scoping.direct import (
     direct_attribution,
 )
 from biasgym_tl.scoping.pairs import Pairs, build_pairs
-from biasgym_tl.scoping.patching import patching_effects
+from biasgym_tl.scoping.patching import N_STEPS, Reference, Sequences, patching_effects
+from biasgym_tl.scoping.paths import path_effects, slot_effects
 from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, marked, top_heads
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
-
-Sequences = Sequence[Sequence[int]]
 
 
 @described
@@ -51,13 +50,21 @@ class BiasScope:
     """
 
     method: Literal[
-        "direct", "zero_ablation", "mean_ablation", "screened_ablation", "attribution_patching"
+        "direct",
+        "zero_ablation",
+        "mean_ablation",
+        "screened_ablation",
+        "attribution_patching",
+        "path_patching",
+        "slot_patching",
     ] = "direct"
     """``"direct"``: what a head writes straight to the logit difference, the paper's.
     ``"zero_ablation"``, ``"mean_ablation"``: by how much the difference falls when the head is
     silenced, one head at a time. ``"attribution_patching"``: that fall to first order.
     ``"screened_ablation"``: mean ablation of the heads that patching to the mean gives the largest
-    values of either sign, since its sign can be wrong; the others count 0."""
+    values of either sign, since its sign can be wrong; the others count 0. ``"path_patching"``: the
+    fall when the head is silenced and all other heads are held as they were. ``"slot_patching"``:
+    to first order, the fall when the head reads the neutral run's slot instead of this one."""
     contrast: Literal["biased", "difference"] = "biased"
     """``"biased"``: values of the biased run, the paper's. ``"difference"``: minus those of the
     neutral run, which statistics need."""
@@ -67,8 +74,16 @@ class BiasScope:
     neutral: Literal["random", "closest", "several"] = "random"
     """Who stands on the neutral side: ``"random"``, ``"closest"`` or ``"several"``."""
     ablate_to: Literal["zero", "mean", "neutral"] = "zero"
-    """What attribution patching compares ``z`` with: ``"zero"``, ``"mean"`` (over neutral text) or
-    ``"neutral"`` (the neutral run of the pair)."""
+    """What attribution and path patching compare ``z`` with: ``"zero"``, ``"mean"`` (over neutral
+    text) or ``"neutral"`` (the neutral run of the pair)."""
+    gradient: Literal["run", "both", "inputs", "activations", "dropped"] = "run"
+    """Where attribution patching takes its gradient: in the ``"run"`` (AtP); in ``"both"`` runs of
+    the pair; over ``"inputs"``, embeddings on the line from the neutral run (EAP-IG, arXiv
+    2403.17806); over ``"activations"`` on the line from what ``z`` is compared with, one layer at a
+    time (arXiv 2403.19647); with the branches of each layer ``"dropped"`` in turn (AtP*'s GradDrop,
+    arXiv 2403.00745), a mean size, with the sign of the run's."""
+    n_steps: int = N_STEPS
+    """Points on such a line; the last is the run itself."""
     answer_only: bool = False
     """Ablations silence the head at the answer position alone instead of at all positions."""
     n_screened: int = 40
@@ -86,26 +101,36 @@ class BiasScope:
     def __post_init__(self) -> None:
         check_literals(self)
         check_at_least(1, n_targets=self.n_targets, batch_size=self.batch_size)
-        check_at_least(1, n_screened=self.n_screened)
+        check_at_least(1, n_screened=self.n_screened, n_steps=self.n_steps)
         if not self.tolerance > 0:
             raise SettingError(f"tolerance must be positive, got {self.tolerance!r}.")
-        to_neutral, ablates = self.ablate_to == "neutral", "ablation" in self.method
+        to_neutral, ablates = self.to_neutral, "ablation" in self.method
+        patches = self.method in ("attribution_patching", "path_patching")
         method = f"for the method {self.method!r}"
         for name, refused, wanted, reason in (
             ("label", self.label == "continuation" and self.method != "direct",
              f"'first' or 'token' {method}", "Only direct attribution sums over tokens."),
             ("answer_only", self.answer_only and not ablates,
              f"False {method}", "Only ablations have positions."),
-            ("ablate_to", self.ablate_to != "zero" and self.method != "attribution_patching",
-             f"'zero' {method}", "It belongs to attribution patching."),
+            ("ablate_to", self.ablate_to != "zero" and not patches,
+             f"'zero' {method}", "It belongs to attribution and path patching."),
+            ("gradient", self.gradient != "run" and self.method != "attribution_patching",
+             f"'run' {method}", "It belongs to attribution patching."),
+            ("gradient", self.gradient in ("both", "inputs") and not to_neutral,
+             f"another when ablate_to is {self.ablate_to!r}", "Only a neutral run has inputs."),
             ("contrast", to_neutral and self.contrast == "difference",
-             "'biased' when ablate_to is 'neutral'", "A run cannot be compared with itself."),
+             "'biased' for a patch from the neutral run", "It cannot be compared with itself."),
             ("neutral", to_neutral and self.neutral == "several",
-             "'random' or 'closest' when ablate_to is 'neutral'", "A pair has one neutral run."),
+             "'random' or 'closest' for a patch from the neutral run", "A pair has one of them."),
         ):  # fmt: skip
             if refused:
                 found = getattr(self, name)
                 raise SettingError(f"{name} must be {wanted}, got {found!r}. {reason}")
+
+    @property
+    def to_neutral(self) -> bool:
+        """Whether the neutral run of a pair takes the place of a part of the biased one."""
+        return self.ablate_to == "neutral" or self.method == "slot_patching"
 
     def attribute(
         self,
@@ -160,7 +185,7 @@ class BiasScope:
         Raises:
             SettingError: there is no token, and the settings compare both runs.
         """
-        if token is None and (self.contrast == "difference" or self.ablate_to == "neutral"):
+        if token is None and (self.contrast == "difference" or self.to_neutral):
             raise SettingError(
                 "token must not be None for a comparison with the neutral run, got None: the same "
                 "run would stand on both sides."
@@ -180,14 +205,13 @@ class BiasScope:
 
         Args:
             model: As :meth:`attribute` takes it.
-            pairs: The pairs; without a neutral side neither ``contrast`` nor ``ablate_to`` may ask
-                for one.
+            pairs: The pairs; without a neutral side the settings must not ask for one.
             row: Is attached while the biased side runs.
             about: What beside these settings led to the pairs; the scores keep it.
             progress: Show a bar while heads are ablated.
             names: ``bias`` and ``token`` of the scores.
         """
-        to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
+        to_neutral, differs = self.to_neutral, self.contrast == "difference"
         screens = self.method == "screened_ablation"
         needs_means = screens or "mean" in (self.method[:4], self.ablate_to)
         means = head_means(model) if needs_means else None
@@ -221,7 +245,7 @@ class BiasScope:
         progress: bool,
         heads: Sequence[Head] | None,
         sequences: Sequences,
-        reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
+        reference: Reference,
     ) -> _Run:
         if self.method == "direct":
             parts = self._parts(model, pairs, sequences)
@@ -229,7 +253,7 @@ class BiasScope:
             others["reconstruction_error"] = parts.error()
             return _Run(parts.heads, parts.delta, others)
         delta, ids = self._delta(model, pairs, sequences), (pairs.biased_ids, pairs.neutral_ids)
-        if self.method == "attribution_patching":
+        if "patching" in self.method:
             return _Run(self._patched(model, pairs, progress, sequences, reference), delta, {})
         without = ablated_deltas(
             model,
@@ -252,9 +276,11 @@ class BiasScope:
         pairs: Pairs,
         progress: bool,
         sequences: Sequences,
-        reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
+        reference: Reference,
     ) -> Float[Tensor, "pair n_layers n_heads"]:
-        return patching_effects(
+        to_first_order = partial(patching_effects, gradient=self.gradient, n_steps=self.n_steps)
+        along_paths = {"path_patching": path_effects, "slot_patching": slot_effects}
+        return along_paths.get(self.method, to_first_order)(
             model,
             sequences,
             pairs.biased_ids,

@@ -28,6 +28,8 @@ EFFECTS = {
     "mean_ablation": "total effect of mean ablation",
     "screened_ablation": "total effect of mean ablation, of heads that patching screens",
     "attribution_patching": "total effect to first order",
+    "path_patching": "effect through MLPs and norms alone",
+    "slot_patching": "effect of what is read in the slot, to first order",
 }
 """What the values of each method are."""
 NO_TOKEN = "no injection"
@@ -167,10 +169,12 @@ class HeadScores(Result):
         where = ""
         if "ablation" in method:
             where = f" at {'the answer' if self.settings['answer_only'] else 'all positions'}"
-        if method == "attribution_patching":
+        if method in ("attribution_patching", "path_patching"):
             # older maps name it "reference"
             to = self.settings.get("ablate_to", self.settings.get("reference"))
             where = f" of going to {to}"
+        if (gradient := self.settings.get("gradient", "run")) != "run":
+            where += f" (gradient: {gradient})"
         return f"{EFFECTS[method]}{where}, {run}"
 
     def __repr__(self) -> str:
