@@ -13,7 +13,8 @@ LOW    := build/lowest
 BRIDGE := build/bridge
 # What depends on the engine.
 BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge direct doctor \
-	export factors fingerprint gate hooks inject model planted planting precision replay text))
+	export factors faithfulness fingerprint gate gradients hooks inject model paths planted planting \
+	precision replay text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean
 map: $(VENV)/.map

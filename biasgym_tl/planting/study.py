@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from biasgym_tl.allowed import HALVES
+from biasgym_tl.allowed import GRADIENTS, HALVES
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.heads import Head, all_heads
@@ -41,6 +41,17 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": "attribution_patching", "ablate_to": "mean", "contrast": "difference"
     },
     "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
+    **{
+        f"patching to neutral, {gradient}": {
+            "method": "attribution_patching", "ablate_to": "neutral", "gradient": gradient
+        }
+        for gradient in GRADIENTS[1:]
+    },
+    "patching to mean, activations": {
+        "method": "attribution_patching", "ablate_to": "mean", "gradient": "activations"
+    },
+    "path patching": {"method": "path_patching", "ablate_to": "mean", "contrast": "difference"},
+    "slot patching": {"method": "slot_patching"},
     "zero ablation": {"method": "zero_ablation"},
     "mean ablation": {"method": "mean_ablation"},
     "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
