@@ -14,6 +14,7 @@ from torch import Tensor
 
 from biasgym_tl.allowed import MODES, STEERING_MODES
 from biasgym_tl.contexts import Steering, begin, changes, end
+from biasgym_tl.edits import Edit
 from biasgym_tl.errors import SteeringError
 from biasgym_tl.gate import Gate, check_names
 from biasgym_tl.heads import Factor, GivenHeads, Head, by_head, check_heads
@@ -23,6 +24,7 @@ from biasgym_tl.lens import (
     check_model,
     check_numbers,
     final_resid,
+    layer_matrices,
 )
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import check_length, encode_text
@@ -79,7 +81,7 @@ def steer(
     Args:
         model: The model to steer.
         heads: Names or pairs of layer and head: ``"L9H8, L3H1"``, ``["L9H8", (3, 1)]``. A
-            ``Selection`` with factors brings them to mode ``"mean"``.
+            ``Selection`` with factors brings them to mode ``"mean"``; an ``Edit`` brings all.
         mode: ``"zero"``, ``"mean"`` or ``"scale"``; default: that of a ``Selection``, or
             ``"zero"``.
         reference: Output of each head for mode ``"mean"``; default: :func:`head_means` of the
@@ -155,6 +157,8 @@ def steering_edit(
 ) -> dict[int, LayerEdit]:
     """The arguments of :func:`steer`, checked, as what is done in each layer."""
     check_model(model)
+    if isinstance(heads, Edit):
+        return _of_edit(model, heads, mode, reference, factor)
     if factor is None and mode == "mean":
         factor = getattr(heads, "factor", None)
     chosen = check_heads(heads, model.cfg.n_layers, model.cfg.n_heads)
@@ -187,6 +191,20 @@ def steering_edit(
         shift = (1 - of_layer)[:, None] * reference[layer, in_layer].to(kept)
         edit[layer] = LayerEdit(in_layer, of_layer, shift)
     return edit
+
+
+def _of_edit(
+    model: HookedTransformer, edit: Edit, mode: str, reference: Tensor | None, factor: Factor
+) -> dict[int, LayerEdit]:
+    if mode != edit.mode or reference is not None or factor is not None:
+        raise SteeringError("mode, reference and factor must be left out beside an Edit.")
+    edit.check_layers(layer_matrices(model))
+    return {
+        layer: LayerEdit(
+            [edit.heads[place].head for place in places], edit.factor[places], edit.shift[places]
+        )
+        for layer, places in edit.places().items()
+    }
 
 
 def _factors(factor: Factor, heads: Sequence[Head]) -> Float[Tensor, " head"]:

@@ -56,6 +56,16 @@ adds_positions, post_norm = engine.adds_positions, engine.post_norm
 cache_entry = engine.cache_entry
 
 
+def layer_matrices(model: HookedTransformer) -> list[list[Float[Tensor, "n d"]]]:
+    """Those of attention and MLP, by layer."""
+    found: list[list[Tensor]] = [[] for _ in range(model.cfg.n_layers)]
+    for name, weight in named_weights(model):
+        room, *at, last = name.split(".")
+        if room == "blocks" and last.startswith("W_"):
+            found[int(at[0])].append(weight)
+    return found
+
+
 def weights_dtype(model: HookedTransformer) -> torch.dtype:
     """What weights are kept in; ``cfg.dtype`` is what is computed in."""
     return attention_weight(model, 0, "W_O").dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,9 +36,11 @@ from biasgym_tl.cli.options import (
     Rate,
 )
 from biasgym_tl.cli.shell import one_of
-from biasgym_tl.errors import SteeringError, StoreError, check_at_least
+from biasgym_tl.errors import SettingError, SteeringError, StoreError, check_at_least
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
     from biasgym_tl.injection.report import InjectionReport
     from biasgym_tl.injection.token import BiasToken
 
@@ -165,10 +168,19 @@ def search(
 
 @command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="New folder for the steered model.")],
+    folder: Annotated[
+        Path, typer.Argument(help="New folder for the steered model; with --edit a new file.")
+    ],
     heads: Annotated[
         str, typer.Option(help="File from 'biasgym search' or 'scope', or names: L9H8,L3H1.")
     ],
+    edit: Annotated[
+        bool, typer.Option("--edit", help="Only what changes, as a file of kilobytes.")
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="report.json of 'evaluate' with these heads, for the edit to keep."),
+    ] = None,
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
@@ -183,27 +195,53 @@ def export(
         float | None, typer.Option(help="Share of their output that heads keep.")
     ] = None,
 ) -> None:
-    """Write a steered model as a Hugging Face folder, and check that it behaves alike."""
+    """Write a steered model as a Hugging Face folder, and check that it behaves alike; or the
+    steering alone, for models that are there already."""
     from biasgym_tl.files import check_new_folder, check_writable, read_text
 
     find_model(model, heads=named_heads(heads))
-    check_new_folder(folder)
-    check_writable(folder, "folder")
-    from biasgym_tl.hooks import check_steering
+    if report and not edit:
+        raise SettingError("--report must be given with --edit, got it without.")
+    if edit:
+        check_file(folder, "file of the edit", ".safetensors")
+    else:
+        check_new_folder(folder)
+        check_writable(folder, "folder")
+    from biasgym_tl.hooks import check_steering, mode_of
     from biasgym_tl.protocol.sources import read_heads
     from biasgym_tl.steering.export import check_exportable, export_steered
     from biasgym_tl.steering.selection import Selection
 
     chosen = read_heads(heads)
-    if isinstance(chosen, Selection):
+    if isinstance(chosen, Selection) and not edit:
         check_exportable(chosen, chosen.model)
-    if mode is None:
-        mode = chosen.mode if isinstance(chosen, Selection) else "zero"
+    mode = mode_of(chosen, mode)
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    loaded = load(model, dtype, device)
-    export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
+    if edit:
+        return _export_edit(
+            folder, chosen, mode, factor, report, partial(load, model, dtype, device)
+        )
+    export_steered(load(model, dtype, device), chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
+
+
+def _export_edit(
+    path: Path,
+    heads: Any,
+    mode: str,
+    factor: float | None,
+    report: Path | None,
+    load: Callable[[], HookedTransformer],
+) -> None:
+    """Write what changes; the report is read before the model is loaded."""
+    from biasgym_tl.evaluation.report import Report
+    from biasgym_tl.evaluation.tables import judged
+    from biasgym_tl.steering.edit import make_edit
+
+    found = judged(Report.load(report), heads, mode) if report else None
+    edit = make_edit(load(), heads, mode, factor=factor, judged=found)
+    say(f"{edit!r}\nWritten to {edit.save(path)}")
 
 
 @command()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import GivenHeads, as_heads
 from biasgym_tl.notebook import rows_of
 from biasgym_tl.stats import Interval
 
@@ -116,3 +119,24 @@ def _rows(report: Report, key: str) -> Iterator[dict[str, Any]]:
 def _named(interval: Interval, prefix: str) -> dict[str, float]:
     names = (f"{prefix}mean", f"{prefix}low", f"{prefix}high")
     return dict(zip(names, interval, strict=True))
+
+
+def judged(report: Report, heads: GivenHeads, mode: str) -> dict[str, dict[str, Any]]:
+    """The rows of :func:`interval_table` about the condition that steers these heads, by measure,
+    as an ``Edit`` keeps them.
+
+    Raises:
+        SettingError: the report has no such condition.
+    """
+    asked = set(map(str, as_heads(heads)))
+    alike = [r.name for r in report.steered if {*r.heads} == asked and r.mode == mode]
+    if not alike:
+        have = ", ".join(f"{r.name} ({len(r.heads)} heads)" for r in report.steered) or "none"
+        raise SettingError(
+            f"report must have a condition that steers these {len(asked)} heads in mode {mode!r}, "
+            f"got {have}. Evaluate them first."
+        )
+    table = interval_table(report)
+    rows = table[table["condition"] == alike[0]].set_index("measure").drop(columns="condition")
+    found = json.loads(rows.to_json(orient="index", double_precision=15))
+    return {m: {k: v for k, v in row.items() if v is not None} for m, row in found.items()}
