@@ -166,34 +166,44 @@ def search(
         say_json(found.record())
 
 
+NewPlace = Annotated[Path, typer.Argument(help="New folder for the steered model, or a new file.")]
+Steered = Annotated[
+    str, typer.Option("--heads", help="File from 'biasgym search' or 'scope', or names: L9H8,L3H1.")
+]
+OnlyEdit = Annotated[
+    bool, typer.Option("--edit", help="Only what changes, as a .safetensors of kilobytes.")
+]
+OfGguf = Annotated[
+    Path | None,
+    typer.Option("--gguf", help="GGUF file of the model: write a steered copy, for llama.cpp."),
+]
+KeptReport = Annotated[
+    Path | None,
+    typer.Option("--report", help="report.json of 'evaluate', for the edit to keep."),
+]
+SteeredMode = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="zero, mean or scale; default: the file's, or zero.",
+        callback=one_of(STEERING_MODES),
+    ),
+]
+Kept = Annotated[float | None, typer.Option("--factor", help="Share of their output heads keep.")]
+
+
 @command()
 def export(
-    folder: Annotated[
-        Path, typer.Argument(help="New folder for the steered model; with --edit a new file.")
-    ],
-    heads: Annotated[
-        str, typer.Option(help="File from 'biasgym search' or 'scope', or names: L9H8,L3H1.")
-    ],
-    edit: Annotated[
-        bool, typer.Option("--edit", help="Only what changes, as a file of kilobytes.")
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="report.json of 'evaluate' with these heads, for the edit to keep."),
-    ] = None,
+    folder: NewPlace,
+    heads: Steered,
+    edit: OnlyEdit = False,
+    gguf: OfGguf = None,
+    report: KeptReport = None,
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            help="zero, mean or scale; default: the file's, or zero.",
-            callback=one_of(STEERING_MODES),
-        ),
-    ] = None,
-    factor: Annotated[
-        float | None, typer.Option(help="Share of their output that heads keep.")
-    ] = None,
+    mode: SteeredMode = None,
+    factor: Kept = None,
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike; or the
     steering alone, for models that are there already."""
@@ -202,8 +212,12 @@ def export(
     find_model(model, heads=named_heads(heads))
     if report and not edit:
         raise SettingError("--report must be given with --edit, got it without.")
-    if edit:
-        check_file(folder, "file of the edit", ".safetensors")
+    if edit and gguf:
+        raise SettingError(
+            "--edit must be given without --gguf, got both. Write one after the other."
+        )
+    if edit or gguf:
+        check_file(folder, "the new file", ".safetensors" if edit else ".gguf")
     else:
         check_new_folder(folder)
         check_writable(folder, "folder")
@@ -218,30 +232,33 @@ def export(
     mode = mode_of(chosen, mode)
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    if edit:
-        return _export_edit(
-            folder, chosen, mode, factor, report, partial(load, model, dtype, device)
-        )
+    if edit or gguf:
+        make = partial(load, model, dtype, device)
+        return _export_file(folder, chosen, mode, factor, report, gguf, make)
     export_steered(load(model, dtype, device), chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
 
 
-def _export_edit(
+def _export_file(
     path: Path,
     heads: Any,
     mode: str,
     factor: float | None,
     report: Path | None,
+    gguf: Path | None,
     load: Callable[[], HookedTransformer],
 ) -> None:
     """Write what changes; the report is read before the model is loaded."""
     from biasgym_tl.evaluation.report import Report
     from biasgym_tl.evaluation.tables import judged
     from biasgym_tl.steering.edit import make_edit
+    from biasgym_tl.steering.gguf import export_gguf, read_gguf
 
+    if gguf:
+        read_gguf(gguf)
     found = judged(Report.load(report), heads, mode) if report else None
     edit = make_edit(load(), heads, mode, factor=factor, judged=found)
-    say(f"{edit!r}\nWritten to {edit.save(path)}")
+    say(f"{edit!r}\nWritten to {export_gguf(edit, gguf, path) if gguf else edit.save(path)}")
 
 
 @command()
