@@ -63,7 +63,7 @@ def patching_effects(
             z_ref = _aligned_z(model, pairs, z[0].shape[1])
         for layer in range(cfg.n_layers):
             effect = ((z[layer] - z_ref[layer].to(z[layer])) * gradient[layer]).sum(-1)
-            effect = effect * batch.arguments["attention_mask"][..., None]
+            effect = effect * batch.arguments["attention_mask"][..., None].to(effect.device)
             found[batch.indices, layer] = effect.double().sum(1).cpu()
     return found
 
