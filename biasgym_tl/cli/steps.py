@@ -27,6 +27,7 @@ from biasgym_tl.cli.options import (
     BiasName,
     ChooseBy,
     Device,
+    DeviceMap,
     Dtype,
     Epochs,
     ModelName,
@@ -48,6 +49,7 @@ def inject(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     seeds: Annotated[int, typer.Option(help="Number of trainings: seeds 0, 1, ...")] = 1,
     preset: Preset = "cpu",
@@ -67,7 +69,7 @@ def inject(
     settings = inject_of(preset, epochs, lr, choose_by)
     settings.check_bias(loaded_bias)
     loaded_bias.needs("a report on an injection")
-    loaded, written = load(model, dtype, device), {}
+    loaded, written = load(model, dtype, device, device_map), {}
     for seed in range(seeds):
         try:
             (token,) = fit_seeds(
@@ -118,6 +120,7 @@ def search(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     token: Annotated[
         list[Path] | None,
@@ -151,7 +154,9 @@ def search(
     if loaded_bias.corpus and not (rows or no_injection):
         rows = load_tokens(loaded_bias.name)
     find_model(model, bias=loaded_bias, rows=rows)
-    found = search.select(load(model, dtype, device), loaded_bias, *rows, among=may or None)
+    found = search.select(
+        load(model, dtype, device, device_map), loaded_bias, *rows, among=may or None
+    )
     if not len(found):
         raise SteeringError(
             f"no head is worth the damage that silencing it does at --keep {keep:g} and "
@@ -172,6 +177,7 @@ def export(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     mode: Annotated[
         str | None,
         typer.Option(
@@ -201,7 +207,7 @@ def export(
         mode = chosen.mode if isinstance(chosen, Selection) else "zero"
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    loaded = load(model, dtype, device)
+    loaded = load(model, dtype, device, device_map)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
 
@@ -226,6 +232,7 @@ def doctor(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     json: AsJson = False,
 ) -> None:
@@ -234,7 +241,7 @@ def doctor(
     find_model(model)
     from biasgym_tl.doctor import examine
 
-    checks = examine(load(model, dtype, device), loaded_bias)
+    checks = examine(load(model, dtype, device, device_map), loaded_bias)
     for check in checks:
         say(str(check), err=json)
     if json:

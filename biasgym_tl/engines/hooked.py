@@ -39,7 +39,7 @@ def check_type(config: Any, *, listed: bool) -> None:
 
 
 def built(
-    hf_model: Any, name: str, device: str, dtype: torch.dtype, *, listed: str, spare: bool
+    hf_model: Any, name: str, device: str | None, dtype: torch.dtype, *, listed: str, spare: bool
 ) -> HookedTransformer:
     """The HookedTransformer of a Hugging Face model, which is emptied if it is ``spare``.
 
