@@ -12,7 +12,7 @@ QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
 BRIDGE := build/bridge
 # What depends on the engine.
-BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge direct doctor \
+BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge devices direct doctor \
 	export factors fingerprint gate hooks inject model planted planting precision replay text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean
