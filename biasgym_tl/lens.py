@@ -53,6 +53,7 @@ attention_weight, replaced_weight = engine.attention_weight, engine.replaced_wei
 named_weights = engine.named_weights
 norm_weight, norm_bias, is_centred = engine.norm_weight, engine.norm_bias, engine.is_centred
 adds_positions, post_norm = engine.adds_positions, engine.post_norm
+device_map = engine.device_map
 cache_entry = engine.cache_entry
 
 

@@ -32,6 +32,7 @@ from biasgym_tl.scoping.ablation import ablated_deltas
 from biasgym_tl.scoping.attention import answer_attention, position_attribution
 from biasgym_tl.scoping.direct import continuation_attribution, direct_attribution
 from biasgym_tl.scoping.patching import patching_effects
+from biasgym_tl.steering import export
 from biasgym_tl.steering.objective import scaled
 from biasgym_tl.text import generate, mean_loss, read_continuations
 
@@ -198,6 +199,16 @@ def test_plants_are_the_same(both):
         return changed, separability(model, LATE, "France", beside, seed=0)
 
     assert same(both, planted)
+
+
+@bridge_alone
+def test_an_export_is_read_back_over_the_same_devices(both, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
+    monkeypatch.setattr(export, "N_TEXTS", 1)
+    _, over = both
+    folder = export.export_steered(over, HEADS, tmp_path, "scale", factor=0.5)
+    with steer(over, HEADS, "scale", factor=0.5):
+        assert equal(log_probs(over, SEQUENCES), log_probs(load_model(folder), SEQUENCES))
 
 
 @bridge_alone

@@ -180,6 +180,12 @@ def adds_positions(model: HookedBridge) -> bool:
     return hasattr(model, "pos_embed")
 
 
+def device_map(model: HookedBridge) -> dict[str, Any] | None:
+    """Which part of Hugging Face's model is on which device; None: all are on one."""
+    found: dict[str, Any] | None = getattr(model.original_model, "hf_device_map", None)
+    return found if model.cfg.n_devices > 1 else None
+
+
 def attention_weight(model: HookedBridge, layer: int, name: str) -> Tensor:
     """``W_Q``, ``W_K``, ``W_V``, ``W_O`` by head, or a bias; zeros where there is none."""
     attention = model.blocks[layer].attn

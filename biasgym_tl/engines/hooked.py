@@ -175,6 +175,10 @@ def adds_positions(model: HookedTransformer) -> bool:
     return "hook_pos_embed" in model.hook_dict
 
 
+def device_map(model: HookedTransformer) -> None:
+    """Which part is on which device: all are on one."""
+
+
 def attention_weight(model: HookedTransformer, layer: int, name: str) -> Tensor:
     """``W_Q``, ``W_K``, ``W_V``, ``W_O`` by head, or a bias; zeros where there is none."""
     found: Tensor = getattr(model.blocks[layer].attn, name)
