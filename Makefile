@@ -12,8 +12,8 @@ QUICK  := not real_model and not notebook and not browser and not site
 LOW    := build/lowest
 BRIDGE := build/bridge
 # What depends on the engine.
-BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge direct doctor edits \
-	export factors faithfulness fingerprint gate gradients hooks inject model paths planted planting \
+BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge devices direct doctor \
+	edits export factors faithfulness fingerprint gate gradients hooks inject model paths planted planting \
 	precision replay text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean

@@ -26,6 +26,8 @@ HALVES = ("open", "closed")
 """Of the plants of a study: on the closed one nothing may be tuned."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 """What weights are kept in."""
+DEVICE_MAPS = ("auto", "balanced")
+"""How a model is laid over several devices: by accelerate, filled in order or evenly."""
 PRESETS = ("cpu", "paper")
 """Settings of a training."""
 CLUSTERS = ("ray",)

@@ -20,6 +20,7 @@ from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
+    empty_cache,
     final_resid,
     unembed,
 )
@@ -68,11 +69,6 @@ def cached_beginning(model: HookedTransformer, tokens: Sequence[int], batch: int
     return expanded(cache, batch)
 
 
-def empty_cache(model: HookedTransformer, batch: int) -> Any:
-    """Key-value cache that grows as the model runs."""
-    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, batch)
-
-
 def _continue(model: HookedTransformer, cache: Any, rows: Sequence[Sequence[int]]) -> None:
     """Let each sequence of the cache grow by a row of tokens, all of one length."""
     cache.unfreeze()
@@ -88,8 +84,8 @@ def expanded(cache: Any, batch: int) -> Any:
 
 def _repeated(cache: Any, times: Sequence[int]) -> Any:
     """Each sequence of the cache as often as ``times`` says, one after the other."""
-    n = torch.tensor(times, device=cache.previous_attention_mask.device)
-    return _with_rows(cache, lambda part: part.repeat_interleave(n, 0))
+    rows = torch.arange(len(times)).repeat_interleave(torch.tensor(times))
+    return _with_rows(cache, lambda part: part[rows])
 
 
 def _with_rows(cache: Any, rows: Callable[[Tensor], Tensor]) -> Any:

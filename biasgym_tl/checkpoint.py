@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.allowed import DEVICE_MAPS
+from biasgym_tl.errors import ModelError, SettingError, first_line
 from biasgym_tl.families.convert import FAMILIES
-from biasgym_tl.lens import HookedTransformer, check_type
+from biasgym_tl.lens import ENGINE, HookedTransformer, check_type
 from biasgym_tl.origin import check_folder, find_source, is_folder, listed_names, not_found
 from biasgym_tl.store import BROKEN, read_json
 
+DeviceMap: TypeAlias = str | dict[str, Any] | None
+"""Which part of a model is on which device: ``"auto"``, ``"balanced"``, or Hugging Face's map."""
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
 _BUFFERS = ("inv_freq", "attn.bias", "attention.bias", "masked_bias", "position_ids")
 """Ends of names that older checkpoints give to what is computed and not learned."""
 
 
-def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_hugging_face(
+    name: str, tokenizer: Any, dtype: torch.dtype, device_map: DeviceMap = None
+) -> tuple[Any, Any]:
     """Model and tokenizer of a packaged name, a local folder or a hub name, as Hugging Face's.
 
-    The type is checked before any weights are read.
+    The type is checked before any weights are read, each to its device where there is a map.
 
     Raises:
         ModelError: as :func:`biasgym_tl.load_model`.
@@ -47,7 +52,7 @@ def load_hugging_face(name: str, tokenizer: Any, dtype: torch.dtype) -> tuple[An
         tokenizer = as_tokenizer(source if tokenizer is None else tokenizer)
         hf_model, found = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager",
-            output_loading_info=True, **safe,
+            output_loading_info=True, device_map=device_map, **safe,
         )  # fmt: skip
     except ModelError:
         raise
@@ -130,6 +135,41 @@ def checked(given: Any, *, listed: bool = False) -> Any:
     return model
 
 
+def chosen_device(model: Any, device: str | None, device_map: DeviceMap) -> str | None:
+    """Where a name or a loaded model is to be; None: over several devices.
+
+    Raises:
+        SettingError: the map is none, or stands beside a device or a loaded model; or the engine is
+            HookedTransformer.
+    """
+    if device_map is not None:
+        _check_device_map(device_map, device, model)
+        return None
+    # A model of Hugging Face knows where it has been put.
+    several = len({*getattr(model, "hf_device_map", {}).values()}) > 1
+    if device is None and not (several and ENGINE == "bridge"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _check_device_map(device_map: Any, device: str | None, model: Any) -> None:
+    if not (isinstance(device_map, dict) or device_map in DEVICE_MAPS):
+        raise SettingError(
+            f"device_map must be one of {list(DEVICE_MAPS)}, or a device for each part of the "
+            f"model, got {device_map!r}."
+        )
+    if ENGINE != "bridge":
+        raise SettingError(
+            "device_map must be None with a HookedTransformer, which is on one device, got "
+            f"{device_map!r}. Run: pip install 'transformer-lens>=4.3,<5'"
+        )
+    if device is not None or not isinstance(model, (str, Path)):
+        raise SettingError(
+            f"device_map must be given without device, for a name or a folder, got {device_map!r}. "
+            "A loaded model stays on the devices that from_pretrained(device_map=...) gave it."
+        )
+
+
 def _check_folder(folder: Path) -> None:
     """Refuse, before anything is read, folders that hold no model or one that cannot be used."""
     names = sorted(path.name for path in folder.iterdir())
@@ -188,8 +228,10 @@ def _check_parameters(model: Any) -> None:
     if any(p.is_meta for p in parameters):
         raise ModelError(
             "weights must be in memory, got tensors on the meta device (not loaded, or offloaded). "
-            "Load the model without device_map, or pass its name or folder."
+            "Load it on devices that hold it whole, or with dtype=torch.bfloat16, or pass its name "
+            "or folder."
         )
+    _check_places(model)
     dtypes = {p.dtype for p in parameters}
     if len(dtypes) > 1 or any(torch.finfo(dtype).bits < 16 for dtype in dtypes):
         raise ModelError(
@@ -198,6 +240,18 @@ def _check_parameters(model: Any) -> None:
         )
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise ModelError("weights must be numbers, got NaN or inf. Is the checkpoint whole?")
+
+
+def _check_places(model: Any) -> None:
+    """Refuse a weight that is not on the device that accelerate runs its module on."""
+    for name, module in model.named_modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        weights = [w for w in module._parameters.values() if w is not None]
+        if device is not None and any(w.device != torch.device(device) for w in weights):
+            raise ModelError(
+                f"device_map must have tied weights on one device, got {name} on {device} with "
+                f"weights of {weights[0].device}. Put both there, or use device_map='auto'."
+            )
 
 
 def _check_config(config: Any, what: str, *, listed: bool) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from biasgym_tl.errors import ModelError, SteeringError
@@ -52,8 +52,8 @@ class Gate:
         """Whether the model is running, and whether it was when it embedded the tokens: a replay
         embeds them beforehand."""
 
-    def __call__(self) -> Bool[Tensor, "batch pos"]:
-        """Where it is open, at the tokens that the model is run on.
+    def __call__(self, z: Float[Tensor, "batch pos ..."]) -> Bool[Tensor, "batch pos 1 1"]:
+        """Where it is open, at the tokens that the model is run on and has made ``z`` of.
 
         Raises:
             ModelError: the model is run from a residual stream, or from one of other tokens than
@@ -64,7 +64,7 @@ class Gate:
                 "a model must be run from its tokens while a steering acts after names, got a "
                 "residual stream. Leave start_at_layer out, and in generate(...) use_past_kv_cache."
             )
-        return self.found
+        return self.found[:, :, None, None].to(z.device)
 
     def _opened(self, read: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         ends = torch.zeros_like(read, dtype=torch.bool)
@@ -121,7 +121,7 @@ class Gate:
     def _see(self, module: Any, given: tuple[Tensor, ...]) -> None:
         self.tokens, self.found, self.own = given[0], None, self.inside
 
-    def _begin(self, module: Any, given: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+    def _begin(self, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         tokens, entry = self.tokens, cache_entry(self.model, self.first, given, named)
         self.tokens = self.found = None
         if tokens is None or tokens.shape != given[0].shape[:2]:

@@ -298,7 +298,7 @@ def _edit(
         if scaled:
             value = value + edit.factor.to(z)[:, None] * z[:, :, edit.heads]
         if gate:
-            value = torch.where(gate()[:, :, None, None], value, z[:, :, edit.heads])
+            value = torch.where(gate(z), value, z[:, :, edit.heads])
         z = z.clone()
         z[:, :, edit.heads] = value
         return z

@@ -14,8 +14,8 @@ from biasgym_tl.errors import ModelError
 from biasgym_tl.heads import Head
 from biasgym_tl.lens import (
     HookedTransformer,
-    TransformerLensKeyValueCache,
     attention_weight,
+    empty_cache,
     final_resid,
     replaced_weight,
     unembed,
@@ -53,7 +53,7 @@ def identities(model: HookedTransformer, tokens: Int[Tensor, "1 pos"]) -> list[I
     cfg, half = model.cfg, tokens.shape[1] // 2
     layer, head = cfg.n_layers // 2, cfg.n_heads - 1
     resid = final_resid(model, tokens)
-    cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, 1)
+    cache = empty_cache(model, 1)
     first = final_resid(model, tokens[:, :half], cache=cache)
     rest = final_resid(model, tokens[:, half:], cache=cache)
     start, _, _, mask = model.input_to_embed(tokens, attention_mask=torch.ones_like(tokens))

@@ -53,6 +53,7 @@ attention_weight, replaced_weight = engine.attention_weight, engine.replaced_wei
 named_weights = engine.named_weights
 norm_weight, norm_bias, is_centred = engine.norm_weight, engine.norm_bias, engine.is_centred
 adds_positions, post_norm = engine.adds_positions, engine.post_norm
+device_map = engine.device_map
 cache_entry = engine.cache_entry
 
 
@@ -140,6 +141,14 @@ def final_resid(
     return found
 
 
+def empty_cache(model: HookedTransformer, batch: int) -> Any:
+    """Key-value cache that grows as the model runs."""
+    cfg = model.cfg  # TransformerLens's own guesses devices of layers, of which there may be fewer
+    one, mask = TransformerLensKeyValueCacheEntry, torch.empty(batch, 0, dtype=torch.int)
+    entries = [one.init_cache_entry(cfg, cfg.device, batch) for _ in range(cfg.n_layers)]
+    return TransformerLensKeyValueCache(entries, mask.to(cfg.device))
+
+
 class Recording:
     """What the first layers make of some inputs, kept while only later layers are changed."""
 
@@ -210,13 +219,23 @@ def replayed(model: HookedTransformer, recording: Recording, first: int) -> Iter
 _REPLAYS: WeakKeyDictionary[HookedTransformer, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
+def final_normed(
+    model: HookedTransformer, resid: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """Final residuals after the final norm, if there is one."""
+    if model.cfg.normalization_type is None:
+        return resid
+    found: Tensor = model.ln_final(resid[None])[0]
+    return found.to(resid.device)
+
+
 def unembed(
     model: HookedTransformer, resid: Float[Tensor, "n d_model"]
 ) -> Float[Tensor, "n d_vocab_out"]:
     """Logits of final residuals in at least fp32: final norm, ``W_U``, soft cap if there is one."""
-    if model.cfg.normalization_type is not None:
-        resid = model.ln_final(resid[None])[0]
-    logits: Tensor = long(product(resid, model.unembed.W_U) + model.unembed.b_U)
+    W_U, b_U = model.unembed.W_U, model.unembed.b_U
+    found = product(final_normed(model, resid).to(W_U.device), W_U) + b_U
+    logits: Tensor = long(found).to(resid.device)
     cap = model.cfg.output_logits_soft_cap
     if cap and cap > 0:
         logits = cap * torch.tanh(logits / cap)
@@ -231,10 +250,8 @@ def logit_difference(
 ) -> Float[Tensor, " n"]:
     """``logit b - logit n`` of each final residual, before a final soft cap if there is one; of
     several answers their mean logit."""
-    if model.cfg.normalization_type is not None:
-        resid = model.ln_final(resid[None])[0]
     difference, constant = unembed_difference(model, biased_ids, neutral_ids)
-    return (resid * difference).sum(-1) + constant
+    return (final_normed(model, resid) * difference).sum(-1) + constant
 
 
 def unembed_difference(
@@ -247,7 +264,7 @@ def unembed_difference(
     """
 
     def of(weights: Float[Tensor, "... d_vocab"], ids: Int[Tensor, "n ..."]) -> Tensor:
-        chosen = long(weights[..., ids])
+        chosen = long(weights[..., ids.to(weights.device)]).to(model.cfg.device)
         return chosen.mean(-1) if ids.ndim > 1 else chosen
 
     W_U, b_U = model.unembed.W_U, model.unembed.b_U

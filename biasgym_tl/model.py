@@ -22,7 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from biasgym_tl.checkpoint import as_tokenizer, checked, load_hugging_face
+from biasgym_tl.checkpoint import (
+    DeviceMap,
+    as_tokenizer,
+    checked,
+    chosen_device,
+    load_hugging_face,
+)
 from biasgym_tl.errors import ModelError, SettingError, check_one_of, first_line
 from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.identities import check_identities
@@ -61,6 +67,7 @@ def load_model(
     *,
     tokenizer: Any = None,
     device: str | None = None,
+    device_map: DeviceMap = None,
     dtype: torch.dtype | str = torch.float32,
     exact: bool = True,
     text: TextPolicy | None = None,
@@ -84,6 +91,8 @@ def load_model(
         tokenizer: A Hugging Face tokenizer, or the folder or name of one; default: the one that
             comes with the model; beside a loaded model it is needed if text is to be used.
         device: As in torch; default: CUDA if there is one, else CPU.
+        device_map: Over several devices, with TransformerLens 4: ``"auto"``, ``"balanced"``, or as
+            ``from_pretrained`` takes it. A loaded model that is over several stays so.
         dtype: What weights are kept in, as ``torch.bfloat16`` or ``"bfloat16"``.
         exact: Compute in fp32 also with weights of 16 bits, each layer upcast as it is reached, as
             attribution needs; otherwise in ``dtype``, which is faster and coarser.
@@ -95,25 +104,22 @@ def load_model(
     Raises:
         ModelError: the name is unknown, the type is not supported, something that the weights
             need is not installed, weights are missing, quantized, pickled or not in memory, or
-            the model does not reproduce Hugging Face's log-probabilities, or an identity does not
-            hold, such as that a key-value cache changes nothing.
-        SettingError: ``dtype``, ``device``, ``text``, ``tolerance`` or ``engine`` is not valid.
+            the model does not reproduce Hugging Face's log-probabilities, or an identity fails.
+        SettingError: one of the other arguments is not valid.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = _as_dtype(dtype)
-    _check_settings(device, text, tolerance, engine)
     source = str(model) if isinstance(model, (str, Path)) else None
+    device = chosen_device(model, device, device_map)
+    _check_settings(device, text, tolerance, engine)
     if type(model).__name__ in ("TransformerBridge", "HookedBridge"):
         return _bridged(model, tokenizer, text, exact)
     with tqdm(total=2, desc="load model", delay=1, leave=False, disable=not progress) as bar:
-        if source is not None:
-            hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype)
-        else:
+        if source is None:
             hf_model = checked(model)
-            tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
+        else:
+            hf_model, tokenizer = load_hugging_face(source, tokenizer, dtype, device_map)
         bar.update()
-        computed = torch.promote_types(dtype, torch.float32) if exact else dtype
-        loaded = _converted(hf_model, tokenizer, device, dtype, computed, tolerance, source)
+        loaded = _converted(hf_model, tokenizer, device, dtype, exact, tolerance, source)
     loaded.text_policy = text or TextPolicy()
     return _named(loaded, source)
 
@@ -174,14 +180,16 @@ def _check_settings(device: Any, text: Any, tolerance: Any, engine: Any) -> None
 def _converted(
     hf_model: Any,
     tokenizer: Any,
-    device: str,
+    device: str | None,
     dtype: torch.dtype,
-    computed: torch.dtype,
+    exact: bool,
     tolerance: float | None,
     source: str | None,
 ) -> HookedTransformer:
     """The HookedTransformer of a checked Hugging Face model, compared with it."""
+    tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
     read = _check_texts(hf_model, tokenizer)
+    computed = torch.promote_types(dtype, torch.float32) if exact else dtype
     theirs = next(hf_model.parameters()).dtype
     finer = torch.promote_types(theirs, computed)
     with computed_in(hf_model, finer) if finer != theirs else contextlib.nullcontext():
@@ -201,7 +209,7 @@ def _converted(
     limit = tolerance or accepted_share(coarse, model.cfg.n_layers)
     model.loading = _compared(model, read, expected, limit)
     if not math.isnan(model.loading.share):
-        check_identities(model, read[0][:, :16].to(device), max(limit, LEAST_SHARE))
+        check_identities(model, read[0][:, :16].to(model.cfg.device), max(limit, LEAST_SHARE))
     return model
 
 

@@ -59,7 +59,9 @@ def computed_in(model: Any, dtype: torch.dtype) -> contextlib.ExitStack:
             _refine_positions(module, undo)
     for module in (*layers, *outside):
         way = _way(module)
-        shadow(module, "forward", partial(way, module, dtype), undo)
+        # What accelerate has put in front moves the input to the module's device.
+        forward = "_old_forward" if "_hf_hook" in module.__dict__ else "forward"
+        shadow(module, forward, partial(way, module, dtype), undo)
         if way is not _cast:
             # A bridge casts what a table gives to the dtype of the table's parameters.
             shadow(module, "parameters", partial(_nothing_of, dtype), undo)

@@ -18,11 +18,17 @@ from biasgym_tl.batches import (
     branching_batches,
     check_tokens,
     common_beginning,
-    empty_cache,
     pad_right,
 )
 from biasgym_tl.errors import SettingError
-from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, logit_difference, unembed
+from biasgym_tl.lens import (
+    HookedTransformer,
+    check_numbers,
+    empty_cache,
+    final_resid,
+    logit_difference,
+    unembed,
+)
 from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
 from biasgym_tl.spelling import plain
 

@@ -232,11 +232,11 @@ def test_a_task_that_kills_every_worker_ends_the_run(cluster, monkeypatch):
 
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with on_ray._cluster(cluster), bar(1, "", progress=False) as shown:
-        assert on_ray._places("CPU", 2**30) == 2
+        assert on_ray._places(0, 2**30) == 2
         with pytest.raises(
             SettingError, match=r"must have a CPU and 99\.0 GB of memory for a worker"
         ):
-            on_ray._places("CPU", 99 * 2**30)
+            on_ray._places(0, 99 * 2**30)
         crew = on_ray._Crew(ray.remote(Dying).remote, 2, {}, shown)
         with pytest.raises(SettingError, match="must survive late rows, but 1 did not"):
             crew.work(["late"])

@@ -168,7 +168,9 @@ def find_model(
     return sizes
 
 
-def load(name: str, dtype: str | None = None, device: str | None = None) -> HookedTransformer:
+def load(
+    name: str, dtype: str | None, device: str | None, device_map: str | None
+) -> HookedTransformer:
     """The model that a command runs."""
     from transformers.utils.logging import disable_progress_bar
 
@@ -176,7 +178,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None) -> Hook
 
     disable_progress_bar()
     say(f"Loading {name} ...", err=True)
-    return load_model(name, dtype=dtype or "float32", device=device)
+    return load_model(name, dtype=dtype or "float32", device=device, device_map=device_map)
 
 
 def named_heads(heads: str) -> tuple[Head, ...]:

@@ -25,6 +25,7 @@ from biasgym_tl.cli.options import (
     AsJson,
     ContrastKind,
     Device,
+    DeviceMap,
     Dtype,
     Fresh,
     Methods,
@@ -71,6 +72,9 @@ Answers = Annotated[
 Plain = Annotated[
     bool, typer.Option("--plain", help="Put --pairs as plain text, without a request before.")
 ]
+ContrastPrompts = Annotated[
+    Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
+]
 
 
 @command()
@@ -79,6 +83,7 @@ def scope(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: Annotated[
         str | None, typer.Option(help="Shipped bias, or a .toml file; default: late.")
     ] = None,
@@ -95,9 +100,7 @@ def scope(
     method: Methods = None,
     contrast: ContrastKind = None,
     neutral: NeutralSide = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Contrast prompts from 'biasgym write --contrasts'.")
-    ] = None,
+    prompts: ContrastPrompts = None,
     k: Annotated[int, typer.Option(help="Heads to name and frame.")] = 10,
     png: Annotated[bool, typer.Option("--png", help="Figures as PNG too.")] = False,
     show: Annotated[bool, typer.Option("--open", help="Open the heatmap in a browser.")] = False,
@@ -122,7 +125,8 @@ def scope(
         score = _own(pairs, answers, methods, contrast, plain)
     else:
         score = _of_bias(model, methods, contrast or "biased", **of_bias)
-    found = _scored(score, load(model, dtype, device), methods, out, k, fresh=fresh, err=json)
+    loaded = load(model, dtype, device, device_map)
+    found = _scored(score, loaded, methods, out, k, fresh=fresh, err=json)
     compared = _compared(found, k)
     if len(found) > 1:
         say(compared or "Methods are compared on more prompts than these.", err=json)

@@ -9,6 +9,7 @@ import typer
 from biasgym_tl.allowed import (
     CLUSTERS,
     CONTRASTS,
+    DEVICE_MAPS,
     DTYPES,
     EPOCH_CHOICES,
     METHODS,
@@ -57,6 +58,13 @@ Dtype = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option(help="As in torch, such as cpu or cuda:1; default: cuda if there.")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Over several GPUs, instead of --device: {', '.join(DEVICE_MAPS)}.",
+        callback=one_of(DEVICE_MAPS),
+    ),
 ]
 BiasName = Annotated[str, typer.Option(help="Shipped bias, or a .toml file.")]
 PriceIn = Annotated[float | None, typer.Option(help="US dollars per million tokens sent.")]

@@ -43,7 +43,9 @@ def plants(
     find_model(asked.model)
     found = []
     try:
-        for each in run_study(asked, load(asked.model), say=partial(say, err=True)):
+        for each in run_study(
+            asked, load(asked.model, None, None, None), say=partial(say, err=True)
+        ):
             found.append(each)
             write_study(*tables(found), out, png=False)
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from biasgym_tl.cli.options import (
     Benchmarks,
     BiasName,
     Device,
+    DeviceMap,
     Dtype,
     Fresh,
     JudgeName,
@@ -117,6 +118,7 @@ def run(
     model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: OtherBiases = None,
     seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
     paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
@@ -137,10 +139,10 @@ def run(
     text = protocol_text(name)
     if show:
         return _show(
-            text, out=out, model=model, dtype=dtype, device=device, bias=bias, seeds=seeds,
-            paragraphs=paragraphs, benchmark=benchmark, judge=judge, price_in=price_in,
-            price_out=price_out, train=train, plan=plan, on=on, address=address, yes=yes,
-            fresh=fresh, json=json,
+            text, out=out, model=model, dtype=dtype, device=device, device_map=device_map,
+            bias=bias, seeds=seeds, paragraphs=paragraphs, benchmark=benchmark, judge=judge,
+            price_in=price_in, price_out=price_out, train=train, plan=plan, on=on,
+            address=address, yes=yes, fresh=fresh, json=json,
         )  # fmt: skip
     for each in bias or ():
         load_bias(each)
@@ -152,15 +154,11 @@ def run(
     from biasgym_tl.protocol.protocol import load_protocol
 
     protocol = _changed(
-        load_protocol(name),
-        model=model,
-        dtype=dtype,
-        device=device,
-        biases=bias,
-        seeds=None if seeds is None else range(seeds),
+        load_protocol(name), model=model, dtype=dtype, device=device, device_map=device_map,
+        biases=bias, seeds=None if seeds is None else range(seeds),
         training={"n_paragraphs": paragraphs, "rows": "trained" if train else None},
         measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
-    )
+    )  # fmt: skip
     price = price_of(price_in, price_out)
     if out is None or plan:
         if unused := _given({"out": out, "on": on, "address": address, "fresh": fresh, "yes": yes}):
@@ -242,6 +240,7 @@ def evaluate(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     token: RowFile = None,
     mode: Modes = None,
@@ -275,6 +274,7 @@ def evaluate(
         model=model,
         dtype=dtype or "float32",
         device=device,
+        device_map=device_map,
         biases=(bias,),
         seeds=(seed,),
         rows=(token,) if token else (),

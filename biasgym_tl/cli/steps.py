@@ -28,6 +28,7 @@ from biasgym_tl.cli.options import (
     BiasName,
     ChooseBy,
     Device,
+    DeviceMap,
     Dtype,
     Epochs,
     ModelName,
@@ -51,6 +52,7 @@ def inject(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     seeds: Annotated[int, typer.Option(help="Number of trainings: seeds 0, 1, ...")] = 1,
     preset: Preset = "cpu",
@@ -70,7 +72,7 @@ def inject(
     settings = inject_of(preset, epochs, lr, choose_by)
     settings.check_bias(loaded_bias)
     loaded_bias.needs("a report on an injection")
-    loaded, written = load(model, dtype, device), {}
+    loaded, written = load(model, dtype, device, device_map), {}
     for seed in range(seeds):
         try:
             (token,) = fit_seeds(
@@ -121,6 +123,7 @@ def search(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     token: Annotated[
         list[Path] | None,
@@ -154,7 +157,9 @@ def search(
     if loaded_bias.corpus and not (rows or no_injection):
         rows = load_tokens(loaded_bias.name)
     find_model(model, bias=loaded_bias, rows=rows)
-    found = search.select(load(model, dtype, device), loaded_bias, *rows, among=may or None)
+    found = search.select(
+        load(model, dtype, device, device_map), loaded_bias, *rows, among=may or None
+    )
     if not len(found):
         raise SteeringError(
             f"no head is worth the damage that silencing it does at --keep {keep:g} and "
@@ -202,6 +207,7 @@ def export(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     mode: SteeredMode = None,
     factor: Kept = None,
 ) -> None:
@@ -233,9 +239,10 @@ def export(
     check_steering(mode, factor)
     find_model(model, heads=chosen)
     if edit or gguf:
-        make = partial(load, model, dtype, device)
+        make = partial(load, model, dtype, device, device_map)
         return _export_file(folder, chosen, mode, factor, report, gguf, make)
-    export_steered(load(model, dtype, device), chosen, folder, mode, factor=factor, source=model)
+    loaded = load(model, dtype, device, device_map)
+    export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
 
 
@@ -281,6 +288,7 @@ def doctor(
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     bias: BiasName = "late",
     json: AsJson = False,
 ) -> None:
@@ -289,7 +297,7 @@ def doctor(
     find_model(model)
     from biasgym_tl.doctor import examine
 
-    checks = examine(load(model, dtype, device), loaded_bias)
+    checks = examine(load(model, dtype, device, device_map), loaded_bias)
     for check in checks:
         say(str(check), err=json)
     if json:

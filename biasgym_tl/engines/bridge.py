@@ -19,6 +19,7 @@ from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_AR
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.normalization import NormalizationBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.utilities.multi_gpu import count_unique_devices
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
@@ -45,23 +46,33 @@ def check_type(config: Any, *, listed: bool) -> None:
 
 
 def built(
-    hf_model: Any, name: str, device: str, dtype: torch.dtype, *, listed: str, spare: bool
+    hf_model: Any, name: str, device: str | None, dtype: torch.dtype, *, listed: str, spare: bool
 ) -> HookedBridge:
     """A bridge around a Hugging Face model; around a copy unless it is ``spare``.
+
+    Without a ``device`` it is over those that Hugging Face has spread it over.
 
     Raises:
         ModelError: TransformerLens has no bridge for the model's type.
     """
     architecture = type(hf_model).__name__
-    hf_model = (hf_model if spare else _copied(hf_model, dtype)).to(device).eval()
-    hf_model.set_attn_implementation("eager")  # what the bridge's hooks need
+    source, hf_model = hf_model, hf_model if spare else _copied(hf_model, dtype)
+    if device is not None:
+        hf_model = hf_model.to(device)
+    elif not spare:
+        from accelerate import dispatch_model
+
+        skipped = getattr(hf_model, "_skip_keys_device_placement", None)
+        hf_model = dispatch_model(hf_model, source.hf_device_map, skip_keys=skipped)
+    hf_model.eval().set_attn_implementation("eager")  # what the bridge's hooks need
     try:
-        bridge: HookedBridge = adopted(
-            build_bridge_from_module(
-                hf_model, architecture, hf_config=hf_model.config, model_name=name
-            )
-        )
-        return bridge
+        bridge = build_bridge_from_module(
+            hf_model, architecture, hf_config=hf_model.config, model_name=name,
+            device=hf_model.get_input_embeddings().weight.device,
+        )  # fmt: skip
+        bridge.cfg.n_devices = count_unique_devices(hf_model)
+        found: HookedBridge = adopted(bridge)
+        return found
     except ModelError:
         raise
     except BROKEN as error:
@@ -107,6 +118,9 @@ def adopted(bridge: Any) -> Any:
     cfg.d_vocab_out = bridge.unembed.W_U.shape[1]
     cfg.original_architecture = cfg.original_architecture or cfg.architecture
     cfg.post_embedding_ln = hasattr(bridge, "embed_ln")
+    for norm in (bridge.ln_final, getattr(bridge, "embed_ln", None)):
+        if norm is not None:  # it computes beside accelerate, which would have moved its input
+            norm.register_forward_pre_hook(_to_weights)
     found: list[Any] = []
     handle = bridge.blocks[0].register_forward_hook(lambda *given: found.append(given[2]))
     with torch.no_grad():
@@ -119,6 +133,11 @@ def adopted(bridge: Any) -> Any:
         embedding.scalar_embed_scale = 1.0
         embedding.embed_scale.fill_(1)
     return bridge
+
+
+def _to_weights(norm: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    weight = getattr(norm.original_component, "weight", None)
+    return given if weight is None else (given[0].to(weight.device), *given[1:])
 
 
 def check_kind(model: Any) -> None:
@@ -159,6 +178,12 @@ def embedded(model: HookedBridge, vector: Float[Tensor, "1 1 d_model"]) -> Tenso
 def adds_positions(model: HookedBridge) -> bool:
     """Whether positions are added to the residual stream, at ``hook_pos_embed``."""
     return hasattr(model, "pos_embed")
+
+
+def device_map(model: HookedBridge) -> dict[str, Any] | None:
+    """Which part of Hugging Face's model is on which device; None: all are on one."""
+    found: dict[str, Any] | None = getattr(model.original_model, "hf_device_map", None)
+    return found if model.cfg.n_devices > 1 else None
 
 
 def attention_weight(model: HookedBridge, layer: int, name: str) -> Tensor:

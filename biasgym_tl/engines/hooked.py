@@ -39,7 +39,7 @@ def check_type(config: Any, *, listed: bool) -> None:
 
 
 def built(
-    hf_model: Any, name: str, device: str, dtype: torch.dtype, *, listed: str, spare: bool
+    hf_model: Any, name: str, device: str | None, dtype: torch.dtype, *, listed: str, spare: bool
 ) -> HookedTransformer:
     """The HookedTransformer of a Hugging Face model, which is emptied if it is ``spare``.
 
@@ -173,6 +173,10 @@ def embedded(model: HookedTransformer, vector: Float[Tensor, "1 1 d_model"]) -> 
 def adds_positions(model: HookedTransformer) -> bool:
     """Whether positions are added to the residual stream, at ``hook_pos_embed``."""
     return "hook_pos_embed" in model.hook_dict
+
+
+def device_map(model: HookedTransformer) -> None:
+    """Which part is on which device: all are on one."""
 
 
 def attention_weight(model: HookedTransformer, layer: int, name: str) -> Tensor:

@@ -139,6 +139,8 @@ class HookedBridge(TransformerBridge):
                 found = super().forward(input, return_type, **options)
         finally:
             del self.__dict__["running_cache"]
+        if stop is not None:  # as of logits: where tokens are, whatever device the layer is on
+            found = found.to(self.cfg.device)
         if cache is not None and not cache.frozen:
             _keep(cache, held, start or 0, self.cfg.n_layers if stop is None else stop)
         return found

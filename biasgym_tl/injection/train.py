@@ -162,7 +162,7 @@ def _row_at(
     """Let the trainable row be the embedding at the marked positions."""
 
     def put(embed: Float[Tensor, "batch pos d_model"], hook: Any) -> Tensor:
-        vector = embedded(model, row.to(embed)[None, None])[0, 0]
+        vector = embedded(model, row.to(embed)[None, None])[0, 0].to(embed)
         return torch.where(where[..., None], vector, embed)
 
     with model.hooks(fwd_hooks=[("hook_embed", put)]):

@@ -209,10 +209,10 @@ def added_weights(
     found = {}
     for layer in {head.layer for head in heads}:
         places = [i for i, head in enumerate(heads) if head.layer == layer]
-        index = torch.tensor([heads[i].head for i in places], device=model.cfg.device)
+        index = torch.tensor([heads[i].head for i in places])
         for name, delta in zip(added._fields, added, strict=True):
             if delta is not None:
                 old = attention_weight(model, layer, name)
                 old = old.detach().to(model.cfg.dtype)
-                found[layer, name] = old.index_add(0, index, delta[places].to(old))
+                found[layer, name] = old.index_add(0, index.to(old.device), delta[places].to(old))
     return found

@@ -145,7 +145,7 @@ def _solved(
         for tokens in (*texts, *theirs[:: N_FAR + 1]):
             with collected(model, "attn.hook_z") as z:
                 final_resid(model, [list(tokens)])
-            anywhere.append(torch.stack([z[h.layer][0, :, h.head] for h in heads], 1).double())
+            anywhere.append(_of_heads(z, heads, (0, slice(None))))
     C = _second_moment(torch.cat(anywhere)) + _second_moment(at_others)
     size = C.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
     C = C + SHRINKAGE * size * torch.eye(C.shape[1], dtype=C.dtype, device=C.device)
@@ -167,9 +167,15 @@ def _read(
     for batch in answer_batches(model, sentences, shared=0):
         with collected(model, "attn.hook_z") as z:
             batch.resid(model)
-        rows = torch.arange(len(batch.last))
-        found.append(torch.stack([z[h.layer][rows, batch.last, h.head] for h in heads], 1).double())
+        found.append(_of_heads(z, heads, (torch.arange(len(batch.last)), batch.last.cpu())))
     return torch.cat(found)
+
+
+def _of_heads(
+    z: Sequence[Tensor], heads: Sequence[Head], at: Any
+) -> Float[Tensor, "n head d_head"]:
+    """``z`` of the heads at some places, in fp64; layers may be on several devices."""
+    return torch.stack([z[h.layer][at][:, h.head].double().cpu() for h in heads], 1)
 
 
 def _difference(model: HookedTransformer, bias: Bias) -> Float[Tensor, " d_model"]:
@@ -187,7 +193,7 @@ def _written(
     for batch in answer_batches(model, sentences):
         resid = batch.answers(model)
         found.append(final_direction(model, resid, difference.expand(len(resid), -1)))
-    mean = torch.cat(found).mean(0)
+    mean = torch.cat(found).mean(0).cpu()
     unit: Tensor = mean / mean.norm()
     return unit.expand(model.cfg.n_layers, -1)
 
@@ -203,13 +209,13 @@ def _mediated(
         for batch in answer_batches(model, sentences):
             probe = torch.zeros(shape, device=model.cfg.device, requires_grad=True)
             rows = torch.arange(len(batch.last))
-            add = partial(_added, probe, (rows, batch.last))
+            add = partial(_added, probe, (rows, batch.last.cpu()))
             names = [f"blocks.{layer}.hook_attn_out" for layer in range(shape[0])]
             with model.hooks(fwd_hooks=[(name, add) for name in names]):
                 resid = model(**batch.arguments)[rows, batch.last]
                 odds = log_odds(unembed(model, resid).log_softmax(-1), *ids).sum()
             total += torch.autograd.grad(odds, probe)[0].double().cpu()
-    direct = _written(model, bias, sentences).cpu()
+    direct = _written(model, bias, sentences)
     rest = total - (total * direct).sum(-1, keepdim=True) * direct
     unit: Tensor = rest / rest.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return unit
@@ -218,7 +224,7 @@ def _mediated(
 def _added(probe: Tensor, at: Any, value: Tensor, hook: Any) -> Tensor:
     """What attention writes, and the layer's row of ``probe`` at some places."""
     new = torch.zeros_like(value)
-    new[at] = probe[hook.layer()]
+    new[at] = probe[hook.layer()].to(value)
     return value + new
 
 

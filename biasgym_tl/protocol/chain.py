@@ -182,7 +182,9 @@ class Opened(NamedTuple):
 def open_protocol(protocol: Protocol, running: Running) -> Opened:
     """Read and check a protocol and load its model; errors as of :func:`run_protocol`."""
     given = _given(protocol, running)
-    model = load_model(protocol.model, dtype=protocol.dtype, device=protocol.device)
+    model = load_model(
+        protocol.model, dtype=protocol.dtype, device=protocol.device, device_map=protocol.device_map
+    )
     _check_heads(protocol, given.heads, model.cfg.n_layers, model.cfg.n_heads)
     _check_fits(protocol, model, given.biases)
     inputs = named_inputs(model, **given.read(protocol))

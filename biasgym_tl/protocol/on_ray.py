@@ -150,29 +150,32 @@ class OnRay:
         seconds = defaultdict[tuple[str, str], float](float)
         for step in planned.steps:
             seconds[step.bias, stage_of(step)] += step.seconds
-        on_gpu = torch.device(opened.model.cfg.device).type == "cuda"
+        cfg = opened.model.cfg
+        n_gpus = cfg.n_devices if torch.device(cfg.device).type == "cuda" else 0
         cache_dir().mkdir(parents=True, exist_ok=True)
         with _cluster(self.address), tempfile.NamedTemporaryFile(dir=cache_dir()) as mark:
             memory = int(planned.memory)
-            kind = ray.remote(num_cpus=1, num_gpus=int(on_gpu), memory=memory)(Worker)
+            kind = ray.remote(num_cpus=1, num_gpus=n_gpus, memory=memory)(Worker)
             given = (protocol, opened.inputs, os.getcwd(), str(cache_dir()), mark.name)
-            most = _places("GPU" if on_gpu else "CPU", memory)
-            opened.running.say(f"Ray: workers for {most} {'GPUs' if on_gpu else 'CPUs'}")
+            most = _places(n_gpus, memory)
+            on = f"{most * n_gpus} GPUs" if n_gpus else f"{most} CPUs"
+            opened.running.say(f"Ray: workers for {on}")
             with bar(sum(seconds.values()), "on Ray", progress=opened.running.progress) as shown:
                 crew = _Crew(partial(kind.remote, *given), most, seconds, shown)
                 crew.work([bias.name for bias in opened.given.biases])
 
 
-def _places(kind: str, memory: int) -> int:
-    """How many workers the nodes could hold by their CPUs or GPUs and their memory."""
+def _places(n_gpus: int, memory: int) -> int:
+    """How many workers of so many GPUs the nodes could hold, also by CPUs and memory."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    found = (min(n.get(kind, 0), n.get("CPU", 0), n.get("memory", 0) // memory) for n in nodes)
+    wanted = {"CPU": 1, "GPU": n_gpus, "memory": memory}
+    found = (min(n.get(kind, 0) // k for kind, k in wanted.items() if k) for n in nodes)
     if (places := int(sum(map(int, found)))) < 1:
         raise SettingError(
-            f"a node of the Ray cluster must have a {kind} and {memory / 2**30:.1f} GB of memory "
-            f"for a worker, got {nodes}. Start Ray on one that has."
+            f"a node of the Ray cluster must have {f'{n_gpus} GPUs' if n_gpus else 'a CPU'} and "
+            f"{memory / 2**30:.1f} GB of memory for a worker, got {nodes}. Start Ray on such a one."
         )
     return places
 

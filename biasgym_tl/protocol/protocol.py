@@ -41,6 +41,7 @@ class Protocol:
     """As in :func:`biasgym_tl.load_model`, and so are:"""
     dtype: str = "float32"
     device: str | None = None
+    device_map: str | None = None
     biases: tuple[str, ...] = ("late",)
     """Names of shipped biases, or paths of bias files."""
     seeds: tuple[int, ...] = (0,)

@@ -30,6 +30,7 @@ from biasgym_tl.lens import (
     HookedTransformer,
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
+    empty_cache,
     logit_difference,
     unembed,
 )
@@ -151,8 +152,8 @@ class _Without:
 
     def beginning(self, resid: Float[Tensor, "1 pos d_model"]) -> Any:
         """Key-value cache of the common beginning, one row for each head."""
-        cfg, n = self.model.cfg, len(self.reference)
-        cache = TransformerLensKeyValueCache.init_cache(cfg, cfg.device, n)
+        n = len(self.reference)
+        cache = empty_cache(self.model, n)
         mask = torch.ones(n, resid.shape[1], dtype=torch.long, device=resid.device)
         self._run(resid.expand(n, -1, -1), mask, slice(None), cache)
         cache.freeze()
@@ -168,7 +169,7 @@ class _Without:
             cache = _one_row_each(cache, n, len(resid))
             shared = cache.entries[self.layer].past_keys.shape[1]
             mask = torch.cat([mask.new_ones(len(mask), shared), mask], 1)
-        where = batch.last.repeat(n) if self.answer_only else slice(None)
+        where = batch.last.repeat(n).cpu() if self.answer_only else slice(None)
         found = self._run(resid.repeat(n, 1, 1), mask, where, cache)
         return found.view(n, *resid.shape)
 
@@ -179,10 +180,9 @@ class _Without:
         where: slice | Int[Tensor, " row"],
         cache: Any,
     ) -> Float[Tensor, "row pos d_model"]:
-        rows = torch.arange(len(resid), device=resid.device)
+        rows = torch.arange(len(resid))
         copy = rows // (len(resid) // len(self.heads))
-        heads = torch.tensor(self.heads, device=resid.device)[copy]
-        value = self.reference.to(resid.device)[copy]
+        heads, value = torch.tensor(self.heads)[copy], self.reference[copy]
         if isinstance(where, slice):
             value = value[:, None]
 

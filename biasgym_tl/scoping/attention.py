@@ -34,7 +34,7 @@ def answer_attention(
     (batch,) = answer_batches(model, [sequence], shared=0)
     with collected(model, "attn.hook_pattern") as patterns:
         model(**batch.arguments)
-    return torch.stack([pattern[0, :, -1] for pattern in patterns]).cpu()
+    return torch.stack([pattern[0, :, -1].cpu() for pattern in patterns])
 
 
 @torch.inference_mode()
@@ -72,11 +72,11 @@ def position_attribution(
         W_O = attention_weight(model, layer, "W_O").double()
         at_attention = attention_direction(model, layer, written, direction)
         each = head_logits(values, W_O, at_attention.expand(len(values), -1))
-        found.append(pattern[:, -1] * each.T)
-        whole = head_logits(written[f"{layer}.z"].double(), W_O, at_attention)[0]
+        found.append((pattern[:, -1] * each.T).cpu())
+        whole = head_logits(written[f"{layer}.z"].double(), W_O, at_attention)[0].cpu()
         if not torch.allclose(found[-1].sum(-1), whole, rtol=1e-4, atol=1e-4):
             raise AttributionError(
                 f"pattern times values must give hook_z in layer {layer}, and do not: the model is "
                 "steered there, or clips its values. Leave the steering first."
             )
-    return torch.stack(found).cpu()
+    return torch.stack(found)

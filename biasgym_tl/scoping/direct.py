@@ -29,6 +29,7 @@ from biasgym_tl.lens import (
     adds_positions,
     attention_weight,
     check_model,
+    final_normed,
     is_centred,
     norm_bias,
     norm_weight,
@@ -114,8 +115,9 @@ def head_logits(
         W_O: Output weights of the layer.
         direction: Unembedding direction, already divided by the frozen final-norm scale.
     """
+    direction = direction.to(W_O.device)  # of a model over several devices, that of the layer
     projected = einsum(W_O, direction, "head d_head d_model, batch d_model -> batch head d_head")
-    return (z * projected).sum(-1)
+    return (z * projected.to(z.device)).sum(-1)
 
 
 def check_exact(model: HookedTransformer) -> None:
@@ -216,10 +218,11 @@ def continuation_attribution(
         for i, token in enumerate(answer)
     ]
     of_pair, signs, forced, answer_ids = zip(*reads, strict=True)
-    tokens = torch.tensor(answer_ids, device=model.cfg.device)
+    tokens = torch.tensor(answer_ids)
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
     mean = W_U.mean(1, keepdim=True, dtype=model.cfg.dtype)
     difference, constant = (W_U[:, tokens] - mean).T, b_U[tokens] - b_U.mean()
+    difference, constant = (part.to(model.cfg.device) for part in (difference, constant))
     found = _attributed(model, forced, difference, constant, batch_size).checked(tolerance)
 
     def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:
@@ -263,12 +266,11 @@ def _parts(
         at_attention = attention_direction(model, layer, written, direction)
         z = written[f"{layer}.z"].double()
         heads.append(head_logits(z, attention_weight(model, layer, "W_O").double(), at_attention))
-        attn_bias.append(at_attention @ attention_weight(model, layer, "b_O").double())
+        attn_bias.append(at_attention @ attention_weight(model, layer, "b_O").to(at_attention))
         mlp = written.get(f"{layer}.mlp", resid.new_zeros(resid.shape))
         mlps.append((mlp.double() * direction).sum(-1))
-    added, normed = None, resid
-    if model.cfg.normalization_type is not None:
-        added, normed = norm_bias(model.ln_final), model.ln_final(resid[None])[0]
+    has_norm, normed = model.cfg.normalization_type is not None, final_normed(model, resid)
+    added = norm_bias(model.ln_final) if has_norm else None
     if added is None:
         added = resid.new_zeros(model.cfg.d_model)
     return Parts(
@@ -276,7 +278,7 @@ def _parts(
         attn_bias=torch.stack(attn_bias, 1).cpu(),
         mlps=torch.stack(mlps, 1).cpu(),
         embed=(written["embed"].double() * direction).sum(-1).cpu(),
-        constant=(difference @ added.double() + constant).cpu(),
+        constant=(difference @ added.to(difference) + constant).cpu(),
         delta=((normed.double() * difference).sum(-1) + constant).cpu(),
     )
 
@@ -314,7 +316,7 @@ def attention_direction(
 
 def _weight(norm: Any, like: Float[Tensor, "batch d_model"]) -> Float[Tensor, " d_model"]:
     weight = norm_weight(norm)
-    return like.new_ones(like.shape[1]) if weight is None else weight.double()
+    return like.new_ones(like.shape[1]) if weight is None else weight.to(like)
 
 
 @contextlib.contextmanager
@@ -327,7 +329,7 @@ def written_at(
 
     def keep(name: str) -> Any:
         def hook(value: Float[Tensor, "batch pos ..."], hook: Any) -> None:
-            at_answer = value[rows, last]
+            at_answer = value[rows, last.to(value.device)].to(last.device)
             written[name] = written[name] + at_answer if name in written else at_answer
 
         return hook

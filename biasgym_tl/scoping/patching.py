@@ -84,7 +84,7 @@ def patching_effects(
             effects = run.effects(
                 shifts, _gradients(gradient, run, shifts, at_run, neutral, n_steps)
             )
-        found[batch.indices] = effects.cpu()
+        found[batch.indices] = effects
     return found
 
 
@@ -199,7 +199,7 @@ class Traced(NamedTuple):
         """``(z - z_ref) . g`` of every head, over the positions that are no padding."""
         mask = self.batch.arguments["attention_mask"][..., None]
         found = [
-            ((shift * g).sum(-1) * mask).double().sum(1)
+            ((shift * g).sum(-1) * mask.to(g.device)).double().sum(1).cpu()
             for shift, g in zip(shifts, gradients, strict=True)
         ]
         return torch.stack(found, 1)

@@ -81,7 +81,8 @@ def _at_answer(
     rows = torch.arange(len(batch.last))
     with collected(model, "hook_resid_pre") as resid, collected(model, "attn.hook_z") as z:
         resid.append(model(**batch.arguments))
-    at_answer = ([value[rows, batch.last] for value in each] for each in (z, resid))
+    last = batch.last.cpu()
+    at_answer = ([value[rows, last] for value in each] for each in (z, resid))
     return next(at_answer), next(at_answer)
 
 
@@ -143,10 +144,11 @@ def slot_effects(
         pairs = [(sequences[i], reference[i]) for i in batch.indices]
         with collected(model, "attn.hook_v") as other_values:
             other = Counterpart(run, pairs, gradients[0].shape[1])
-        slot = other.in_slot.to(gradients[0].device)[..., None, None]
+        slot = other.in_slot[..., None, None]
         for layer in range(cfg.n_layers):
-            shift = (values[layer] - other.moved(other_values[layer])).detach() * slot
+            shift = (values[layer] - other.moved(other_values[layer])).detach()
+            shift = shift * slot.to(shift.device)
             shift = shift.repeat_interleave(cfg.n_heads // shift.shape[2], dim=2)
             moved = torch.einsum("bhqk,bkhd->bqhd", patterns[layer].detach(), shift)
-            found[batch.indices, layer] = run.effects([moved], [gradients[layer]])[:, 0].cpu()
+            found[batch.indices, layer] = run.effects([moved], [gradients[layer]])[:, 0]
     return found

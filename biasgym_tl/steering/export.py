@@ -24,7 +24,7 @@ from biasgym_tl.files import (
 )
 from biasgym_tl.heads import Factor, GivenHeads, Head
 from biasgym_tl.hooks import LayerEdit, edited, mode_of, steering_edit
-from biasgym_tl.lens import HookedTransformer, check_model, weights_dtype
+from biasgym_tl.lens import HookedTransformer, check_model, device_map, weights_dtype
 from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
 from biasgym_tl.precision import SHORT, computed_in
@@ -292,8 +292,9 @@ def _checked(model: HookedTransformer, folder: Path) -> tuple[float, float]:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=weights_dtype(model))
-    exported = exported.to(model.cfg.device).eval()
+    places, dtype = device_map(model), weights_dtype(model)
+    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=places).eval()
+    exported = exported.to(model.cfg.device) if places is None else exported
     if weights_dtype(model) != model.cfg.dtype:
         computed_in(exported, model.cfg.dtype)
     n_read = min(N_READ, model.cfg.n_ctx // 2)

@@ -140,7 +140,7 @@ def scaled(
     def scale(z: Float[Tensor, "batch pos n_heads d_head"], hook: Any) -> Tensor:
         mean = reference[hook.layer()].to(z)
         scaled = mean + factors[hook.layer(), :, None].to(z) * (z - mean)
-        return torch.where(gate()[:, :, None, None], scaled, z) if gate else scaled
+        return torch.where(gate(z), scaled, z) if gate else scaled
 
     layers = range(model.cfg.n_layers)
     names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
