@@ -272,13 +272,22 @@ QUICK_COMMANDS = (
     (["export", "x", "--heads", "L0H1", "--model", "gone"], "--model must be one of"),
     (["export", "x", "--heads", "L99H0"], "--heads must lie in L0..L29 and H0..H8"),
     (["repeat", "gone.json", "--out", "x"], "result file must exist, got 'gone.json'"),
+    (["run", "--out", "x", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
+    (["run", "--out", "x", "--benchmark", "x=y"], "--benchmark must be among ['bbq', "),
+    (["evaluate", "--out", "x", "--heads", "L0H1", "--judge", "gpt"], "--judge must be 'local' or"),
+    (["scope", "--out", "x", "--pairs", "gone.csv", "--answers", "a", "b"], "file of prompts must"),
+    (["scope", "--out", "x", "--pairs", "answers.csv"], "answers must be given once"),
+    (["scope", "--out", "x", "--pairs", "alike.csv"], "must be different answers, got ['a', 'a']"),
 )
 
 
-def test_names_and_help_need_nothing_heavy():
+def test_names_and_help_need_nothing_heavy(tmp_path):
     """In one new process: what one command imports the next would find imported."""
+    (tmp_path / "answers.csv").write_text("first\nPeru is\n")
+    (tmp_path / "alike.csv").write_text("first,biased,neutral\nPeru is,a,a\n")
     code = (
-        "import sys; from command import biasgym\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from command import biasgym\n"
         f"for words, _ in {QUICK_COMMANDS!r}:\n"
         "    found = biasgym(*words)\n"
         f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
@@ -286,7 +295,7 @@ def test_names_and_help_need_nothing_heavy():
         "    print(repr(found.stdout + found.stderr))"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
     for (words, message), line in zip(QUICK_COMMANDS, found.stdout.splitlines(), strict=True):

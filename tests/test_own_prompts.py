@@ -18,7 +18,7 @@ from biasgym_tl.allowed import METHODS
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.prompts import encode_sentence, encode_text
-from biasgym_tl.scoping.own_prompts import own_prompts, read_prompts
+from biasgym_tl.scoping.given_prompts import own_prompts, read_prompts
 from biasgym_tl.slot import fill
 
 LATE = load_bias("late")
