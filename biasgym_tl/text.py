@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from biasgym_tl.batches import (
     BATCH_SIZE,
@@ -23,11 +22,14 @@ from biasgym_tl.batches import (
 )
 from biasgym_tl.errors import SettingError
 from biasgym_tl.lens import HookedTransformer, check_numbers, final_resid, logit_difference, unembed
+from biasgym_tl.progress import Bar, bar
 from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
 from biasgym_tl.spelling import plain
 
 READ_AT_ONCE = 1024
 """Positions whose log-probabilities over the whole vocabulary are held at a time."""
+PASS = 40
+"""A forward pass takes as long as reading so many more tokens, for the bar's remaining time."""
 FEWEST_WORDS = 3
 MOST_REPEATED = {3: 0.5, 2: 0.3}
 """Share of repeated runs of so many words above which readers called a text a repetition."""
@@ -255,7 +257,7 @@ def generate(
         seed: Decides the draws; torch's own random state is left alone.
         batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
         until: A text also ends before the first of these strings.
-        progress: Show a bar.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         SettingError: ``temperature`` is negative.
@@ -279,11 +281,16 @@ def generate(
         return bool(until) and any(end in model.tokenizer.decode(row) for end in until)
 
     texts: list[str] = []
-    starts = range(0, len(sequences), batch_size)
-    for start in tqdm(starts, desc="answers", disable=not progress):
-        prompts = sequences[start : start + batch_size]
-        rows = _continued(model, prompts, max_new_tokens, pick, ended)
-        texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    batches = [sequences[i : i + batch_size] for i in range(0, len(sequences), batch_size)]
+    costs = [
+        len(batch) * (max(map(len, batch)) + max_new_tokens - 1) + PASS * max_new_tokens
+        for batch in batches
+    ]
+    with bar(sum(costs), "answers", progress=progress, delay=3) as shown:
+        for i, prompts in enumerate(batches, start=1):
+            rows = _continued(model, prompts, max_new_tokens, pick, ended, shown)
+            texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+            shown.update(sum(costs[:i]) - shown.n)  # of texts that ended before
     for end in until:
         texts = [text.split(end)[0] for text in texts]
     return texts
@@ -295,6 +302,7 @@ def _continued(
     max_new_tokens: int,
     pick: Callable[[Tensor], Tensor],
     ended: Callable[[list[int]], bool],
+    shown: Bar,
 ) -> list[list[int]]:
     """Continuation of each sequence; prompts are padded on the left, with a mask."""
     backwards = [sequence[::-1] for sequence in sequences]
@@ -307,6 +315,7 @@ def _continued(
     for _ in range(min(max_new_tokens, room)):
         logits = unembed(model, final_resid(model, tokens, mask, cache)[:, -1])
         check_numbers(model, logits, sequences)
+        shown.update(tokens.numel() + PASS)
         tokens = pick(logits)
         mask = torch.ones_like(tokens)
         for i, token in enumerate(tokens[:, 0].tolist()):

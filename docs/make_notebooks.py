@@ -91,7 +91,7 @@ def photograph_explorer():
     """A picture of the explorer in JupyterLab, where the strongest head has been steered."""
     demo = ROOT / "figures" / "demo"
     path = next(filter(None, map(shutil.which, BROWSERS)))
-    code = LIVE.strip().format(scores=str(demo / "scores"), token=str(demo / "token"))
+    code = LIVE.strip().format(scores=str(demo / "map-direct-0"), token=str(demo / "row-0"))
     with (
         tempfile.TemporaryDirectory() as folder,
         served(code, Path(folder)) as address,

@@ -62,6 +62,7 @@ def probe(
         [target] * len(prompts),
         max_new_tokens=max_new_tokens,
         temperature=TEMPERATURE,
+        progress=False,
     )
     meant = encoder([fill(text, bias.stand_in) for text in bias.paraphrases])
     broken = torch.tensor([bool(degenerate(answer)) for answer in answers])

@@ -21,6 +21,7 @@ import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.batches import BATCH_SIZE, answer_batches
 from biasgym_tl.errors import AttributionError
@@ -154,7 +155,6 @@ def check_precision(model: HookedTransformer) -> None:
         )
 
 
-@torch.inference_mode()
 def direct_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -163,6 +163,7 @@ def direct_attribution(
     *,
     batch_size: int = BATCH_SIZE,
     tolerance: float = TOLERANCE,
+    progress: bool = False,
 ) -> Parts:
     """Attribute the logit difference ``b - n`` after each sequence to every part of the model.
 
@@ -171,11 +172,11 @@ def direct_attribution(
             logit difference within ``tolerance``.
     """
     check_exact(model)
-    parts = unchecked_attribution(model, sequences, biased_ids, neutral_ids, batch_size=batch_size)
-    return parts.checked(tolerance)
+    given = model, sequences, biased_ids, neutral_ids
+    found = unchecked_attribution(*given, batch_size=batch_size, progress=progress)
+    return found.checked(tolerance)
 
 
-@torch.inference_mode()
 def unchecked_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -183,13 +184,13 @@ def unchecked_attribution(
     neutral_ids: Int[Tensor, "pair ..."],
     *,
     batch_size: int = BATCH_SIZE,
+    progress: bool = False,
 ) -> Parts:
     """:func:`direct_attribution` without its refusals, to see how far off a model is."""
     difference, constant = unembed_difference(model, biased_ids, neutral_ids)
-    return _attributed(model, sequences, difference, constant, batch_size)
+    return _attributed(model, sequences, difference, constant, batch_size, progress)
 
 
-@torch.inference_mode()
 def continuation_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -198,6 +199,7 @@ def continuation_attribution(
     *,
     batch_size: int = BATCH_SIZE,
     tolerance: float = TOLERANCE,
+    progress: bool = False,
 ) -> Parts:
     """Attribute the logits of whole continuations, summed over their tokens, biased minus neutral.
 
@@ -220,26 +222,29 @@ def continuation_attribution(
     W_U, b_U = model.unembed.W_U, model.unembed.b_U
     mean = W_U.mean(1, keepdim=True, dtype=model.cfg.dtype)
     difference, constant = (W_U[:, tokens] - mean).T, b_U[tokens] - b_U.mean()
-    found = _attributed(model, forced, difference, constant, batch_size).checked(tolerance)
 
     def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:
         signed = part * torch.tensor(signs, dtype=part.dtype).view(-1, *[1] * (part.ndim - 1))
         total = part.new_zeros(len(sequences), *part.shape[1:])
         return total.index_add_(0, torch.tensor(of_pair), signed)
 
-    return Parts(*map(summed, found))
+    parts = _attributed(model, forced, difference, constant, batch_size, progress)
+    return Parts(*map(summed, parts.checked(tolerance)))
 
 
+@torch.inference_mode()
 def _attributed(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
     difference: Float[Tensor, "pair d_model"],
     constant: Float[Tensor, " pair"],
     batch_size: int,
+    progress: bool,
 ) -> Parts:
     """Parts of ``normed final residual . difference + constant`` after each sequence."""
     found, places = list[Parts](), list[int]()
-    for batch in answer_batches(model, sequences, batch_size):
+    batches, n = answer_batches(model, sequences, batch_size), -(-len(sequences) // batch_size)
+    for batch in tqdm(batches, desc="direct", total=n, delay=3, disable=n < 2 or not progress):
         with written_at(model, batch.last) as written:
             resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
         at = batch.indices

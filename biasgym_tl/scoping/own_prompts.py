@@ -32,7 +32,7 @@ def attribute_prompts(
     answer_only: bool = False,
     request: str | None = SENTENCE_REQUEST,
     batch_size: int = 32,
-    progress: bool = False,
+    progress: bool = True,
 ) -> HeadScores:
     """Score every head on prompts of your own, by what it adds to *biased minus neutral answer*.
 
@@ -54,7 +54,7 @@ def attribute_prompts(
             pairs; ``"biased"``: the first alone.
         request: What the user asks before the model begins its answer with the prompt, by default
             as prompts of biases are put; None: the prompt alone, as plain text.
-        progress: Show a bar while heads are ablated.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         SettingError: prompts or answers are empty, alike or of another form, or do not fit the

@@ -184,7 +184,7 @@ class BiasScope:
                 for one.
             row: Is attached while the biased side runs.
             about: What beside these settings led to the pairs; the scores keep it.
-            progress: Show a bar while heads are ablated.
+            progress: Show a bar, where it takes more than 3 seconds.
             names: ``bias`` and ``token`` of the scores.
         """
         to_neutral, differs = self.ablate_to == "neutral", self.contrast == "difference"
@@ -224,7 +224,7 @@ class BiasScope:
         reference: Float[Tensor, "n_layers n_heads d_head"] | Sequences | None,
     ) -> _Run:
         if self.method == "direct":
-            parts = self._parts(model, pairs, sequences)
+            parts = self._parts(model, pairs, progress, sequences)
             others = {name: getattr(parts, name) for name in PARTS_BESIDE_HEADS}
             others["reconstruction_error"] = parts.error()
             return _Run(parts.heads, parts.delta, others)
@@ -275,8 +275,11 @@ class BiasScope:
         size = self._patched(model, pairs, progress, pairs.biased, means).mean(0).abs()
         return top_heads(size, min(self.n_screened, size.numel()))
 
-    def _parts(self, model: HookedTransformer, pairs: Pairs, sequences: Sequences) -> Parts:
+    def _parts(
+        self, model: HookedTransformer, pairs: Pairs, progress: bool, sequences: Sequences
+    ) -> Parts:
         options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}
+        options["progress"] = progress
         if self.label == "continuation":
             answers = pairs.biased_answers, pairs.neutral_answers
             return continuation_attribution(model, sequences, *answers, **options)
@@ -287,7 +290,7 @@ class BiasScope:
         self, model: HookedTransformer, pairs: Pairs, sequences: Sequences
     ) -> Float[Tensor, " pair"]:
         if self.label == "continuation":
-            return self._parts(model, pairs, sequences).delta
+            return self._parts(model, pairs, False, sequences).delta
         ids = pairs.biased_ids, pairs.neutral_ids
         return answer_differences(model, sequences, *ids, batch_size=self.batch_size)
 
