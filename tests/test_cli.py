@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -105,9 +106,15 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
     done = biasgym("scope", "--pairs", path, "--plain", *options)
     assert done.returncode == 0, done.stderr
     assert HeadScores.load(out / "direct").settings["request"] is None
+    path.write_text("first,biased,neutral\nThe train is,late,unthinkably\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = biasgym("scope", "--pairs", path, *options)
+    (line,) = (each for each in done.stderr.splitlines() if "several tokens" in each)
+    assert line.startswith("Warning: answers of several tokens count by their first alone")
     for arguments, message in (
         (("--pairs", path, *answers), "answers must be given once"),
-        (("--pairs", path, "--contrast", "difference"), "prompts must be pairs"),
+        (("--pairs", path, "--contrast", "difference"), "--contrast must be 'biased' for single"),
         (("--pairs", path, "--bias", "late"), "--bias must be given without --pairs"),
         (("--plain",), "--plain must be given with --pairs"),
         (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),

@@ -54,8 +54,8 @@ def own_prompts(prompts: GivenPrompts, biased: GivenAnswers, neutral: GivenAnswe
     for texts in found:
         if not all(text.strip() and SLOT not in text for text in texts):
             raise SettingError(
-                f"prompts must be whole texts, not empty and without the slot {SLOT}, got "
-                f"{texts!r:.200}. Fill the slot, or give BiasScope a bias."
+                f"every prompt must be a whole text, not empty and without the slot {SLOT}, got "
+                f"{texts!r:.200}. Fill the slot, or map a bias."
             )
         if len({text.strip() for text in texts}) < len(texts):
             raise SettingError(f"both prompts of a pair must differ, got {texts!r:.200}.")
@@ -130,9 +130,10 @@ def read_prompts(
             f"{','.join(COLUMNS)}, got {','.join(header)!r:.200}."
         )
     if answers != ([] if biased and neutral else list(COLUMNS[2:])):
+        found = "both" if answers and (biased or neutral) else " and ".join(answers) or "none"
         raise SettingError(
             f"answers must be given once, in the columns biased and neutral of {name} or beside "
-            f"the file, got the columns {','.join(header)} and beside it {biased!r}, {neutral!r}."
+            f"the file, got {found}."
         )
     for number, row in enumerate(rows, start=1):
         if row and (len(row) != len(header) or not all(row)):

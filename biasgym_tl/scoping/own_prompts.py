@@ -82,9 +82,11 @@ def scope_of(own: OwnPrompts, contrast: str | None, **settings: Any) -> BiasScop
     paired, patched = len(own.prompts[0]) == 2, settings.get("ablate_to") == "neutral"
     chosen: Any = contrast or ("difference" if paired and not patched else "biased")
     if not paired and (chosen == "difference" or patched):
+        name, others = ("ablate_to", "'zero' or 'mean'") if patched else ("contrast", "'biased'")
+        found = settings["ablate_to"] if patched else chosen
         raise SettingError(
-            "prompts must be pairs (first, second) to compare both, got single ones. Give "
-            "pairs, or use contrast 'biased' and ablate_to 'zero' or 'mean'."
+            f"{name} must be {others} for single prompts, got {found!r}. Give pairs (first, "
+            "second) to compare both."
         )
     return BiasScope(contrast=chosen, **settings)
 
@@ -109,10 +111,11 @@ def _pairs(model: HookedTransformer, own: OwnPrompts, label: str, request: str |
     )
     for texts, *sides, b, n in zip(*own, biased, neutral, strict=True):
         if len({*b, *n}) < len(b) + len(n):
+            given = " and ".join(", ".join(map(repr, side)) for side in sides)
             raise SettingError(
                 "answers must begin with different tokens, since only the first of each counts, "
-                f"got {' and '.join(map(repr, sides))} after {texts[0]!r:.200}. Use other answers, "
-                "or in Python label='continuation'."
+                f"got {given} after {texts[0]!r:.200}. Use other answers, or in Python "
+                "label='continuation'."
             )
     encoded = [[tuple(encode_sentence(model, t, request)) for t in row] for row in own.prompts]
     return Pairs(
