@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -73,7 +73,7 @@ def examine(
     head = Head(model.cfg.n_layers // 2, model.cfg.n_heads - 1)
     with bar(7, "examine", progress=progress, delay=3) as shown:
 
-        def log_probs(**how: int) -> Tensor:
+        def log_probs(**how: Any) -> Tensor:
             found = next_token_log_probs(model, sequences, **how)
             shown.update()
             return found

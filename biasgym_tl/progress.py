@@ -36,5 +36,6 @@ def bar(total: int | float, desc: str, unit: str = "", *, progress: bool, delay:
     is done is shown. What is done within ``delay`` seconds shows none."""
     shown = None if unit else "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     disable = not progress
-    look = {"unit": unit, "bar_format": shown, "smoothing": 0, "delay": delay}
-    return Bar(total=total, desc=desc, disable=disable, **look)
+    look: dict[str, Any] = {"unit": unit, "bar_format": shown, "smoothing": 0, "delay": delay}
+    found: Bar = Bar(total=total, desc=desc, disable=disable, **look)
+    return found
