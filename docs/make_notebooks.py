@@ -101,6 +101,7 @@ def photograph_explorer():
         page = browser.new_page(viewport={"width": 1700, "height": 1300})
         page.set_default_timeout(300_000)
         page.goto(address)
+        page.get_by_text("| Idle").first.wait_for()
         page.locator(".jp-Notebook .jp-CodeCell").first.click()
         page.keyboard.press("Shift+Enter")
         page.get_by_role("button", name="Steer").click()
