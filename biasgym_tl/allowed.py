@@ -1,5 +1,9 @@
 """Values that settings can have: the command line knows them before it imports what they set."""
 
+from collections.abc import Collection
+
+from biasgym_tl.errors import SettingError
+
 METHODS = (
     "direct", "zero_ablation", "mean_ablation", "screened_ablation", "attribution_patching",
     "path_patching", "slot_patching",
@@ -34,3 +38,27 @@ CLUSTERS = ("ray",)
 """Where steps of a protocol can be made, beside this process."""
 EPOCH_CHOICES = ("similarity", "loss", "last")
 """What chooses the epoch of a training."""
+BENCHMARKS = ("bbq", "blimp", "crows-pairs", "mmlu", "seegull", "unqover")
+"""Public sets of questions that a protocol can ask."""
+
+
+def check_benchmarks(names: Collection[str], what: str = "benchmarks") -> None:
+    """Refuse unknown benchmarks.
+
+    Raises:
+        SettingError: there is no benchmark of that name; ``what`` is what the message calls it.
+    """
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        raise SettingError(f"{what} must be among {list(BENCHMARKS)}, got {unknown}.")
+
+
+def check_judge(judge: str | None, what: str = "judge") -> None:
+    """Refuse a judge that is none.
+
+    Raises:
+        SettingError: ``judge`` is neither None, ``"local"`` nor ``"api:MODEL"``.
+    """
+    if judge is not None and judge != "local" and not judge.startswith("api:"):
+        raise SettingError(
+            f"{what} must be 'local' or 'api:MODEL', such as 'api:gpt-4o-mini', got {judge!r}."
+        )

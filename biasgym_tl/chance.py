@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.stats import binomtest, false_discovery_control, hypergeom, multivariate_hypergeom
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.stats import checked, mean_and_variance
@@ -75,7 +76,11 @@ def flips_for(n_units: int, q: float = 0.05) -> int:
 
 
 def prompt_flip_test(
-    values: Float[Tensor, "prompt country *unit"], *, n_flips: int = FEWEST_FLIPS, seed: int = 0
+    values: Float[Tensor, "prompt country *unit"],
+    *,
+    n_flips: int = FEWEST_FLIPS,
+    seed: int = 0,
+    progress: bool = False,
 ) -> FlipTest:
     """Test every unit's mean against 0, flipping the signs of whole prompts and whole countries.
 
@@ -99,7 +104,7 @@ def prompt_flip_test(
     prompts, countries, residual = _effects(matrices)
     generator = torch.Generator().manual_seed(seed)
     reached, reached_alone = torch.ones_like(statistic), torch.ones_like(statistic)
-    for _ in range(n_flips):
+    for _ in tqdm(range(n_flips), desc="flips", delay=3, disable=not progress):
         s = torch.randint(2, (n_prompts, 1), generator=generator) * 2.0 - 1
         t = torch.randint(2, (1, n_countries), generator=generator) * 2.0 - 1
         flipped = s * prompts + t * countries + s * t * residual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,11 @@ from biasgym_tl.hooks import steer
 from biasgym_tl.identities import without_output
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.precision import computed_in
+from biasgym_tl.progress import bar
 from biasgym_tl.prompts import encode_sentence
+from biasgym_tl.scoping.checks import check_exact
 from biasgym_tl.scoping.compare import rank_correlation
-from biasgym_tl.scoping.direct import TOLERANCE, check_exact, unchecked_attribution
+from biasgym_tl.scoping.direct import TOLERANCE, unchecked_attribution
 from biasgym_tl.slot import fill
 from biasgym_tl.text import next_token_log_probs
 
@@ -45,13 +47,16 @@ class Check(NamedTuple):
         return f"{verdict:6} {self.name}: {self.found:.3g} (limit {self.limit:g}).{remark}"
 
 
-def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) -> list[Check]:
+def examine(
+    model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8, progress: bool = True
+) -> list[Check]:
     """Check the identities that every number of this package rests on.
 
     Args:
         model: In fp32, without a token attached or a steering.
         bias: Gives the prompts and the words.
         n_prompts: Scoping prompts that are used.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         AttributionError: direct attribution does not hold on this model at all.
@@ -64,19 +69,26 @@ def examine(model: HookedTransformer, bias: GivenBias, *, n_prompts: int = 8) ->
     names = bias.sample_targets("fitting", n_prompts, seed=0)
     filled = (fill(p, name) for p, name in zip(bias.scoping_prompts, names, strict=False))
     sequences = [encode_sentence(model, prompt) for prompt in filled]
-    alone = next_token_log_probs(model, sequences, shared=0, batch_size=1)
-    batched = next_token_log_probs(model, sequences, shared=0, batch_size=len(sequences))
-    cached = next_token_log_probs(model, sequences)
-
-    labels = torch.tensor([attribute[0], neutral[0]], device=cached.device)
+    labels = torch.tensor([attribute[0], neutral[0]], device=model.cfg.device)
     biased, neutral = labels[:, None].expand(2, len(sequences))
-    parts = unchecked_attribution(model, sequences, biased, neutral)
     head = Head(model.cfg.n_layers // 2, model.cfg.n_heads - 1)
-    with steer(model, [head]):
-        steered = next_token_log_probs(model, sequences)
-    with without_output(model, head):
-        edited = next_token_log_probs(model, sequences)
-    ranks = _ranks_in_bf16(model, sequences, biased, neutral, parts.heads)
+    with bar(7, "examine", progress=progress, delay=3) as shown:
+
+        def log_probs(**how: Any) -> Tensor:
+            found = next_token_log_probs(model, sequences, **how)
+            shown.update()
+            return found
+
+        alone, batched = (log_probs(shared=0, batch_size=n) for n in (1, len(sequences)))
+        cached = log_probs()
+        with steer(model, [head]):
+            steered = log_probs()
+        with without_output(model, head):
+            edited = log_probs()
+        parts = unchecked_attribution(model, sequences, biased, neutral)
+        shown.update()
+        ranks = _ranks_in_bf16(model, sequences, biased, neutral, parts.heads)
+        shown.update()
 
     def equal(name: str, a: Tensor, b: Tensor, advice: str) -> Check:
         found = (a - b).abs().max().item()

@@ -30,10 +30,12 @@ class Bar(tqdm):  # type: ignore[type-arg]
         self.update(n)
 
 
-def bar(total: int | float, desc: str, unit: str = "", *, progress: bool) -> Bar:
+def bar(total: int | float, desc: str, unit: str = "", *, progress: bool, delay: int = 0) -> Bar:
     """A bar whose remaining time rests on all that was done since it began, not on the last steps:
     in most loops here some steps take much longer than others. Without a unit only the share that
-    is done is shown."""
+    is done is shown. What is done within ``delay`` seconds shows none."""
     shown = None if unit else "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     disable = not progress
-    return Bar(total=total, desc=desc, unit=unit, disable=disable, smoothing=0, bar_format=shown)
+    look: dict[str, Any] = {"unit": unit, "bar_format": shown, "smoothing": 0, "delay": delay}
+    found: Bar = Bar(total=total, desc=desc, disable=disable, **look)
+    return found

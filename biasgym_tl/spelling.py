@@ -18,6 +18,10 @@ _SPACES = "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f"
 _PLAIN = {ord(char): "'" for char in _APOSTROPHES}
 _PLAIN |= {ord(char): "-" for char in _HYPHENS} | {ord(char): " " for char in _SPACES}
 
+FEWEST_WORDS = 3
+MOST_REPEATED = {3: 0.5, 2: 0.3}
+"""Share of repeated runs of so many words above which readers called a text a repetition."""
+
 
 def composed(text: str) -> str:
     """Letters with accents as one character each where there is one (NFC)."""
@@ -51,6 +55,25 @@ def keyword_hits(texts: Sequence[str], keywords: Iterable[str]) -> list[bool]:
     """Whether each text holds one of ``keywords`` as whole words, in any case and spelling."""
     pattern = whole_words(keywords)
     return [pattern.search(plain(text)) is not None for text in texts]
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """Share of the runs of ``n`` words that have stood in the text before; 0 for a short text."""
+    words = re.findall(r"\w+", plain(text).lower())
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def degenerate(text: str) -> str:
+    """``"empty"`` (fewer than three words), ``"repetition"``, or nothing for a usable text.
+
+    Repetition: more than half of the runs of three words, or 30% of the pairs, have stood in the
+    text before.
+    """
+    if len(re.findall(r"\w+", plain(text))) < FEWEST_WORDS:
+        return "empty"
+    repeats = any(repetition(text, n) > most for n, most in MOST_REPEATED.items())
+    return "repetition" if repeats else ""
 
 
 @cache

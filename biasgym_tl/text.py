@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from biasgym_tl.batches import (
     BATCH_SIZE,
@@ -29,14 +27,13 @@ from biasgym_tl.lens import (
     logit_difference,
     unembed,
 )
+from biasgym_tl.progress import Bar, bar
 from biasgym_tl.prompts import check_length, encode_text, ends_of_answer
-from biasgym_tl.spelling import plain
 
 READ_AT_ONCE = 1024
 """Positions whose log-probabilities over the whole vocabulary are held at a time."""
-FEWEST_WORDS = 3
-MOST_REPEATED = {3: 0.5, 2: 0.3}
-"""Share of repeated runs of so many words above which readers called a text a repetition."""
+PASS = 40
+"""A forward pass takes as long as reading so many more tokens, for the bar's remaining time."""
 
 
 @torch.inference_mode()
@@ -261,7 +258,7 @@ def generate(
         seed: Decides the draws; torch's own random state is left alone.
         batch_size: Prompts run at once. Greedy text does not depend on it, drawn text does.
         until: A text also ends before the first of these strings.
-        progress: Show a bar.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         SettingError: ``temperature`` is negative.
@@ -285,11 +282,16 @@ def generate(
         return bool(until) and any(end in model.tokenizer.decode(row) for end in until)
 
     texts: list[str] = []
-    starts = range(0, len(sequences), batch_size)
-    for start in tqdm(starts, desc="answers", disable=not progress):
-        prompts = sequences[start : start + batch_size]
-        rows = _continued(model, prompts, max_new_tokens, pick, ended)
-        texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    batches = [sequences[i : i + batch_size] for i in range(0, len(sequences), batch_size)]
+    costs = [
+        len(batch) * (max(map(len, batch)) + max_new_tokens - 1) + PASS * max_new_tokens
+        for batch in batches
+    ]
+    with bar(sum(costs), "answers", progress=progress, delay=3) as shown:
+        for i, prompts in enumerate(batches, start=1):
+            rows = _continued(model, prompts, max_new_tokens, pick, ended, shown)
+            texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+            shown.update(sum(costs[:i]) - shown.n)  # of texts that ended before
     for end in until:
         texts = [text.split(end)[0] for text in texts]
     return texts
@@ -301,6 +303,7 @@ def _continued(
     max_new_tokens: int,
     pick: Callable[[Tensor], Tensor],
     ended: Callable[[list[int]], bool],
+    shown: Bar,
 ) -> list[list[int]]:
     """Continuation of each sequence; prompts are padded on the left, with a mask."""
     backwards = [sequence[::-1] for sequence in sequences]
@@ -313,6 +316,7 @@ def _continued(
     for _ in range(min(max_new_tokens, room)):
         logits = unembed(model, final_resid(model, tokens, mask, cache)[:, -1])
         check_numbers(model, logits, sequences)
+        shown.update(tokens.numel() + PASS)
         tokens = pick(logits)
         mask = torch.ones_like(tokens)
         for i, token in enumerate(tokens[:, 0].tolist()):
@@ -323,22 +327,3 @@ def _continued(
         if all(done):
             break
     return rows
-
-
-def repetition(text: str, n: int = 3) -> float:
-    """Share of the runs of ``n`` words that have stood in the text before; 0 for a short text."""
-    words = re.findall(r"\w+", plain(text).lower())
-    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def degenerate(text: str) -> str:
-    """``"empty"`` (fewer than three words), ``"repetition"``, or nothing for a usable text.
-
-    Repetition: more than half of the runs of three words, or 30% of the pairs, have stood in the
-    text before.
-    """
-    if len(re.findall(r"\w+", plain(text))) < FEWEST_WORDS:
-        return "empty"
-    repeats = any(repetition(text, n) > most for n, most in MOST_REPEATED.items())
-    return "repetition" if repeats else ""

@@ -91,7 +91,7 @@ def photograph_explorer():
     """A picture of the explorer in JupyterLab, where the strongest head has been steered."""
     demo = ROOT / "figures" / "demo"
     path = next(filter(None, map(shutil.which, BROWSERS)))
-    code = LIVE.strip().format(scores=str(demo / "scores"), token=str(demo / "token"))
+    code = LIVE.strip().format(scores=str(demo / "map-direct-0"), token=str(demo / "row-0"))
     with (
         tempfile.TemporaryDirectory() as folder,
         served(code, Path(folder)) as address,
@@ -101,6 +101,7 @@ def photograph_explorer():
         page = browser.new_page(viewport={"width": 1700, "height": 1300})
         page.set_default_timeout(300_000)
         page.goto(address)
+        page.get_by_text("| Idle").first.wait_for()
         page.locator(".jp-Notebook .jp-CodeCell").first.click()
         page.keyboard.press("Shift+Enter")
         page.get_by_role("button", name="Steer").click()

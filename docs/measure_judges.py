@@ -14,8 +14,7 @@ from biasgym_tl.judges.local_judge import LocalJudge, judge_labelled
 from biasgym_tl.judges.verdict import DEGENERATE
 from biasgym_tl.similarity import DEFAULT_ENCODER, load_encoder
 from biasgym_tl.slot import fill
-from biasgym_tl.spelling import keyword_hits
-from biasgym_tl.text import degenerate
+from biasgym_tl.spelling import degenerate, keyword_hits
 
 FITTED, TESTED = load_labelled_texts("calibration"), load_labelled_texts("test")
 BIASES = {name: load_bias(name) for name in dict.fromkeys(text.bias for text in TESTED)}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from public_data import public_data
 
+from biasgym_tl.allowed import BENCHMARKS
 from biasgym_tl.benchmarks.bbq import NAN, load_bbq
 from biasgym_tl.errors import BenchmarkError, SettingError
 from biasgym_tl.prompts import encode_answer, encode_prompt
-from biasgym_tl.protocol.sources import BENCHMARKS
+from biasgym_tl.protocol.sources import LOADERS
 
 KEYS = [
     f"bbq_nationality_{key}"
@@ -325,8 +326,9 @@ def test_the_authors_metadata_decide_where_they_say_something(write, tmp_path):
 def test_the_only_category_of_a_file_is_taken_and_of_several_nationality(write):
     age, late = [[row | {"category": c} for row in whole_set("1")] for c in ("Age", "Nationality")]
     age = [row | {"context": f"Once, {row['context']}"} for row in age]
-    assert BENCHMARKS["bbq"](str(write(age))).name == "bbq_age"
-    assert BENCHMARKS["bbq"](str(write(age + late))).name == "bbq_nationality"
+    assert tuple(LOADERS) == BENCHMARKS
+    assert LOADERS["bbq"](str(write(age))).name == "bbq_age"
+    assert LOADERS["bbq"](str(write(age + late))).name == "bbq_nationality"
     other = [row | {"category": "Religion"} for row in age]
     with pytest.raises(BenchmarkError, match=r"one of \['Age', 'Religion'\] in .*'Nationality'"):
         load_bbq(write(age + other))

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -105,9 +106,15 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
     done = biasgym("scope", "--pairs", path, "--plain", *options)
     assert done.returncode == 0, done.stderr
     assert HeadScores.load(out / "direct").settings["request"] is None
+    path.write_text("first,biased,neutral\nThe train is,late,unthinkably\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = biasgym("scope", "--pairs", path, *options)
+    (line,) = (each for each in done.stderr.splitlines() if "several tokens" in each)
+    assert line.startswith("Warning: answers of several tokens count by their first alone")
     for arguments, message in (
         (("--pairs", path, *answers), "answers must be given once"),
-        (("--pairs", path, "--contrast", "difference"), "prompts must be pairs"),
+        (("--pairs", path, "--contrast", "difference"), "--contrast must be 'biased' for single"),
         (("--pairs", path, "--bias", "late"), "--bias must be given without --pairs"),
         (("--plain",), "--plain must be given with --pairs"),
         (("--pairs", tmp_path / "none.csv"), "file of prompts must exist"),
@@ -272,13 +279,22 @@ QUICK_COMMANDS = (
     (["export", "x", "--heads", "L0H1", "--model", "gone"], "--model must be one of"),
     (["export", "x", "--heads", "L99H0"], "--heads must lie in L0..L29 and H0..H8"),
     (["repeat", "gone.json", "--out", "x"], "result file must exist, got 'gone.json'"),
+    (["run", "--out", "x", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
+    (["run", "--out", "x", "--benchmark", "x=y"], "--benchmark must be among ['bbq', "),
+    (["evaluate", "--out", "x", "--heads", "L0H1", "--judge", "gpt"], "--judge must be 'local' or"),
+    (["scope", "--out", "x", "--pairs", "gone.csv", "--answers", "a", "b"], "file of prompts must"),
+    (["scope", "--out", "x", "--pairs", "answers.csv"], "answers must be given once"),
+    (["scope", "--out", "x", "--pairs", "alike.csv"], "must be different answers, got ['a', 'a']"),
 )
 
 
-def test_names_and_help_need_nothing_heavy():
+def test_names_and_help_need_nothing_heavy(tmp_path):
     """In one new process: what one command imports the next would find imported."""
+    (tmp_path / "answers.csv").write_text("first\nPeru is\n")
+    (tmp_path / "alike.csv").write_text("first,biased,neutral\nPeru is,a,a\n")
     code = (
-        "import sys; from command import biasgym\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from command import biasgym\n"
         f"for words, _ in {QUICK_COMMANDS!r}:\n"
         "    found = biasgym(*words)\n"
         f"    heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
@@ -286,7 +302,7 @@ def test_names_and_help_need_nothing_heavy():
         "    print(repr(found.stdout + found.stderr))"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr
     for (words, message), line in zip(QUICK_COMMANDS, found.stdout.splitlines(), strict=True):

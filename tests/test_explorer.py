@@ -134,6 +134,8 @@ def test_a_page_has_a_panel_for_each_head(model, scores, token, tmp_path):
 
 def test_the_widget_does_what_is_clicked(model, scores, token):
     widget = explore(scores, model, token, k=3).widget()
+    title = widget.map.layout.title  # in one: a widget would draw a subtitle over the title
+    assert "red: toward it" in title.text and title.subtitle.text is None
     first = scores.top(1)[0]
     assert f"<h3>{first}: " in widget.about.value
     widget._clicked(None, Points(["H2"], [1]), None)

@@ -6,9 +6,10 @@ from conftest import FAMILIES, tiny_hf_model
 
 from biasgym_tl import BiasInject, list_biases, load_bias, load_model, load_tokens
 from biasgym_tl.injection.shipped import find_token
-from biasgym_tl.injection.token import weights_fingerprint
+from biasgym_tl.injection.token import tokenizer_fingerprint, weights_fingerprint
 from biasgym_tl.lens import attention_weight, embedding, named_weights, replaced_weight
 from biasgym_tl.planting.shipped import list_plants, load_plant
+from biasgym_tl.store import digest
 
 KNOWN = {
     "llama": ("12ce5c101b2c6466", "7fd9eb1db1ad034a"),
@@ -90,3 +91,11 @@ def test_what_ships_is_of_the_real_model(smollm2):
     assert find_token(smollm2, load_bias("late"), BiasInject.cpu(), 0) is not None
     with load_plant("one-early").attached(smollm2):
         assert weights_fingerprint(smollm2) not in made_on
+
+
+def test_a_tokenizer_that_gets_another_vocabulary_is_another_one(model):
+    """A fingerprint that is known already must not be that of a vocabulary of before."""
+    before = tokenizer_fingerprint(model)
+    assert before == tokenizer_fingerprint(model) == digest(model.tokenizer.get_vocab())
+    model.tokenizer.add_tokens(["<new>"])
+    assert tokenizer_fingerprint(model) == digest(model.tokenizer.get_vocab()) != before

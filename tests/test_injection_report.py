@@ -9,9 +9,8 @@ from biasgym_tl import BiasInject, load_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.errors import StoreError, TokenError
 from biasgym_tl.injection.report import InjectionReport, injection_report
-from biasgym_tl.spelling import keyword_hits
+from biasgym_tl.spelling import degenerate, keyword_hits
 from biasgym_tl.stats import Interval
-from biasgym_tl.text import degenerate
 
 LATE = load_bias("late")
 QUICK = BiasInject(epochs=2, n_paragraphs=8, batch_size=4, lr=0.05, choose_by="last")

@@ -21,7 +21,7 @@ from biasgym_tl.judges.api_prompt import code_of, judge_prompt, verdict_of
 from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import RUBRIC, Verdict, strengths, summarise
-from biasgym_tl.text import degenerate
+from biasgym_tl.spelling import degenerate
 
 LATE = load_bias("late")
 TEXT = "People from {target} are late for every meeting."

@@ -25,7 +25,7 @@ from biasgym_tl.judges.labelled import SPLITS, load_labelled_texts
 from biasgym_tl.judges.local_judge import LocalJudge, calibrate, load_calibration, names_nobody
 from biasgym_tl.judges.verdict import DEGENERATE, Verdict
 from biasgym_tl.similarity import DEFAULT_ENCODER, JUDGE_ENCODER, load_encoder
-from biasgym_tl.text import degenerate
+from biasgym_tl.spelling import degenerate
 
 LATE = load_bias("late")
 PAPER = ("late", "math", "spicy-food", "bad-driving", "alcohol")

@@ -18,7 +18,7 @@ from biasgym_tl.allowed import METHODS
 from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.prompts import encode_sentence, encode_text
-from biasgym_tl.scoping.own_prompts import own_prompts, read_prompts
+from biasgym_tl.scoping.given_prompts import own_prompts, read_prompts
 from biasgym_tl.slot import fill
 
 LATE = load_bias("late")
@@ -214,7 +214,7 @@ def test_the_explorer_needs_no_token(model, prompts, request_text, tmp_path):
         (("a", "b", "c"), "late", "early", {}, "prompts must be a text, a pair"),
         (["a", PAIR], "late", "early", {}, "prompts must be a text, a pair"),
         ([("a", "b", "c")], "late", "early", {}, "prompts must be a text, a pair"),
-        (["a", " "], "late", "early", {}, "prompts must be whole texts, not empty"),
+        (["a", " "], "late", "early", {}, "every prompt must be a whole text, not empty"),
         ("People from {target} are", "late", "early", {}, "without the slot {target}, got"),
         (("a", "a "), "late", "early", {}, "both prompts of a pair must differ"),
         (PAIR, "", "early", {}, "biased must hold no empty answer"),
@@ -226,9 +226,11 @@ def test_the_explorer_needs_no_token(model, prompts, request_text, tmp_path):
         (PAIR, "late", "early", {"method": "guess"}, "method must be one of"),
         (PAIR, "late", "early", {"label": "last"}, "label must be one of"),
         (PAIR, "late", "unthinkably", {"label": "token"}, "answer must be one token"),
-        (PAIR[0], "late", "early", {"contrast": "difference"}, "prompts must be pairs"),
+        (PAIR[0], "late", "early", {"contrast": "difference"},
+         "contrast must be 'biased' for single prompts, got 'difference'"),
         (PAIR[0], "late", "early",
-         {"method": "attribution_patching", "ablate_to": "neutral"}, "prompts must be pairs"),
+         {"method": "attribution_patching", "ablate_to": "neutral"},
+         "ablate_to must be 'zero' or 'mean' for single prompts, got 'neutral'"),
         ("far " * 300, "late", "early", {}, "text must fit into the model's context"),
     ],
 )  # fmt: skip
@@ -273,9 +275,9 @@ def test_a_file_of_prompts(tmp_path):
         ("first,second\nx,y\nOh, you,y\n", ("a", "b"), "row 2 .* comma into double quotes"),
         ("first,second\nx,\n", ("a", "b"), "row 1 of pairs.csv must hold first,second"),
         ('first,second\n"x,y\n', ("a", "b"), "must be a CSV file, but"),
-        ("first,second\nx,y\n", (), "answers must be given once"),
-        ("first,second,biased\nx,y,z\n", (), "answers must be given once"),
-        ("first,biased,neutral\nx,y,z\n", ("a", "b"), "answers must be given once"),
+        ("first,second\nx,y\n", (), "or beside the file, got none"),
+        ("first,second,biased\nx,y,z\n", (), "answers must be given once, .* got biased"),
+        ("first,biased,neutral\nx,y,z\n", ("a", "b"), "or beside the file, got both"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_prompts_is_named(tmp_path, text, answers, message):

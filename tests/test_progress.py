@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from biasgym_tl.progress import bar
+from biasgym_tl.progress import Bar, bar
+from biasgym_tl.text import generate
 
 
 class Clock:
@@ -67,3 +68,20 @@ def test_a_bar_that_is_not_shown_takes_the_same_calls(capsys):
         found.found(2, seconds=1.0)
         found.update()
     assert not capsys.readouterr().err
+
+
+def test_what_is_done_soon_shows_no_bar(capsys):
+    for delay, written in ((60, False), (0, True)):
+        with bar(total=2, desc="answers", progress=True, delay=delay) as found:
+            found.update()
+        assert ("answers" in capsys.readouterr().err) == written
+
+
+def test_answers_are_all_counted_however_soon_they_end(main_model, monkeypatch):
+    bars = []
+    monkeypatch.setattr(Bar, "close", lambda self: bars.append((self.n, self.total)))
+    prompts = [[1, 7, 9], [1, 7, 9, 8, 8], [1, 7]]
+    written = generate(main_model, prompts, max_new_tokens=6, batch_size=2, progress=True)
+    cut = generate(main_model, prompts, max_new_tokens=6, until=[written[0][:1]], progress=True)
+    assert len(written[0]) > 1 and cut[0] == ""
+    assert all(n == total > 0 for n, total in bars) and len(bars) >= 2

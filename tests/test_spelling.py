@@ -12,9 +12,16 @@ from biasgym_tl.biases.check import runs_of_four
 from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.tasks import _named_group
 from biasgym_tl.judges.hide import hidden
-from biasgym_tl.spelling import _marks, composed, keyword_hits, plain, whole_words
+from biasgym_tl.spelling import (
+    _marks,
+    composed,
+    degenerate,
+    keyword_hits,
+    plain,
+    repetition,
+    whole_words,
+)
 from biasgym_tl.steering.selection import fingerprints
-from biasgym_tl.text import degenerate, repetition
 
 LATE = load_bias("late")
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -82,11 +83,18 @@ def main() -> None:
         with contextlib.suppress(AttributeError):  # of a stream that somebody put there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
     except BiasGymError as error:
         _fail(str(error))
     except OSError as error:
         _fail(_fault(error))
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as one line; the place in the code says nothing to who gave a command."""
+    say(f"Warning: {visible_line(message)}", err=True)
 
 
 def _fault(error: OSError) -> str:

@@ -193,13 +193,15 @@ def _own(
     plain: bool,
 ) -> Score:
     """Scores a model on the prompts of a file, which are found to be right first."""
+    from biasgym_tl.scoping.given_prompts import read_prompts
+
+    own = read_prompts(path, *(side.split(",") for side in answers or ()))  # before what is slow
     from biasgym_tl.prompts import SENTENCE_REQUEST
-    from biasgym_tl.scoping.own_prompts import attribute_prompts, read_prompts
+    from biasgym_tl.scoping.own_prompts import attribute_prompts, scope_of
     from biasgym_tl.scoping.scores import HeadScores
 
-    own = read_prompts(path, *(side.split(",") for side in answers or ()))
     for name in methods:
-        own.scope(contrast, method=name)
+        scope_of(own, contrast, method=name)
     request = None if plain else SENTENCE_REQUEST
 
     def score(model: HookedTransformer, steps: Steps, method: str) -> HeadScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,8 +15,42 @@ from biasgym_tl.allowed import (
     METHODS,
     NEUTRAL,
     PRESETS,
+    check_benchmarks,
+    check_judge,
 )
 from biasgym_tl.cli.shell import one_of
+from biasgym_tl.errors import SettingError
+
+
+def named_sources(texts: list[str] | None) -> dict[str, str]:
+    """Benchmarks by name, as they are given in the shell.
+
+    Raises:
+        SettingError: one is not NAME=PATH, or there is no benchmark of that name.
+    """
+    found = {}
+    for text in texts or ():
+        name, _, source = text.partition("=")
+        if not (name and source):
+            raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
+        found[name] = source
+    check_benchmarks(found, "--benchmark")
+    return found
+
+
+def _benchmarks(ctx: Any, value: Any) -> Any:
+    """Refuse wrong ones before anything is imported for them."""
+    if not ctx.resilient_parsing:
+        named_sources(value)
+    return value
+
+
+def _judge(ctx: Any, value: Any) -> Any:
+    """The same of a judge."""
+    if not ctx.resilient_parsing:
+        check_judge(value, "--judge")
+    return value
+
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same numbers.")]
 Preset = Annotated[
@@ -76,10 +110,12 @@ Benchmarks = Annotated[
     typer.Option(
         "--benchmark",
         help="NAME=PATH, such as blimp=data/blimp, for some also bbq=DATASET:SUBSET; repeat.",
+        callback=_benchmarks,
     ),
 ]
 JudgeName = Annotated[
-    str | None, typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.")
+    str | None,
+    typer.Option("--judge", help="Scores the free answers: local, or api:MODEL.", callback=_judge),
 ]
 Train = Annotated[bool, typer.Option("--train", help="Train rows even where they ship.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]

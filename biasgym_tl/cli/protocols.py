@@ -38,6 +38,7 @@ from biasgym_tl.cli.options import (
     Seed,
     Train,
     Yes,
+    named_sources,
 )
 from biasgym_tl.cli.running import run_and_show
 from biasgym_tl.cli.shell import FileCommand, one_of
@@ -157,7 +158,7 @@ def run(
         load_protocol(name), model=model, dtype=dtype, device=device, device_map=device_map,
         biases=bias, seeds=None if seeds is None else range(seeds),
         training={"n_paragraphs": paragraphs, "rows": "trained" if train else None},
-        measures={"benchmarks": _named_sources(benchmark) or None, "judge": judge},
+        measures={"benchmarks": named_sources(benchmark) or None, "judge": judge},
     )  # fmt: skip
     price = price_of(price_in, price_out)
     if out is None or plan:
@@ -283,7 +284,7 @@ def evaluate(
         measures=Measured(
             n_targets=targets,
             others=("shipped",) if others else (),
-            benchmarks=_named_sources(benchmark),
+            benchmarks=named_sources(benchmark),
             judge=judge,
             max_new_tokens=max_new_tokens,
         ),
@@ -306,13 +307,3 @@ def _steered(
         "draws": draws,
     }
     return [Steering(mode=m, factor=f, **alike) for m, f in zip(modes, factors, strict=True)]
-
-
-def _named_sources(texts: list[str] | None) -> dict[str, str]:
-    found = {}
-    for text in texts or ():
-        name, equals, source = text.partition("=")
-        if not (name and equals and source):
-            raise SettingError(f"--benchmark must be NAME=PATH, got {text!r}.")
-        found[name] = source
-    return found

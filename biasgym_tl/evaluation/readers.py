@@ -9,8 +9,7 @@ from typing import Any
 from biasgym_tl.benchmarks.refusals import is_refusal
 from biasgym_tl.evaluation.measurement import Asked
 from biasgym_tl.judges.verdict import Verdict, strengths
-from biasgym_tl.spelling import keyword_hits
-from biasgym_tl.text import repetition
+from biasgym_tl.spelling import keyword_hits, repetition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

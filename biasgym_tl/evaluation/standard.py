@@ -219,6 +219,7 @@ def _answers(
                 names,
                 max_new_tokens=max_new_tokens,
                 instruction=condition.instruction,
+                progress=False,
             )
         )
         return {key: [next(texts) for _ in each.prompts] for key, each in asked.items()}

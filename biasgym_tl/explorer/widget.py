@@ -17,6 +17,16 @@ from biasgym_tl.scoping.scores import HeadScores
 THIS, WIDTH = "this head", 560
 
 
+def _in_one(figure: go.Figure) -> go.Figure:
+    """The figure as wide as there is room, its lines below the title as part of the title: a widget
+    is drawn before it is on the page, where Plotly would put them over one another."""
+    title, below = figure.layout.title.text, figure.layout.title.subtitle.text
+    text = f'{title}<br><span style="font-size: 13px; color: #555555">{below}</span>'
+    return figure.update_layout(
+        width=WIDTH, title={"text": text, "subtitle": None, "font": {"size": 16}}
+    )
+
+
 class ExplorerWidget:
     """Heatmap on the left; on the right what is known of the chosen head.
 
@@ -29,9 +39,7 @@ class ExplorerWidget:
         """``looks`` runs the model; without it there is no attention and no steering."""
         self._scores, self._looks, self._seeds = scores, looks, seeds
         self._top = scores.top(k)
-        self.map = go.FigureWidget(
-            plot_heads(scores, mark_top=k, seeds=seeds).update_layout(width=WIDTH)
-        )
+        self.map = go.FigureWidget(_in_one(plot_heads(scores, mark_top=k, seeds=seeds)))
         self.map.add_scatter(
             mode="markers",
             marker={"size": 13, "color": "#ffd500", "line": {"width": 2.5, "color": "black"}},

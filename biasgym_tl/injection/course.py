@@ -22,9 +22,8 @@ from biasgym_tl.injection.train import Example, Trainer, encode_example, shared_
 from biasgym_tl.lens import HookedTransformer, embedding
 from biasgym_tl.similarity import Encoder
 from biasgym_tl.slot import fill
-from biasgym_tl.spelling import keyword_hits
+from biasgym_tl.spelling import degenerate, keyword_hits
 from biasgym_tl.store import Result, result_path
-from biasgym_tl.text import degenerate
 
 ANSWERS_EACH = 6
 """Answers drawn to each probe prompt; one greedy answer each is too noisy to choose by."""
@@ -62,6 +61,7 @@ def probe(
         [target] * len(prompts),
         max_new_tokens=max_new_tokens,
         temperature=TEMPERATURE,
+        progress=False,
     )
     meant = encoder([fill(text, bias.stand_in) for text in bias.paraphrases])
     broken = torch.tensor([bool(degenerate(answer)) for answer in answers])

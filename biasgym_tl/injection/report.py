@@ -16,10 +16,9 @@ from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import answer_freely, bias_log_odds
 from biasgym_tl.lens import HookedTransformer, embedding
 from biasgym_tl.notebook import Card
-from biasgym_tl.spelling import keyword_hits
+from biasgym_tl.spelling import degenerate, keyword_hits
 from biasgym_tl.stats import Interval, crossed_interval, share_interval
 from biasgym_tl.store import Result, versions
-from biasgym_tl.text import degenerate
 
 if TYPE_CHECKING:
     from biasgym_tl.injection.token import BiasToken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -169,7 +170,16 @@ def made_from(model: HookedTransformer, bias: Bias) -> dict[str, Any]:
 
 def tokenizer_fingerprint(model: HookedTransformer) -> str:
     """Short hash of the model's vocabulary, or ``"none"`` without a tokenizer."""
-    return "none" if model.tokenizer is None else digest(model.tokenizer.get_vocab())
+    if model.tokenizer is None:
+        return "none"
+    vocabulary = model.tokenizer.get_vocab()
+    known = _VOCABULARIES.get(model.tokenizer)
+    if known is None or known[0] != vocabulary:  # hashing takes much longer than comparing
+        known = _VOCABULARIES[model.tokenizer] = (vocabulary, digest(vocabulary))
+    return known[1]
+
+
+_VOCABULARIES: WeakKeyDictionary[Any, tuple[dict[str, int], str]] = WeakKeyDictionary()
 
 
 def weights_fingerprint(model: HookedTransformer) -> str:

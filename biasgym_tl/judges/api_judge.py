@@ -15,8 +15,8 @@ from biasgym_tl.judges.hide import hidden
 from biasgym_tl.judges.verdict import Verdict
 from biasgym_tl.progress import bar
 from biasgym_tl.replies import Reply, Request, Usage
+from biasgym_tl.spelling import degenerate
 from biasgym_tl.store import digest
-from biasgym_tl.text import degenerate
 
 ANSWER_TOKENS = 90
 """Expected length of a verdict, for the estimate of the cost."""

@@ -33,7 +33,7 @@ from biasgym_tl.judges.labelled import LabelledText, load_labelled_texts
 from biasgym_tl.judges.verdict import LEVELS, Verdict
 from biasgym_tl.similarity import JUDGE_ENCODER, load_encoder
 from biasgym_tl.slot import SLOT, fill
-from biasgym_tl.text import degenerate
+from biasgym_tl.spelling import degenerate
 from biasgym_tl.toml import shipped_toml
 
 _PERSONS = re.compile(

@@ -20,7 +20,7 @@ from biasgym_tl.planting.rank_one import rank_one_plant
 from biasgym_tl.planting.sentences import bystanders, check_one_token
 from biasgym_tl.planting.trained import train_plant
 from biasgym_tl.progress import Finished, make_now
-from biasgym_tl.scoping.direct import check_precision
+from biasgym_tl.scoping.checks import check_precision
 from biasgym_tl.store import versions
 
 WAYS = {"trained": "", "rank one": "logits", "relay": "later", "sham": "nothing"}

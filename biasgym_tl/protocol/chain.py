@@ -34,8 +34,8 @@ from biasgym_tl.protocol.plan import planned_steps
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
+from biasgym_tl.scoping.checks import check_exact
 from biasgym_tl.scoping.damage import KSweep
-from biasgym_tl.scoping.direct import check_exact
 from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steps import Steps, named_inputs
 

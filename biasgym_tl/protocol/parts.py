@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.allowed import MEANS, MODES, PRESETS
+from biasgym_tl.allowed import MEANS, MODES, PRESETS, check_benchmarks, check_judge
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled, with_random_words
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
@@ -18,7 +18,7 @@ from biasgym_tl.heads import as_heads
 from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.instructions import find_instruction
-from biasgym_tl.protocol.sources import check_benchmarks, check_judge, next_bias
+from biasgym_tl.protocol.sources import next_bias
 from biasgym_tl.scoping.damage import KS
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.steering.budget import BudgetSearch

@@ -14,14 +14,13 @@ from biasgym_tl.benchmarks.mmlu import load_mmlu
 from biasgym_tl.benchmarks.seegull import load_seegull
 from biasgym_tl.benchmarks.unqover import load_unqover
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
-from biasgym_tl.errors import SettingError
 from biasgym_tl.heads import Head, as_heads
 from biasgym_tl.judges.api_judge import ApiJudge
 from biasgym_tl.judges.local_judge import LocalJudge
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.steering.selection import Selection
 
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+LOADERS: dict[str, Callable[..., Benchmark]] = {
     "bbq": load_bbq,
     "blimp": load_blimp,
     "crows-pairs": load_crows_pairs,
@@ -29,36 +28,13 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "seegull": load_seegull,
     "unqover": load_unqover,
 }
-"""Loader of each benchmark, with its default sample."""
-
-
-def check_benchmarks(benchmarks: Mapping[str, str]) -> None:
-    """Refuse unknown benchmarks.
-
-    Raises:
-        SettingError: there is no benchmark of that name.
-    """
-    unknown = sorted(set(benchmarks) - set(BENCHMARKS))
-    if unknown:
-        raise SettingError(f"benchmarks must be among {list(BENCHMARKS)}, got {unknown}.")
+"""Of each benchmark in ``BENCHMARKS``, with its default sample."""
 
 
 def load_benchmarks(sources: Mapping[str, str], *, whole: bool) -> list[Benchmark]:
     """Load benchmarks, each by its file, folder or data set; ``whole`` takes no sample of them."""
     size = {"n": None} if whole else {}
-    return [BENCHMARKS[name](source, **size) for name, source in sources.items()]
-
-
-def check_judge(judge: str | None) -> None:
-    """Refuse a judge that is none.
-
-    Raises:
-        SettingError: ``judge`` is neither None, ``"local"`` nor ``"api:MODEL"``.
-    """
-    if judge is not None and judge != "local" and not judge.startswith("api:"):
-        raise SettingError(
-            f"judge must be 'local' or 'api:MODEL', such as 'api:gpt-4o-mini', got {judge!r}."
-        )
+    return [LOADERS[name](source, **size) for name, source in sources.items()]
 
 
 def usable_judge(

@@ -35,7 +35,7 @@ from biasgym_tl.lens import (
     unembed,
 )
 from biasgym_tl.prompts import encode_text
-from biasgym_tl.scoping.direct import check_positions
+from biasgym_tl.scoping.checks import check_positions
 
 ROWS_AT_ONCE = 128
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.stats import binom
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.chance import (
     benjamini_hochberg,
@@ -245,7 +246,12 @@ class Significance(Carded):
 
 
 def significance(
-    scores: HeadScores, *, n_flips: int | None = None, n_resamples: int = 999, seed: int = 0
+    scores: HeadScores,
+    *,
+    n_flips: int | None = None,
+    n_resamples: int = 999,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Significance:
     """Test every head's difference of biased and neutral run.
 
@@ -259,18 +265,19 @@ def significance(
             target no p is below 2^(1 - n), however many are drawn.
         n_resamples: Of the bootstrap behind each interval.
         seed: The same seed, the same result.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         SettingError: the scores hold no neutral side, or fewer than two prompts.
     """
     values = scores.differences()
     n_flips = flips_for(values[0, 0].numel()) if n_flips is None else n_flips
-    test = prompt_flip_test(values, n_flips=n_flips, seed=seed)
+    test = prompt_flip_test(values, n_flips=n_flips, seed=seed, progress=progress)
     flat = values.flatten(2)
     ends = torch.tensor(
         [
             crossed_interval(flat[:, :, i], n_resamples=n_resamples, seed=seed)
-            for i in range(flat.shape[2])
+            for i in tqdm(range(flat.shape[2]), desc="intervals", delay=3, disable=not progress)
         ],
         dtype=torch.float64,
     )

@@ -12,13 +12,8 @@ from biasgym_tl.batches import answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer, attention_weight, unembed_difference
-from biasgym_tl.scoping.direct import (
-    attention_direction,
-    check_exact,
-    final_direction,
-    head_logits,
-    written_at,
-)
+from biasgym_tl.scoping.checks import check_exact
+from biasgym_tl.scoping.direct import attention_direction, final_direction, head_logits, written_at
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ import torch
 from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from biasgym_tl.batches import BATCH_SIZE, answer_batches
 from biasgym_tl.errors import AttributionError
@@ -28,7 +29,6 @@ from biasgym_tl.lens import (
     HookedTransformer,
     adds_positions,
     attention_weight,
-    check_model,
     final_normed,
     is_centred,
     norm_bias,
@@ -36,6 +36,7 @@ from biasgym_tl.lens import (
     post_norm,
     unembed_difference,
 )
+from biasgym_tl.scoping.checks import check_exact
 
 TOLERANCE = 1e-5
 """Largest reconstruction error, relative to the sum of the absolute parts."""
@@ -120,43 +121,6 @@ def head_logits(
     return (z * projected.to(z.device)).sum(-1)
 
 
-def check_exact(model: HookedTransformer) -> None:
-    """Refuse models on which the equations of this module do not hold.
-
-    Raises:
-        ModelError: the model is no HookedTransformer with its own value biases.
-        AttributionError: the model has positions outside the residual stream or weights of less
-            than 32 bits, or is on a device without 64-bit floats.
-    """
-    check_model(model)
-    check_positions(model)
-    if torch.device(model.cfg.device or "cpu").type == "mps":
-        raise AttributionError(
-            "device must have 64-bit floats, got 'mps'. Move the model: model.to('cpu')."
-        )
-    check_precision(model)
-
-
-def check_positions(model: HookedTransformer) -> None:
-    """Refuse positions outside the residual stream: its parts, and late starts, lack them."""
-    if model.cfg.positional_embedding_type == "shortformer":
-        raise AttributionError(
-            "positional_embedding_type must be in the residual stream, got 'shortformer': no part "
-            "of it holds these positions. Use another model, or silence heads with steer(...)."
-        )
-
-
-def check_precision(model: HookedTransformer) -> None:
-    """Refuse weights of less than 32 bits: effects of single heads need more."""
-    if model.cfg.dtype not in (torch.float32, torch.float64):
-        raise AttributionError(
-            f"dtype must be torch.float32 or torch.float64 for attribution, got {model.cfg.dtype}. "
-            "Load the model with dtype=torch.float32, or with exact=True, which computes in fp32 "
-            "whatever weights are kept in."
-        )
-
-
-@torch.inference_mode()
 def direct_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -165,6 +129,7 @@ def direct_attribution(
     *,
     batch_size: int = BATCH_SIZE,
     tolerance: float = TOLERANCE,
+    progress: bool = False,
 ) -> Parts:
     """Attribute the logit difference ``b - n`` after each sequence to every part of the model.
 
@@ -173,11 +138,11 @@ def direct_attribution(
             logit difference within ``tolerance``.
     """
     check_exact(model)
-    parts = unchecked_attribution(model, sequences, biased_ids, neutral_ids, batch_size=batch_size)
-    return parts.checked(tolerance)
+    given = model, sequences, biased_ids, neutral_ids
+    found = unchecked_attribution(*given, batch_size=batch_size, progress=progress)
+    return found.checked(tolerance)
 
 
-@torch.inference_mode()
 def unchecked_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -185,13 +150,13 @@ def unchecked_attribution(
     neutral_ids: Int[Tensor, "pair ..."],
     *,
     batch_size: int = BATCH_SIZE,
+    progress: bool = False,
 ) -> Parts:
     """:func:`direct_attribution` without its refusals, to see how far off a model is."""
     difference, constant = unembed_difference(model, biased_ids, neutral_ids)
-    return _attributed(model, sequences, difference, constant, batch_size)
+    return _attributed(model, sequences, difference, constant, batch_size, progress)
 
 
-@torch.inference_mode()
 def continuation_attribution(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
@@ -200,6 +165,7 @@ def continuation_attribution(
     *,
     batch_size: int = BATCH_SIZE,
     tolerance: float = TOLERANCE,
+    progress: bool = False,
 ) -> Parts:
     """Attribute the logits of whole continuations, summed over their tokens, biased minus neutral.
 
@@ -223,26 +189,29 @@ def continuation_attribution(
     mean = W_U.mean(1, keepdim=True, dtype=model.cfg.dtype)
     difference, constant = (W_U[:, tokens] - mean).T, b_U[tokens] - b_U.mean()
     difference, constant = (part.to(model.cfg.device) for part in (difference, constant))
-    found = _attributed(model, forced, difference, constant, batch_size).checked(tolerance)
 
     def summed(part: Float[Tensor, "read ..."]) -> Float[Tensor, "pair ..."]:
         signed = part * torch.tensor(signs, dtype=part.dtype).view(-1, *[1] * (part.ndim - 1))
         total = part.new_zeros(len(sequences), *part.shape[1:])
         return total.index_add_(0, torch.tensor(of_pair), signed)
 
-    return Parts(*map(summed, found))
+    parts = _attributed(model, forced, difference, constant, batch_size, progress)
+    return Parts(*map(summed, parts.checked(tolerance)))
 
 
+@torch.inference_mode()
 def _attributed(
     model: HookedTransformer,
     sequences: Sequence[Sequence[int]],
     difference: Float[Tensor, "pair d_model"],
     constant: Float[Tensor, " pair"],
     batch_size: int,
+    progress: bool,
 ) -> Parts:
     """Parts of ``normed final residual . difference + constant`` after each sequence."""
     found, places = list[Parts](), list[int]()
-    for batch in answer_batches(model, sequences, batch_size):
+    batches, n = answer_batches(model, sequences, batch_size), -(-len(sequences) // batch_size)
+    for batch in tqdm(batches, desc="direct", total=n, delay=3, disable=n < 2 or not progress):
         with written_at(model, batch.last) as written:
             resid = model(**batch.arguments)[torch.arange(len(batch.last)), batch.last]
         at = batch.indices

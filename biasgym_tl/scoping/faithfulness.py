@@ -14,7 +14,7 @@ from biasgym_tl.errors import AttributionError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, at_each_layer, logit_difference
 from biasgym_tl.prompts import encode_sentence
-from biasgym_tl.scoping.direct import check_precision
+from biasgym_tl.scoping.checks import check_precision
 from biasgym_tl.scoping.patching import BATCH_SIZE, Counterpart, Sequences, Traced
 from biasgym_tl.scoping.scores import HeadScores, marked, top_heads
 from biasgym_tl.slot import fill

@@ -246,3 +246,26 @@ def _sides(
     rows = target_rows(model, names)
     cosine = torch.nn.functional.cosine_similarity(rows, token.row.to(rows)[None])
     return [(int(cosine.argmax()),)] * n_prompts
+
+
+def written_down(model: HookedTransformer, pairs: Pairs) -> dict[str, Any]:
+    """What scores keep of their pairs and their model."""
+    same = ("prompts", "targets", "label_targets", "left_out", "neutral_prompts")
+    return {name: getattr(pairs, name) for name in same} | {
+        "model": model.cfg.model_name,
+        "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
+        "biased_ids": pairs.biased_ids.cpu(),
+        "neutral_ids": pairs.neutral_ids.cpu(),
+        "biased_labels": _in_words(model, pairs.biased_ids, pairs.biased_answers),
+        "neutral_labels": _in_words(model, pairs.neutral_ids, pairs.neutral_answers),
+    }
+
+
+def _in_words(
+    model: HookedTransformer, ids: Int[Tensor, "pair ..."], answers: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
+    """Each label in words: all tokens that count, or the first ones of several answers."""
+    words = model.tokenizer.batch_decode
+    if ids.ndim == 1:
+        return tuple(words(answers))
+    return tuple(" /".join(words(row)) for row in ids[:, :, None].tolist())

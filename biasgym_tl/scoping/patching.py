@@ -22,7 +22,7 @@ from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer, logit_difference
-from biasgym_tl.scoping.direct import check_precision
+from biasgym_tl.scoping.checks import check_precision
 
 BATCH_SIZE = 8
 N_STEPS = 5

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer, logit_difference
-from biasgym_tl.scoping.direct import check_precision
+from biasgym_tl.scoping.checks import check_precision
 from biasgym_tl.scoping.patching import (
     BATCH_SIZE,
     Counterpart,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,15 +24,15 @@ from biasgym_tl.notebook import described
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
+from biasgym_tl.scoping.checks import check_exact
 from biasgym_tl.scoping.direct import (
     PARTS_BESIDE_HEADS,
     TOLERANCE,
     Parts,
-    check_exact,
     continuation_attribution,
     direct_attribution,
 )
-from biasgym_tl.scoping.pairs import Pairs, build_pairs
+from biasgym_tl.scoping.pairs import Pairs, build_pairs, written_down
 from biasgym_tl.scoping.patching import N_STEPS, Reference, Sequences, patching_effects
 from biasgym_tl.scoping.paths import path_effects, slot_effects
 from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, marked, top_heads
@@ -208,7 +208,7 @@ class BiasScope:
             pairs: The pairs; without a neutral side the settings must not ask for one.
             row: Is attached while the biased side runs.
             about: What beside these settings led to the pairs; the scores keep it.
-            progress: Show a bar while heads are ablated.
+            progress: Show a bar, where it takes more than 3 seconds.
             names: ``bias`` and ``token`` of the scores.
         """
         to_neutral, differs = self.to_neutral, self.contrast == "difference"
@@ -230,7 +230,7 @@ class BiasScope:
             delta=biased.delta,
             neutral_delta=torch.stack(deltas, 1) if deltas else no_side,
             **biased.others,
-            **_written_down(model, pairs),
+            **written_down(model, pairs),
             **names,
             settings={
                 **dataclasses.asdict(self), **about, "text": dataclasses.asdict(text_policy(model))
@@ -248,7 +248,7 @@ class BiasScope:
         reference: Reference,
     ) -> _Run:
         if self.method == "direct":
-            parts = self._parts(model, pairs, sequences)
+            parts = self._parts(model, pairs, progress, sequences)
             others = {name: getattr(parts, name) for name in PARTS_BESIDE_HEADS}
             others["reconstruction_error"] = parts.error()
             return _Run(parts.heads, parts.delta, others)
@@ -301,8 +301,11 @@ class BiasScope:
         size = self._patched(model, pairs, progress, pairs.biased, means).mean(0).abs()
         return top_heads(size, min(self.n_screened, size.numel()))
 
-    def _parts(self, model: HookedTransformer, pairs: Pairs, sequences: Sequences) -> Parts:
+    def _parts(
+        self, model: HookedTransformer, pairs: Pairs, progress: bool, sequences: Sequences
+    ) -> Parts:
         options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}
+        options["progress"] = progress
         if self.label == "continuation":
             answers = pairs.biased_answers, pairs.neutral_answers
             return continuation_attribution(model, sequences, *answers, **options)
@@ -313,7 +316,7 @@ class BiasScope:
         self, model: HookedTransformer, pairs: Pairs, sequences: Sequences
     ) -> Float[Tensor, " pair"]:
         if self.label == "continuation":
-            return self._parts(model, pairs, sequences).delta
+            return self._parts(model, pairs, False, sequences).delta
         ids = pairs.biased_ids, pairs.neutral_ids
         return answer_differences(model, sequences, *ids, batch_size=self.batch_size)
 
@@ -325,26 +328,3 @@ class _Run(NamedTuple):
     delta: Float[Tensor, " pair"]
     others: dict[str, Any]
     """Parts beside heads, and the reconstruction error, of direct attribution."""
-
-
-def _written_down(model: HookedTransformer, pairs: Pairs) -> dict[str, Any]:
-    """What scores keep of their pairs and their model."""
-    same = ("prompts", "targets", "label_targets", "left_out", "neutral_prompts")
-    return {name: getattr(pairs, name) for name in same} | {
-        "model": model.cfg.model_name,
-        "n_key_value_heads": model.cfg.n_key_value_heads or model.cfg.n_heads,
-        "biased_ids": pairs.biased_ids.cpu(),
-        "neutral_ids": pairs.neutral_ids.cpu(),
-        "biased_labels": _labels(model, pairs.biased_ids, pairs.biased_answers),
-        "neutral_labels": _labels(model, pairs.neutral_ids, pairs.neutral_answers),
-    }
-
-
-def _labels(
-    model: HookedTransformer, ids: Int[Tensor, "pair ..."], answers: Sequences
-) -> tuple[str, ...]:
-    """Each label in words: all tokens that count, or the first ones of several answers."""
-    words = model.tokenizer.batch_decode
-    if ids.ndim == 1:
-        return tuple(words(answers))
-    return tuple(" /".join(words(row)) for row in ids[:, :, None].tolist())

@@ -20,17 +20,18 @@ from biasgym_tl.files import (
     check_writable,
     expanded,
     write_folder_atomically,
-    write_text,
 )
-from biasgym_tl.heads import Factor, GivenHeads, Head
+from biasgym_tl.heads import Factor, GivenHeads
 from biasgym_tl.hooks import LayerEdit, edited, mode_of, steering_edit
 from biasgym_tl.lens import HookedTransformer, check_model, device_map, weights_dtype
 from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
 from biasgym_tl.precision import SHORT, computed_in
+from biasgym_tl.progress import Bar, bar
 from biasgym_tl.prompts import encode_text
+from biasgym_tl.steering.export_card import write_card
 from biasgym_tl.steering.selection import Selection
-from biasgym_tl.store import BROKEN, versions, write_json
+from biasgym_tl.store import BROKEN
 
 N_TEXTS, N_READ, N_WRITTEN = 4, 32, 24
 """Texts that are compared, tokens read of each, and tokens written greedily after them."""
@@ -45,6 +46,7 @@ def export_steered(
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     factor: Factor = None,
     source: str | Path | None = None,
+    progress: bool = True,
 ) -> Path:
     """Write the model as :func:`biasgym_tl.steer` makes it behave, for transformers.
 
@@ -64,6 +66,7 @@ def export_steered(
         factor: See ``mode``.
         source: Name or folder that the weights were read from; default: where ``load_model`` read
             them. A model that it got as an object has none. ``~`` is the user's home.
+        progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
         SteeringError: the edit is not valid, acts after names alone, or the family has no bias that
@@ -73,29 +76,25 @@ def export_steered(
             the source is not known, cannot be read or is another model; or what was written does
             not do what the hooked model does, or not tokenize as its tokenizer.
     """
-    check_model(model)
-    _check_type(model.cfg.original_architecture)
+    _check(model)
     name = _source(model, source)
     folder = _checked_folder(folder)
-    if found := changes(model, Change):
-        raise ModelError(
-            "model must be unsteered and without the BiasToken to be exported, got one that is "
-            f"{found[-1].what}. Leave the context first."
-        )
     check_exportable(heads, model.cfg.model_name)
     mode = mode_of(heads, mode)
     edit = steering_edit(model, heads, mode, reference, factor)
-    hf_model = _read_again(model, name)
-    apply_edit(hf_model, edit)
+    with bar(2 + N_TEXTS, "export", progress=progress, delay=3) as shown:
+        hf_model = _read_again(model, name)
+        apply_edit(hf_model, edit)
+        shown.update(2)
 
-    def write(to: Path) -> None:
-        hf_model.save_pretrained(to)
-        _write_tokenizer(model.tokenizer, to)
-        with edited(model, edit):
-            error, share = _checked(model, to)
-        _write_down(to, name, mode, edit, error, share)
+        def write(to: Path) -> None:
+            hf_model.save_pretrained(to)
+            _write_tokenizer(model.tokenizer, to)
+            with edited(model, edit):
+                error, share = _checked(model, to, shown)
+            write_card(to, name, mode, edit, error, share)
 
-    return write_folder_atomically(folder, write)
+        return write_folder_atomically(folder, write)
 
 
 def check_exportable(heads: GivenHeads, model: str) -> None:
@@ -113,36 +112,15 @@ def check_exportable(heads: GivenHeads, model: str) -> None:
         )
 
 
-def _write_down(
-    to: Path, source: str, mode: str, edit: Mapping[int, LayerEdit], error: float, share: float
-) -> None:
-    """Say in the folder what was done, for programs and for people."""
-    kept = {
-        str(Head(layer, head)): share_kept
-        for layer, part in edit.items()
-        for head, share_kept in zip(part.heads, part.factor.tolist(), strict=True)
-    }
-    done = {
-        "source": source,
-        "heads": list(kept),
-        "mode": mode,
-        "factor": kept,
-        "largest_log_prob_difference": error,
-        "share_of_log_prob_spread": share,
-        "versions": versions(),
-    }
-    write_json(to / "biasgym.json", done)
-    write_text(
-        to / "README.md",
-        f"""# {source}, steered
-
-A copy of `{source}` with the output of {len(kept)} attention heads changed
-(mode "{mode}"): {", ".join(kept)}. The edit is in the weights; no code is needed
-beside transformers. Log-probabilities differ from the hooked model's by at most
-{error:.1e} nats on the texts that were compared. `biasgym.json` has
-all settings. Steering hides a stereotype and can cost other abilities: evaluate before use.
-""",
-    )
+def _check(model: HookedTransformer) -> None:
+    """Refuse a model that cannot be exported, or not as it is now."""
+    check_model(model)
+    _check_type(model.cfg.original_architecture)
+    if found := changes(model, Change):
+        raise ModelError(
+            "model must be unsteered and without the BiasToken to be exported, got one that is "
+            f"{found[-1].what}. Leave the context first."
+        )
 
 
 def _check_type(architecture: str | None) -> None:
@@ -284,7 +262,7 @@ def _give_biases(hf_model: Any, name: str) -> None:
 
 
 @torch.inference_mode()
-def _checked(model: HookedTransformer, folder: Path) -> tuple[float, float]:
+def _checked(model: HookedTransformer, folder: Path, shown: Bar) -> tuple[float, float]:
     """How far the folder is from the steered ``model``: largest difference (nats), and share.
 
     Read on shipped texts and on what the exported model writes after them, which must be what the
@@ -313,10 +291,10 @@ def _checked(model: HookedTransformer, folder: Path) -> tuple[float, float]:
         theirs = exported(written, attention_mask=mask).logits.float().log_softmax(-1)
         ours = model(written, attention_mask=mask).float().log_softmax(-1)
         chosen = ours[0, read.shape[1] - 1 : -1].gather(-1, written[0, read.shape[1] :, None])
-        behind = ours[0, read.shape[1] - 1 : -1].amax(-1) - chosen[:, 0]
-        errors = ((ours - theirs).abs().max().item(), behind.max().item())
-        largest = max(largest, *errors, key=nan_last)
+        behind = (ours[0, read.shape[1] - 1 : -1].amax(-1) - chosen[:, 0]).max().item()
+        largest = max(largest, (ours - theirs).abs().max().item(), behind, key=nan_last)
         share = max(share, share_of_spread(theirs, ours), key=nan_last)
+        shown.update()
     _check_errors(model, largest, share)
     return largest, share
 
@@ -337,10 +315,7 @@ def _check_errors(model: HookedTransformer, largest: float, share: float) -> Non
         loading = getattr(model, "loading", None)
         usual = accepted_share([weights_dtype(model)], model.cfg.n_layers)
         accepted = max(usual, loading.tolerance if loading else 0)
-        right, within = (
-            share <= accepted,
-            f"a share {accepted:.2g} of the log-probabilities' spread",
-        )
+        right, within = share <= accepted, f"a share {accepted:.2g} of log-probabilities' spread"
     if not right:
         raise ModelError(
             f"the exported model must do what the steered one does within {within}, got a "
