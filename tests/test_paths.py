@@ -95,7 +95,7 @@ def test_a_map_of_either(model):
     pair = ("People from France are", "People from Japan are")
     found = attribute_prompts(model, pair, "late", "early", method="slot_patching")
     assert found.settings["contrast"] == "biased" and bool((found.values != 0).any())
-    with pytest.raises(SettingError, match="prompts must be pairs"):
+    with pytest.raises(SettingError, match="method must be another for single prompts"):
         attribute_prompts(model, pair[0], "late", "early", method="slot_patching")
     with pytest.raises(SettingError, match="contrast must be 'biased' for a patch from"):
         BiasScope(method="slot_patching", contrast="difference")

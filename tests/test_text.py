@@ -17,7 +17,7 @@ from biasgym_tl.prompts import (
     end_of_answer,
     ends_of_answer,
 )
-from biasgym_tl.spelling import keyword_hits
+from biasgym_tl.spelling import keyword_hits, repetition
 from biasgym_tl.text import (
     continuation_log_probs,
     generate,
@@ -25,7 +25,6 @@ from biasgym_tl.text import (
     mean_loss,
     next_token_log_probs,
     read_continuations,
-    repetition,
 )
 
 RAGGED = [[1, 7, 9, 30, 4], [1, 7, 9, 8], [1, 7, 9, 8, 8, 8, 12, 40], [1, 7, 9, 5]]
