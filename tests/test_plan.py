@@ -83,7 +83,7 @@ def test_a_gpu_is_its_data_sheet_and_this_machine_is_tried():
 def test_a_plan_runs_nothing_and_loads_no_weights(bare, tmp_path, monkeypatch):
     monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
 
-    for name in ("demo", "study"):
+    for name in ("demo", "maps"):
         protocol = dataclasses.replace(load_protocol(name), model=str(bare))
         said = str(plan(protocol, machine=L4))
         if name == "demo":

@@ -64,7 +64,7 @@ SOUGHT, SEARCHED = Work(7600, 1430, 58, 1), Work(1200, 203, 8)
 """A search of factors before its first step, and each step."""
 BUDGETED = Work(14_000, 2000, 150, 4)
 """A head of a search within a budget, with the maps that propose it."""
-PROMPT, FACT, TEXT, ITEM = Work(18, 5, 0.2), Work(17, 5, 0.2), Work(39, 38, 1), Work(24, 6, 0.2)
+PROMPT, FACT, TEXT, ITEM = Work(14, 3.5, 0.15), Work(17, 5, 0.2), Work(39, 38, 1), Work(24, 6, 0.2)
 """The log-odds of a prompt, a fact with its four answers, a neutral text, an item of a
 benchmark."""
 ASKED, AT_ONCE = 45, 32
