@@ -477,7 +477,7 @@ def test_the_paper_runs_whole_and_killed_in_the_middle_it_goes_on(paper, tmp_pat
     said = biasgym("status", out).stdout
     assert "stopped: its process is gone" in said and "run the same command to go on" in said
     assert re.search(r"^  done  late: maps, \d+ steps made, in \d+ s$", said, re.MULTILINE)
-    assert re.search(r"^   (now|left)  math: random controls, .*planned", said, re.MULTILINE)
+    assert re.search(r"^  ( now|left)  math: random controls, .*planned", said, re.MULTILINE)
     steps = tmp_path / "cache" / "steps"
     before = {path: path.stat().st_mtime_ns for path in steps.glob("[!.]*") if path.is_file()}
     done = biasgym(*paper)

@@ -22,7 +22,7 @@ TEXT = 64
 """Tokens of a text, about."""
 HELD = {
     "training": (TOKENS_AT_ONCE, True, TOKENS_AT_ONCE), "patching": (520, True, 150),
-    "searching": (900, True, 350), "reading": (720, False, 160), "ablating": (2300, False, 64),
+    "searching": (900, True, 450), "reading": (720, False, 160), "ablating": (2300, False, 64),
 }  # fmt: skip
 """By what is done: tokens run at once, whether for a gradient, and of how many all logits."""
 READ = 144
