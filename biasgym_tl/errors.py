@@ -97,7 +97,7 @@ def check_within(name: str, value: Any, least: int, most: int) -> None:
         raise SettingError(f"{name} must be in {least}..{most}, got {value!r}.")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error of another package says, in one line; its kind if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

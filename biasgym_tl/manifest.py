@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from biasgym_tl.errors import SettingError, StoreError
 from biasgym_tl.files import temporary_folder
-from biasgym_tl.store import Result, as_declared, digest, locked, read_kind, versions, write_json
+from biasgym_tl.locks import locked
+from biasgym_tl.store import Result, as_declared, digest, read_kind, versions, write_json
 
 Written = TypeVar("Written")
 MANIFEST = "manifest.json"

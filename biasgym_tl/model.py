@@ -169,6 +169,15 @@ def _check_settings(device: Any, text: Any, tolerance: Any, engine: Any) -> None
         raise SettingError(f"text must be a TextPolicy, got {text!r}. Use TextPolicy(system=...).")
     if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance > 0):
         raise SettingError(f"tolerance must be a positive number, got {tolerance!r}.")
+    check_device(device)
+
+
+def check_device(device: Any) -> None:
+    """Refuse what torch cannot use here.
+
+    Raises:
+        SettingError: the message names it.
+    """
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:

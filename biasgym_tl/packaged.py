@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.errors import ModelError
 from biasgym_tl.files import write_folder_atomically
-from biasgym_tl.store import cache_dir, locked, read_json, write_json
+from biasgym_tl.locks import locked
+from biasgym_tl.store import cache_dir, read_json, write_json
 
 
 class PackagedModel(NamedTuple):

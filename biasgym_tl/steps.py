@@ -23,6 +23,7 @@ from biasgym_tl.injection.token import (
     weights_fingerprint,
 )
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.locks import locked
 from biasgym_tl.progress import Finished
 from biasgym_tl.prompts import policy_fingerprint
 from biasgym_tl.store import (
@@ -30,7 +31,6 @@ from biasgym_tl.store import (
     cache_dir,
     digest,
     file_name,
-    locked,
     read_kind,
     versions,
     write_kind,
@@ -50,6 +50,8 @@ class Steps:
     fresh: bool = False
     made: set[Path] = dataclasses.field(default_factory=set)
     """What was made in this run, which ``fresh`` does not make twice."""
+    tell: list[Callable[[], None]] = dataclasses.field(default_factory=list)
+    """Are called when one was made."""
 
     @classmethod
     def of(cls, model: HookedTransformer, *, fresh: bool = False) -> Steps:
@@ -129,6 +131,8 @@ class Steps:
             made = make()
             write(made)
         self.made.add(path)
+        for tell in self.tell:
+            tell()
         return made
 
     def _found(self, path: Path, read: Callable[[Path], Made]) -> Made | None:

@@ -56,17 +56,6 @@ def cache_dir() -> Path:
         ) from error
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a path among processes; it is free again when its holder ends or dies."""
-    from filelock import FileLock
-
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{digest(str(path.resolve()))}.lock"):
-        yield
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on, and the engine that the
     models run on (``lens.ENGINE``)."""

@@ -364,8 +364,8 @@ def test_errors_are_in_the_words_of_the_shell(tmp_path):
     assert given.stderr.startswith("Error: --judge must be 'local' or")
 
 
-def test_no_option_is_ignored_beside_show_and_plan(tmp_path):
-    for words in (("--seeds", 2), ("--bias", "late"), ("--train",), ("--plan",), ("--json",)):
+def test_no_option_is_ignored_beside_show():
+    for words in (("--seeds", 2), ("--bias", "late"), ("--train",), ("--yes",), ("--json",)):
         found = biasgym("run", "demo", "--show", *words)
         assert found.returncode == 1 and not found.stdout
         assert "--show must be alone, since it prints the protocol" in found.stderr

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -12,11 +11,9 @@ from command import biasgym
 
 import biasgym_tl
 from biasgym_tl import Protocol, load_bias, load_protocol
-from biasgym_tl.api import Price
 from biasgym_tl.errors import SettingError
 from biasgym_tl.plots import figure
-from biasgym_tl.protocol.plan import plan
-from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep, Training
+from biasgym_tl.protocol.protocol import Choice, Map
 from biasgym_tl.protocol.shipped import list_protocols, protocol_text
 from biasgym_tl.steering.budget import BudgetSearch
 
@@ -191,13 +188,12 @@ def test_a_wrong_part_of_a_file_is_one_line_before_a_model_is_loaded(text, messa
         (["demo", "--out", "o", "--seeds", "0"], "at least one bias and one seed"),
         (["paper", "--out", "o", "--seeds", "1"], "must have 2 seeds to overlap, got 1"),
         (["demo", "--out", "o", "--bias", "lat"], "--bias must be one of"),
-        (["demo", "--plan", "--bias", "lat"], "--bias must be one of"),
         (["demo", "--out", "o", "--paragraphs", "0"], "--paragraphs must be at least 1"),
         (["demo", "--out", "o", "--judge", "gpt"], "--judge must be 'local' or 'api:MODEL'"),
         (["demo", "--out", "o", "--benchmark", "blimp"], "--benchmark must be NAME=PATH"),
         (["demo", "--out", "o", "--benchmark", "x=y"], "--benchmark must be among"),
-        (["demo", "--plan", "--model", "nobody/nothing"], "--model must be"),
-        (["demo", "--plan", "--model", "EMPTY"], "folder must hold config.json"),
+        (["demo", "--out", "o", "--model", "nobody/nothing"], "--model must be"),
+        (["demo", "--out", "o", "--model", "EMPTY"], "folder must hold config.json"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message, tmp_path, monkeypatch):
@@ -318,62 +314,6 @@ def test_a_choice_brings_its_k_or_share_to_a_model_of_any_size():
         Choice(k=13).n_heads(12)
     assert Choice(by="budget", k=7).search() == BudgetSearch(k=7)
     assert Choice(by="budget", settings={"k": 7}).search() == BudgetSearch(k=7)
-
-
-def test_a_plan_runs_nothing_and_loads_no_weights(tiny_folder, tmp_path, monkeypatch):
-    bare = tmp_path / "model"
-    shutil.copytree(tiny_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    for name in list_protocols():
-        protocol = dataclasses.replace(load_protocol(name), model=str(bare))
-        said = str(plan(protocol))
-        if name == "demo":
-            found = biasgym("run", name, "--plan", "--model", bare, "--out", tmp_path / "out")
-            assert found.returncode == 0, found.stderr
-            said = found.stdout
-        lines = said.splitlines()
-        total = next(i for i, line in enumerate(lines) if "in all, on this machine" in line)
-        assert lines[total + 1].endswith("GB  memory")
-        for bias in protocol.biases:
-            assert sum(line.split("  ")[-1].startswith(f"{bias}: ") for line in lines) > 3
-        for condition in protocol.conditions:
-            assert f": {condition.label}" in said
-    assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
-    priced = biasgym("run", "demo", "--plan", "--model", bare, "--judge", "api:m",
-                     "--price-in", "1", "--price-out", "2")  # fmt: skip
-    assert priced.returncode == 0 and "US dollars" in priced.stdout
-
-
-def test_a_plan_counts_what_is_judged(tiny_folder):
-    late = load_bias("late")
-    protocol = Protocol(
-        model=str(tiny_folder),
-        biases=("late", "math"),
-        maps={"direct": Map()},
-        choices={"x": Choice(k=1)},
-        conditions=(
-            Steering(choice="x", draws=9),
-            Steering(choice="x", mode="zero", measures="own answers"),
-            Steering(asked="persona", measures="brief"),
-            Steering(choice="x", name="again", reinject=True, measures="brief"),
-        ),
-        measures=Measured(others=("rest",), judge="api:m"),
-        sweeps=(Sweep(),),
-    )
-    n = len(late.generation_prompts)
-    assert len(load_bias("math").generation_prompts) == n
-    found = plan(protocol, Price(1.0, 2.0))
-    # Two unsteered conditions and one steered: the token, targets and the other bias; one its own.
-    assert found.judged == 2 * (3 * 3 * n + 2 * n)
-    assert found.cost == pytest.approx(found.judged * (900 + 2 * 80) / 1e6)
-    assert plan(protocol).cost is None
-    silent = dataclasses.replace(protocol, measures=Measured())
-    assert plan(silent).judged == 0 and all(step.seconds > 0 for step in found.steps)
-    names = [step.name for step in found.steps]
-    assert "late: 9 random sets for x, mean" in names and "math: k sweep, mean" in names
-    assert "late: rows to train for again: 1" in names
-    shipped = dataclasses.replace(protocol, training=Training(rows="shipped"))
-    again = [step.name for step in plan(shipped).steps if "again:" in step.name]
-    assert again == [f"{bias}: rows to train for again: 2" for bias in ("late", "math")]
 
 
 def test_importing_the_package_or_the_command_loads_nothing_heavy():

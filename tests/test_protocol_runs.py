@@ -474,6 +474,10 @@ def test_the_paper_runs_whole_and_killed_in_the_middle_it_goes_on(paper, tmp_pat
     out = tmp_path / "out"
     interrupted(paper, tmp_path / "cache", "late-report.json", signal.SIGKILL)
     assert not (out / "manifest.json").exists()  # "late" is there, "math" is under way
+    said = biasgym("status", out).stdout
+    assert "stopped: its process is gone" in said and "run the same command to go on" in said
+    assert re.search(r"^  done  late: maps, \d+ steps made, in \d+ s$", said, re.MULTILINE)
+    assert re.search(r"^  ( now|left)  math: random controls, .*planned", said, re.MULTILINE)
     steps = tmp_path / "cache" / "steps"
     before = {path: path.stat().st_mtime_ns for path in steps.glob("[!.]*") if path.is_file()}
     done = biasgym(*paper)
@@ -536,10 +540,12 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tiny_folder, tmp_path):
     assert (out / "heatmap-direct.html").exists() and not (out / "manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in kept.glob("[!.]*")}
     assert any(path.name.startswith("map-direct") for path in before)
+    assert "KeyboardInterrupt, last heard of" in biasgym("status", path).stdout
     done = biasgym(*command)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "steered, mean" in done.stdout and "not informative" in done.stdout
+    assert "finished, last heard of" in biasgym("status", "mine").stdout
     assert "steered, mean: random 1" in {r.name for r in Report.load(out / "report.json").results}
 
 

@@ -23,6 +23,7 @@ from biasgym_tl.protocol import on_ray
 from biasgym_tl.protocol.chain import Running
 from biasgym_tl.protocol.on_ray import OnRay, Worker
 from biasgym_tl.protocol.protocol import Choice, Map, Measured, Steering, Sweep, Training
+from biasgym_tl.protocol.record import known_runs
 from biasgym_tl.store import write_json
 
 needs_ray = pytest.mark.skipif(
@@ -187,6 +188,11 @@ def test_a_killed_run_goes_on_beside_another_on_its_store_and_nothing_is_made_tw
         first = started(15)
         first.kill()
         first.communicate()
+        ((record, lives),) = known_runs()
+        of_workers = [part for part in record.parts if part.stage.startswith("workers: ")]
+        assert not lives and not record.ended
+        assert any(part.made and part.of for part in of_workers)
+        assert {part.state for part in record.parts if part not in of_workers} == {"left"}
         second = started(len(seen) + 5)
         here = run_protocol(study, Running(progress=False))
         out, errors = second.communicate(timeout=200)
@@ -237,7 +243,7 @@ def test_a_task_that_kills_every_worker_ends_the_run(cluster, monkeypatch):
             SettingError, match=r"must have a CPU and 99\.0 GB of memory for a worker"
         ):
             on_ray._places(0, 99 * 2**30)
-        crew = on_ray._Crew(ray.remote(Dying).remote, 2, {}, shown)
+        crew = on_ray._Crew(ray.remote(Dying).remote, 2, {}, shown, print)
         with pytest.raises(SettingError, match="must survive late rows, but 1 did not"):
             crew.work(["late"])
 

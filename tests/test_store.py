@@ -415,7 +415,7 @@ def test_a_folder_that_cannot_be_written_is_found_and_none_is_made(tmp_path, mon
 
 def test_of_several_processes_one_does_the_work_and_the_others_wait(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from biasgym_tl.store import locked\n"
+        "import sys, time; from pathlib import Path; from biasgym_tl.locks import locked\n"
         "made = Path(sys.argv[1])\n"
         "with locked(made):\n"
         "    if not made.exists():\n"

@@ -15,7 +15,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
     "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "store",
-    "stats", "chance", "toml", "precision", "families", "edits", "engines", "lens",
+    "locks", "stats", "chance", "toml", "precision", "families", "edits", "engines", "lens",
     "identities", "packaged", "origin", "checkpoint", "templates", "prompts", "passages", "model",
     "contexts", "added_row", "gate", "hooks",
     "batches", "text", "instructions", "similarity", "endpoint", "replies", "api", "biases",

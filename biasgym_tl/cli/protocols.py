@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +11,8 @@ import typer
 
 from biasgym_tl.allowed import MEANS, STEERING_MODES
 from biasgym_tl.biases.bias import load_bias
-from biasgym_tl.cli.app import (
-    app,
-    command,
-    find_model,
-    named_heads,
-    price_of,
-    say,
-    say_json,
-)
+from biasgym_tl.cli.app import app, command, find_model, named_heads, price_of, say
+from biasgym_tl.cli.asked import Asked, given_options, with_asked
 from biasgym_tl.cli.options import (
     Address,
     AnswerTokens,
@@ -48,7 +41,7 @@ from biasgym_tl.protocol.shipped import protocol_text
 if TYPE_CHECKING:
     from biasgym_tl.protocol.chain import Opened
     from biasgym_tl.protocol.parts import Steering
-    from biasgym_tl.protocol.protocol import Protocol
+    from biasgym_tl.protocol.record import Recorder
 
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -90,12 +83,6 @@ Draws = Annotated[
 ProtocolName = Annotated[
     str, typer.Argument(help="Shipped protocol (demo, maps, paper, study) or a .toml file.")
 ]
-OtherBiases = Annotated[
-    list[str] | None, typer.Option(help="Other biases than the protocol's; repeat.")
-]
-OnlyPlan = Annotated[
-    bool, typer.Option("--plan", help="Only say what it would take: time, memory, cost.")
-]
 OnlyShow = Annotated[
     bool, typer.Option("--show", help="Only print the protocol, to begin one of your own.")
 ]
@@ -109,68 +96,46 @@ def demo(
     json: AsJson = False,
 ) -> None:
     """Run the protocol "demo": the whole chain on SmolLM2-135M-Instruct with the bias "late"."""
-    run(out=out, name="demo", train=train, fresh=fresh, json=json)
+    _run("demo", Asked(train=train), out, fresh=fresh, json=json)
 
 
 @app.command(cls=FileCommand)
+@with_asked
 def run(
     name: ProtocolName = "demo",
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another model than the protocol's.")] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    bias: OtherBiases = None,
-    seeds: Annotated[int | None, typer.Option(help="Rows a bias: seeds 0, 1, ...")] = None,
-    paragraphs: Annotated[int | None, typer.Option(help="Training paragraphs, at most.")] = None,
-    benchmark: Benchmarks = None,
-    judge: JudgeName = None,
+    show: OnlyShow = False,
     price_in: PriceIn = None,
     price_out: PriceOut = None,
-    train: Train = False,
-    plan: OnlyPlan = False,
-    show: OnlyShow = False,
     on: RunsOn = None,
     address: Address = None,
     yes: Yes = False,
     fresh: Fresh = False,
     json: AsJson = False,
+    *,
+    asked: Asked,
 ) -> None:
     """Run a protocol: rows, maps, choices of heads, conditions, measures."""
     text = protocol_text(name)
     if show:
         return _show(
-            text, out=out, model=model, dtype=dtype, device=device, device_map=device_map,
-            bias=bias, seeds=seeds, paragraphs=paragraphs, benchmark=benchmark, judge=judge,
-            price_in=price_in, price_out=price_out, train=train, plan=plan, on=on,
-            address=address, yes=yes, fresh=fresh, json=json,
+            text, out=out, **dataclasses.asdict(asked), price_in=price_in, price_out=price_out,
+            on=on, address=address, yes=yes, fresh=fresh, json=json,
         )  # fmt: skip
-    for each in bias or ():
-        load_bias(each)
-    if not plan and out is None:
+    if out is None:
         raise SettingError("--out must be given, the folder for the results, got none.")
-    if model:
-        find_model(model)
-    from biasgym_tl.protocol.plan import plan as planned
+    asked.check()
+    price = price_of(price_in, price_out)
+    _run(name, asked, out, fresh=fresh, price=price, yes=yes, json=json, ahead=_on(on, address))
+
+
+def _run(name: str, asked: Asked, out: Path, **how: Any) -> None:
     from biasgym_tl.protocol.protocol import load_protocol
 
-    protocol = _changed(
-        load_protocol(name), model=model, dtype=dtype, device=device, device_map=device_map,
-        biases=bias, seeds=None if seeds is None else range(seeds),
-        training={"n_paragraphs": paragraphs, "rows": "trained" if train else None},
-        measures={"benchmarks": named_sources(benchmark) or None, "judge": judge},
-    )  # fmt: skip
-    price = price_of(price_in, price_out)
-    if out is None or plan:
-        if unused := _given({"out": out, "on": on, "address": address, "fresh": fresh, "yes": yes}):
-            say(f"The plan is the same without {', '.join(unused)}.", err=True)
-        found = planned(protocol, price)
-        return say_json(found._asdict()) if json else say(found)
-    ahead = _on(on, address)
-    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json, ahead=ahead)
+    run_and_show(asked.changed(load_protocol(name)), out, **how)
 
 
-def _on(cluster: str | None, address: str | None) -> Callable[[Opened], None] | None:
+def _on(cluster: str | None, address: str | None) -> Callable[[Opened, Recorder], None] | None:
     """What makes steps ahead; an extra that is missing is said before a model is loaded."""
     if address and not cluster:
         raise SettingError(f"--address must be given with --on ray, got {address!r} without.")
@@ -183,35 +148,12 @@ def _on(cluster: str | None, address: str | None) -> Callable[[Opened], None] | 
 
 def _show(text: str, **options: Any) -> None:
     """Print a protocol as it is written, which no option could change."""
-    if others := _given(options):
+    if others := given_options(options):
         raise SettingError(
             "--show must be alone, since it prints the protocol as it is written, got "
             f"{', '.join(others)} too. Change what it prints and run that file."
         )
     say(text)
-
-
-def _given(options: Mapping[str, Any]) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
-
-
-def _changed(protocol: Protocol, **given: Any) -> Protocol:
-    """The protocol with what was given in place of its own."""
-
-    changes: dict[str, Any] = {}
-    for key, value in given.items():
-        own = getattr(protocol, key)
-        if isinstance(value, dict):
-            kept = {k: v for k, v in value.items() if v is not None}
-            fields = {field.name for field in dataclasses.fields(own)}
-            rest = {k: kept.pop(k) for k in set(kept) - fields}
-            if rest:
-                kept["settings"] = {**own.settings, **rest}
-            changes[key] = dataclasses.replace(own, **kept)
-        elif value is not None:
-            changes[key] = value if isinstance(value, str) else tuple(value)
-    found: Protocol = dataclasses.replace(protocol, **changes)
-    return found
 
 
 @command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from biasgym_tl.manifest import Manifest
     from biasgym_tl.protocol.chain import BiasResult, Opened
     from biasgym_tl.protocol.protocol import Protocol
+    from biasgym_tl.protocol.record import Recorder
 
 
 def run_and_show(
@@ -30,7 +31,7 @@ def run_and_show(
     price: Price | None = None,
     yes: bool = False,
     json: bool = False,
-    ahead: Callable[[Opened], None] | None = None,
+    ahead: Callable[[Opened, Recorder], None] | None = None,
 ) -> None:
     """Run it; what is found is there as soon as it is known, and all of it at the end; beside the
     ``tables`` of the run that a manifest is of."""
@@ -50,6 +51,7 @@ def run_and_show(
         fresh=fresh,
         say=partial(say, err=True),
         write=partial(_write_and_show, protocol, out),
+        out=out,
         ahead=ahead,
     )
     say(f"Loading {protocol.model} ...", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +30,11 @@ from biasgym_tl.model import load_model
 from biasgym_tl.origin import model_sizes
 from biasgym_tl.progress import Finished
 from biasgym_tl.protocol.conditions import Conditions
-from biasgym_tl.protocol.course import Course
+from biasgym_tl.protocol.machine import this_machine
+from biasgym_tl.protocol.memory import sizes_of_loaded
 from biasgym_tl.protocol.plan import planned_steps
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.record import Recorder, recorded
 from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
 from biasgym_tl.scoping.checks import check_exact
@@ -109,9 +112,10 @@ class Running:
     write: Callable[[str, BiasResult], None] = lambda name, found: None
     """Is given the results of each bias as they come: maps and heads, then a report of the
     conditions, then one with their random controls, then the judge's."""
-    ahead: Callable[[Opened], None] | None = None
-    """Makes steps elsewhere, before the run looks for them in the store, such as
-    :class:`~biasgym_tl.protocol.on_ray.OnRay`."""
+    out: Path | None = None
+    """Folder of the results, by which ``biasgym status`` finds the run."""
+    ahead: Callable[[Opened, Recorder], None] | None = None
+    """Makes steps before the run looks for them in the store, such as an ``OnRay``."""
 
     def __post_init__(self) -> None:
         if self.fresh and self.ahead:
@@ -139,13 +143,13 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     """
     running = running or Running()
     opened = open_protocol(protocol, running)
-    if running.ahead:
-        running.ahead(opened)
-    model, steps, biases = opened.model, opened.steps, opened.given.biases
-    size = sum(p.numel() for p in model.parameters())
-    planned = planned_steps(protocol, size, model.cfg.n_layers * model.cfg.n_heads)
-    course = Course(tuple(b.name for b in biases), planned, lambda: len(steps.made))
-    found = {bias.name: _result(opened.stages(bias), course, opened) for bias in biases}
+    machine = this_machine(opened.model.cfg.device)
+    planned = planned_steps(protocol, sizes_of_loaded(opened.model), machine)
+    with recorded(protocol, running.out, planned) as recorder:
+        opened.steps.tell.append(recorder.step)
+        if running.ahead:
+            running.ahead(opened, recorder)
+        found = {b.name: _result(opened.stages(b), recorder, opened) for b in opened.given.biases}
     return ProtocolResult(protocol, found, opened.inputs)
 
 
@@ -272,12 +276,12 @@ def _check_different(what: str, names: Sequence[str]) -> None:
         raise SettingError(f"{what} must be different ones, got {list(names)}.")
 
 
-def _result(stages: Stages, course: Course, opened: Opened) -> BiasResult:
+def _result(stages: Stages, recorder: Recorder, opened: Opened) -> BiasResult:
     """All of one bias, in order."""
     protocol, bias, running = stages.protocol, stages.bias, opened.running
 
     def begin(stage: str) -> None:
-        if said := course.begins(bias.name, stage):
+        if said := recorder.begins(bias.name, stage):
             running.say(said)
 
     begin("rows")

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from biasgym_tl.errors import ModelError, first_line
+from biasgym_tl.families.convert import embedding_scale
 from biasgym_tl.injection.train import TOKENS_AT_ONCE
-from biasgym_tl.lens import ENGINE
+from biasgym_tl.lens import ENGINE, HookedTransformer
 from biasgym_tl.origin import find_source
 from biasgym_tl.precision import layers_of
 
@@ -18,7 +19,14 @@ SAVED = (4, 3, 3, 2)
 """Numbers that a layer keeps of a token for a gradient, in multiples of ``d_model``, ``n_heads *
 d_head``, ``d_mlp`` and ``n_heads * tokens of the text``: counted on Llama, Gemma-3 and GPT-2."""
 TEXT = 64
-"""Tokens of a training text, about."""
+"""Tokens of a text, about."""
+HELD = {
+    "training": (TOKENS_AT_ONCE, True, TOKENS_AT_ONCE), "patching": (520, True, 150),
+    "searching": (900, True, 450), "reading": (720, False, 160), "ablating": (2300, False, 64),
+}  # fmt: skip
+"""By what is done: tokens run at once, whether for a gradient, and of how many all logits."""
+READ = 144
+"""Tokens whose log-probabilities a loaded model is compared by."""
 
 
 class Sizes(NamedTuple):
@@ -77,31 +85,53 @@ def sizes_of_config(config: Any, model: Any) -> Sizes:
     )
 
 
+def sizes_of_loaded(model: HookedTransformer) -> Sizes:
+    """Sizes of a model that is loaded."""
+    cfg, layer = model.cfg, sum(weight.numel() for weight in layers_of(model)[0].parameters())
+    return Sizes(
+        n_parameters=sum(weight.numel() for weight in model.parameters()),
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        d_model=cfg.d_model,
+        d_head=cfg.d_head,
+        d_mlp=cfg.d_mlp or 0,
+        d_vocab=cfg.d_vocab,
+        tied=False,
+        scaled=embedding_scale(cfg) != 1,
+        layer=layer,
+    )
+
+
 def weights(sizes: Sizes, dtype: str) -> int:
     """Bytes that the weights of a loaded model take."""
-    rows, width = sizes.d_vocab * sizes.d_model, _width(dtype)
+    rows, width = sizes.d_vocab * sizes.d_model, width_of(dtype)
     untied = sizes.tied and (sizes.scaled or ENGINE == "hooked")
     longer = max(4 - width, 0) if sizes.scaled else 0
     return (sizes.n_parameters + untied * rows) * width + rows * longer
 
 
-def peak(sizes: Sizes, dtype: str, *, gradients: bool) -> float:
-    """Bytes at most: weights, what runs them, and what a run keeps, also for ``gradients``.
+def peak(sizes: Sizes, dtype: str, held: str) -> float:
+    """Bytes at most while one of :data:`HELD` is done, or ``"loading"``: weights, what runs them,
+    and what is kept on the way.
 
     Of weights of 16 bits a layer at a time is in fp32; ``W_E`` is moved once, to where rows can be
     added.
     """
-    upcast = 4 * sizes.layer if _width(dtype) == 2 else 0
+    table = sizes.d_vocab * sizes.d_model
+    resting = RUNTIME + weights(sizes, dtype) + (4 * sizes.layer if width_of(dtype) == 2 else 0)
+    if held == "loading":  # the table once more, on its way to W_U, and log-probabilities
+        return resting + 4 * table + 20 * READ * sizes.d_vocab
+    tokens, gradients, n_logits = HELD[held]
     of_layer = (
         sizes.d_model, sizes.n_heads * sizes.d_head, sizes.d_mlp, sizes.n_heads * TEXT,
     )  # fmt: skip
     saved = sum(n * size for n, size in zip(SAVED, of_layer, strict=True))
     kept = saved * (sizes.n_layers if gradients else 2)
-    logits = 3.2 * sizes.d_vocab  # of the tokens of answers, with log-probs and gradients
-    moved = sizes.d_vocab * sizes.d_model * (4 if sizes.scaled else _width(dtype))
-    work = max(4 * TOKENS_AT_ONCE * (kept + logits), moved)
-    return RUNTIME + weights(sizes, dtype) + upcast + work
+    logits = 3.2 * sizes.d_vocab * n_logits  # with log-probs, of answers alone, and gradients
+    moved = table * (4 if sizes.scaled else width_of(dtype))
+    return resting + max(4 * (tokens * kept + logits), moved)
 
 
-def _width(dtype: str) -> int:
+def width_of(dtype: str) -> int:
+    """Bytes of a number."""
     return getattr(torch, dtype).itemsize  # type: ignore[no-any-return]

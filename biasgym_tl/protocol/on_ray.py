@@ -28,6 +28,7 @@ from biasgym_tl.progress import Bar, bar
 from biasgym_tl.protocol.chain import Opened, Running, open_protocol
 from biasgym_tl.protocol.plan import plan
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.record import Recorder
 from biasgym_tl.protocol.tasks import STAGES, Tasks, stage_of
 from biasgym_tl.store import cache_dir
 
@@ -134,8 +135,8 @@ class OnRay:
                 ) from error
         torch.set_num_threads(1)
 
-    def __call__(self, opened: Opened) -> None:
-        """Make the steps.
+    def __call__(self, opened: Opened, recorder: Recorder) -> None:
+        """Make the steps; ``recorder`` is told how far they are.
 
         Raises:
             SettingError: Ray cannot be started or joined, or a worker reads other data or dies
@@ -152,6 +153,7 @@ class OnRay:
             seconds[step.bias, stage_of(step)] += step.seconds
         cfg = opened.model.cfg
         n_gpus = cfg.n_devices if torch.device(cfg.device).type == "cuda" else 0
+        recorder.expects({(bias, _by(stage)): time for (bias, stage), time in seconds.items()})
         cache_dir().mkdir(parents=True, exist_ok=True)
         with _cluster(self.address), tempfile.NamedTemporaryFile(dir=cache_dir()) as mark:
             memory = int(planned.memory)
@@ -161,8 +163,13 @@ class OnRay:
             on = f"{most * n_gpus} GPUs" if n_gpus else f"{most} CPUs"
             opened.running.say(f"Ray: workers for {on}")
             with bar(sum(seconds.values()), "on Ray", progress=opened.running.progress) as shown:
-                crew = _Crew(partial(kind.remote, *given), most, seconds, shown)
+                crew = _Crew(partial(kind.remote, *given), most, seconds, shown, recorder.counts)
                 crew.work([bias.name for bias in opened.given.biases])
+
+
+def _by(stage: str) -> str:
+    """What a stage is called in the record of a run, whose own come after it."""
+    return f"workers: {stage}"
 
 
 def _places(n_gpus: int, memory: int) -> int:
@@ -211,15 +218,20 @@ class _Crew:
         most: int,
         seconds: Mapping[tuple[str, str], float],
         shown: Bar,
+        counts: Callable[[str, str, int, int], None],
     ) -> None:
-        """At most so many workers, each begun by ``start``."""
+        """At most so many workers, each begun by ``start``; ``counts`` is told of each stage how
+        many of its tasks are done."""
         self.start, self.most, self.seconds, self.shown = start, most, seconds, shown
+        self.counts = counts
         self.waiting: deque[_Task] = deque()
         self.asked: dict[Any, tuple[Any, _Task]] = {}
         """By the reference of its answer, whom it was asked of."""
         self.free: list[Any] = []
         self.left: Counter[str] = Counter()
         """By bias, tasks of its stage that are not done."""
+        self.of: dict[str, int] = {}
+        """By bias, all of them."""
         self.share: dict[tuple[str, str], float] = {}
         """Seconds that a task of a stage is planned to take."""
         self.deaths: Counter[_Task] = Counter()
@@ -283,13 +295,13 @@ class _Crew:
             # In an order of its own: a second run on the same store begins elsewhere.
             names = random.sample(done.names, len(done.names))
             self.waiting.extend(task._replace(name=name) for name in names)
-            self.left[task.bias], self.share[key] = (
-                len(names),
-                self.seconds[key] / (len(names) or 1),
-            )
+            self.left[task.bias] = self.of[task.bias] = len(names)
+            self.share[key] = self.seconds[key] / (len(names) or 1)
         else:
             self.left[task.bias] -= 1
             (self.shown.update if done.made else self.shown.found)(self.share[key])
+        of = self.of[task.bias]
+        self.counts(task.bias, _by(task.stage), of - self.left[task.bias], of)
         if not self.left[task.bias]:
             later = list(STAGES)[list(STAGES).index(task.stage) + 1 :]
             self.waiting.extend(_Task(task.bias, stage) for stage in later[:1])

@@ -1,33 +1,32 @@
 """What a protocol would take: its steps with time, memory and cost, without running any.
 
-The model is not loaded: its size is read from its configuration. The time is that of as many
-multiplications as the steps need, at the speed that this machine shows in a moment's trial.
+The model is not loaded: its sizes are read from its configuration.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-
+from biasgym_tl.allowed import METHODS
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.evaluation.condition import BRIEF
-from biasgym_tl.evaluation.measurement import ITEM, SENTENCE, TEXT
 from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.injection.shipped import shipped_row
 from biasgym_tl.passages import load_passages
-from biasgym_tl.protocol.memory import peak, sizes_of
-from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Steering
+from biasgym_tl.protocol import work
+from biasgym_tl.protocol.machine import Machine, this_machine
+from biasgym_tl.protocol.memory import Sizes, peak, sizes_of, weights
+from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Choice, Map, Steering, Training
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.work import Work, together
+from biasgym_tl.scoping.ablation import ROWS_AT_ONCE
+from biasgym_tl.scoping.scope import BiasScope
+from biasgym_tl.steering.factors import FactorSearch
 
-# In forward passes over a token at the speed of the trial, as a measurement's ``cost``.
-PARAGRAPH, PROBE = 90.0, 5800.0
-"""Of a training paragraph in an epoch, and of the answers that an epoch is chosen by."""
-PAIR, PATCHED, ABLATED, SEARCHED = 160.0, 100.0, 6.0, 1300.0
-"""Of a pair in a map, of its gradients, of each head's ablation, and of a step of a search."""
+DISK = 0.5e9
+"""Bytes a second that weights are read at the first time, assumed."""
 JUDGED = 900
 """Tokens that a judge is sent for a text."""
 STAGES = ("rows", "maps", "choices", "k sweeps", "conditions", "random controls", "judge")
@@ -41,103 +40,223 @@ class PlannedStep(NamedTuple):
     """One line of a plan."""
 
     bias: str
+    """Empty for what is done once, for all of them."""
     stage: str
-    """One of :data:`STAGES`."""
+    """One of :data:`STAGES`, or ``"loading"``."""
     name: str
-    passes: float
-    """Forward passes over a token."""
     seconds: float
+    memory: float
+    """Bytes at most, weights included."""
 
 
 class Estimate(NamedTuple):
-    """What a run would take."""
+    """What a run would take, predicted."""
 
+    model: str
+    dtype: str
+    machine: Machine
+    weights: float
+    """Bytes."""
     steps: tuple[PlannedStep, ...]
-    memory: float
-    """Bytes, at most."""
     judged: int
     """Texts that a judge is sent."""
     cost: float | None
     """US dollars of an API judge; None without one, or without its price."""
 
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def memory(self) -> float:
+        """Bytes, at most."""
+        return max(step.memory for step in self.steps)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much memory."""
+        return self.memory <= self.machine.memory
+
+    def values(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            **self._asdict(),
+            "machine": self.machine._asdict(),
+            "steps": [step._asdict() for step in self.steps],
+            "seconds": self.seconds,
+            "memory": self.memory,
+            "fits": self.fits,
+        }
+
     def __str__(self) -> str:
-        lines = [f"{span(step.seconds):>9}  {step.name}" for step in self.steps]
-        total = sum(step.seconds for step in self.steps)
-        lines.append(f"{span(total):>9}  in all, on this machine, if nothing was done before")
-        lines.append(f"{self.memory / 2**30:6.1f} GB  memory")
+        machine = self.machine
+        how = "speed tried here" if machine.measured else "by its data sheet, never measured"
+        lines = [f"Predicted for {self.model}, {self.dtype}, on {machine.name} ({how}):"]
+        rows = [(step.seconds, step.memory, step.name) for step in self.steps]
+        rows.append((self.seconds, self.memory, "in all, if nothing was done before"))
+        lines += [f"{span(time):>9} {gib(memory):>9}  {name}" for time, memory, name in rows]
+        lines.append(
+            f"{gib(self.weights)} of it are weights; it {'fits' if self.fits else 'does NOT fit'} "
+            f"into the {gib(machine.memory)} of {machine.name}."
+        )
         if self.judged:
             cost = "" if self.cost is None else f", about {self.cost:.2f} US dollars"
-            lines.append(f"{self.judged:9}  texts for the judge{cost}")
+            lines.append(f"{self.judged} texts for the judge{cost}.")
         return "\n".join(lines)
 
 
-def plan(protocol: Protocol, price: Price | None = None) -> Estimate:
+def plan(
+    protocol: Protocol, price: Price | None = None, machine: Machine | None = None
+) -> Estimate:
     """Estimate the steps of a protocol.
 
     Args:
         protocol: What would be done.
         price: Of an API judge.
+        machine: Where; default: here, on the protocol's device.
+
+    Raises:
+        ModelError: there is no configuration of the model.
+        SettingError: torch cannot use the device here.
     """
     biases = [load_bias(name) for name in protocol.biases]
-    sizes = sizes_of(protocol.model)
-    steps = planned_steps(protocol, sizes.n_parameters, sizes.n_layers * sizes.n_heads)
+    sizes, dtype = sizes_of(protocol.model), protocol.dtype
+    machine = machine or this_machine(protocol.device)
+    read = Work(calls=1).seconds(machine, sizes, dtype) + weights(sizes, dtype) / DISK
+    loading = PlannedStep("", "loading", "loading the model", read, peak(sizes, dtype, "loading"))
+    steps = (loading, *planned_steps(protocol, sizes, machine))
     judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
     api = (protocol.measures.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
-    methods = {spec.settings.get("method", "direct") for spec in protocol.maps.values()}
-    trains = any(step.stage == "choices" or " to train" in step.name for step in steps)
-    gradients = trains or bool(methods & {"attribution_patching", "screened_ablation"})
-    memory = peak(sizes, protocol.dtype, gradients=gradients)
-    return Estimate(steps, memory, judged if api else 0, cost)
+    return Estimate(
+        protocol.model, dtype, machine, weights(sizes, dtype), steps, judged if api else 0, cost
+    )
 
 
-def planned_steps(protocol: Protocol, n_parameters: int, n_heads: int) -> tuple[PlannedStep, ...]:
+def each_step() -> Protocol:
+    """A protocol with one step of each kind, which says what a model takes."""
+    return Protocol(
+        name="each step",
+        training=Training(rows="trained"),
+        maps={method: Map(settings={"method": method}) for method in METHODS},
+        choices={"factors": Choice(by="factors"), "budget": Choice(by="budget")},
+        conditions=(Steering(choice="factors"),),
+    )
+
+
+class _Step(NamedTuple):
+    """Of one bias."""
+
+    stage: str
+    name: str
+    work: Work
+    held: str
+    """What it holds beside the weights, of :data:`biasgym_tl.protocol.memory.HELD`."""
+
+
+def planned_steps(protocol: Protocol, sizes: Sizes, machine: Machine) -> tuple[PlannedStep, ...]:
     """The steps of a protocol on a model of some size; rows that ship take no time."""
-    speed = _operations_per_second() / (2 * n_parameters)
-    found = [
-        (bias.name, stage, f"{bias.name}: {name}", passes)
+    dtype = protocol.dtype
+    return tuple(
+        PlannedStep(
+            bias.name,
+            step.stage,
+            f"{bias.name}: {step.name}",
+            step.work.seconds(machine, sizes, dtype),
+            peak(sizes, dtype, step.held),
+        )
         for bias in map(load_bias, protocol.biases)
-        for stage, name, passes in _steps(protocol, bias, n_heads)
-    ]
-    return tuple(PlannedStep(*step, step[-1] / speed) for step in found)
+        for step in _steps(protocol, bias, sizes)
+    )
 
 
-def _steps(protocol: Protocol, bias: Bias, n_heads: int) -> Iterator[tuple[str, str, float]]:
-    """Stage, name and passes."""
-    seeds, prompts = len(protocol.seeds), len(bias.scoping_prompts)
+def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
     injects = not protocol.rows and protocol.injects(bias)
     if injects and (n := _n_trained(protocol, bias)):
-        yield "rows", f"rows to train: {n}", n * _training(protocol, bias)
-    for name, spec in protocol.maps.items():
-        method, n = spec.settings.get("method", "direct"), min(spec.n_prompts or prompts, prompts)
-        more = ABLATED * n_heads if "ablation" in method else PATCHED * (method != "direct")
-        yield "maps", f"map {name}, seeds: {seeds}", seeds * n * (PAIR + more)
-        row = spec.row_of(bias, protocol.seeds[0], protocol.biases)
-        if row != bias and (n := _n_trained(protocol, row)):
-            yield "maps", f"rows of {row.name} to train: {n}", n * _training(protocol, row)
+        yield _trains("rows", f"rows to train: {n}", protocol, bias, n)
+    yield from _maps(protocol, bias, sizes)
     for name, choice in protocol.choices.items():
         if choice.by in ("factors", "budget"):
-            n_steps = choice.settings.get("n_steps", 40) if choice.by == "factors" else 400
-            yield "choices", f"search of heads, {name}", n_steps * SEARCHED
+            search = choice.search()
+            if isinstance(search, FactorSearch):
+                done = together(work.SOUGHT, work.SEARCHED.times(search.n_steps))
+            else:
+                done = work.BUDGETED.times(search.k)
+            yield _Step("choices", f"search of heads, {name}", done, "searching")
     for sweep in protocol.sweeps:
-        at_k = prompts * SENTENCE + len(load_passages("budget")) * TEXT
-        yield "k sweeps", f"k sweep, {sweep.mode}", at_k * (1 + len(sweep.ks))
-    yield from _again(protocol, bias)
-    for condition in (_UNSTEERED, *protocol.conditions):
-        yield "conditions", condition.label, _measured(protocol, bias, condition)
-    for condition in protocol.conditions:
-        if n := max(condition.random, condition.draws):
-            brief = condition.random * _cost(protocol, bias, BRIEF)
-            rest = (n - condition.random) * _cost(protocol, bias, LOG_ODDS)
-            yield "random controls", f"{n} random sets for {condition.label}", brief + rest
-
-
-def _again(protocol: Protocol, bias: Bias) -> Iterator[tuple[str, str, float]]:
-    """Rows of steered models, and of the same training without, unless the first row is that."""
+        at_k = together(
+            work.PROMPT.times(len(bias.scoping_prompts)),
+            work.TEXT.times(len(load_passages("budget"))),
+        )
+        n = 1 + len(sweep.ks)
+        yield _Step("k sweeps", f"k sweep, {sweep.mode}", at_k.times(n), "reading")
+    # Rows of steered models, and of the same training without, unless the first row is that.
     n = 1 if not protocol.rows and protocol.training.rows != "shipped" else 2
     for condition in (c for c in protocol.conditions if c.reinject):
-        name = f"rows to train for {condition.label}: {n}"
-        yield "conditions", name, n * _training(protocol, bias)
+        yield _trains("conditions", f"rows to train for {condition.label}: {n}", protocol, bias, n)
+    measured = _measured(protocol, bias)
+    for condition in (_UNSTEERED, *protocol.conditions):
+        done = _sum(measured, MEASURES[condition.measures])
+        yield _Step("conditions", condition.label, done, "reading")
+    for condition in protocol.conditions:
+        if n := max(condition.random, condition.draws):
+            done = together(
+                _sum(measured, BRIEF).times(condition.random),
+                _sum(measured, LOG_ODDS).times(n - condition.random),
+            )
+            name = f"{n} random sets for {condition.label}"
+            yield _Step("random controls", name, done, "reading")
+
+
+def _trains(stage: str, name: str, protocol: Protocol, bias: Bias, n_rows: int) -> _Step:
+    inject = protocol.training.inject
+    n_paragraphs = inject.epochs * min(inject.n_paragraphs, len(bias.corpus))
+    n_probes = inject.epochs + 1 if inject.choose_by == "similarity" else 0
+    row = together(work.ROW, work.PARAGRAPH.times(n_paragraphs), work.PROBE.times(n_probes))
+    return _Step(stage, name, row.times(n_rows), "training")
+
+
+def _maps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
+    for name, spec in protocol.maps.items():
+        seed, seeds = protocol.seeds[0], len(protocol.seeds)
+        n = min(spec.n_prompts or len(bias.scoping_prompts), len(bias.scoping_prompts))
+        done, held = _mapped(spec.scope(seed), n, sizes)
+        if name == next(iter(protocol.maps)):
+            done = together(done, work.LABELS.times(n))
+        yield _Step("maps", f"map {name}, seeds: {seeds}", done.times(seeds), held)
+        row = spec.row_of(bias, seed, protocol.biases)
+        if row != bias and (n := _n_trained(protocol, row)):
+            yield _trains("maps", f"rows of {row.name} to train: {n}", protocol, row, n)
+
+
+def _mapped(scope: BiasScope, n: int, sizes: Sizes) -> tuple[Work, str]:
+    """What a map of so many pairs takes, and what it holds."""
+    n_heads = sizes.n_layers * sizes.n_heads
+    screens = scope.method == "screened_ablation"
+    patches = screens or scope.method in ("attribution_patching", "slot_patching")
+    parts = [work.MAP, work.PAIR.times(n)]
+    if patches:
+        parts.append(work.PATCHED.times(n * _gradients(scope, sizes)))
+    if scope.method == "path_patching":  # a position for each head, through half of the layers
+        parts.append(Work(n * n_heads / 2, calls=sizes.n_layers / 2))
+    if "ablation" in scope.method:
+        silenced = min(scope.n_screened, n_heads) if screens else n_heads
+        # From each layer on, for all its heads at once: half of the layers on average.
+        calls = sizes.n_layers * (1 + n * sizes.n_heads / ROWS_AT_ONCE) / 2
+        parts += [work.ABLATED.times(n * silenced), Work(calls=calls)]
+    held = "patching" if patches else "ablating" if "ablation" in scope.method else "reading"
+    return together(*parts), held
+
+
+def _gradients(scope: BiasScope, sizes: Sizes) -> float:
+    """Runs with a gradient, of which two thirds go back."""
+    of_both = 2 if scope.to_neutral else 1
+    return {
+        "run": of_both, "both": of_both, "inputs": of_both + scope.n_steps - 1,
+        "activations": of_both + sizes.n_layers * (scope.n_steps - 1),
+        "dropped": of_both + (1 + 2 * sizes.n_layers) / 3,
+    }[scope.gradient]  # fmt: skip
 
 
 def _n_trained(protocol: Protocol, bias: Bias) -> int:
@@ -151,26 +270,9 @@ def _n_trained(protocol: Protocol, bias: Bias) -> int:
     return sum(row is None or row.model != protocol.model for row in rows)
 
 
-def _training(protocol: Protocol, bias: Bias) -> float:
-    inject = protocol.training.inject
-    n = min(inject.n_paragraphs, len(bias.corpus))
-    probe = PROBE if inject.choose_by == "similarity" else 0
-    return inject.epochs * (n * PARAGRAPH + probe)
-
-
-def _measured(protocol: Protocol, bias: Bias, spec: Steering) -> float:
-    wanted = MEASURES[spec.measures]
-    found = _cost(protocol, bias, wanted)
-    if wanted is None:
-        m = protocol.measures
-        found += len(m.benchmarks) * (14_000 if m.whole_benchmarks else 600) * ITEM
-        further = m.other_biases(bias, m.further, protocol.biases)
-        found += sum(len(f.evaluation_prompts) for f in further) * m.n_targets * SENTENCE
-    return found
-
-
-def _cost(protocol: Protocol, bias: Bias, wanted: tuple[str, ...] | None) -> float:
-    """Passes of the usual measurements in a condition."""
+def _measured(protocol: Protocol, bias: Bias) -> dict[str, Work]:
+    """By the name of a measurement, what it takes in a condition; "further" ones only in those of
+    which all is measured."""
     m = protocol.measures
     measures = standard_measures(
         bias,
@@ -181,7 +283,15 @@ def _cost(protocol: Protocol, bias: Bias, wanted: tuple[str, ...] | None) -> flo
         answers=m.answers,
         max_new_tokens=m.max_new_tokens,
     )
-    return sum(each.cost for each in measures if wanted is None or each.name in wanted)
+    n_items = len(m.benchmarks) * (14_000 if m.whole_benchmarks else 600)
+    further = m.other_biases(bias, m.further, protocol.biases)
+    n_prompts = sum(len(each.evaluation_prompts) for each in further) * m.n_targets
+    more = together(work.ITEM.times(n_items), work.PROMPT.times(n_prompts))
+    return {each.name: work.of_measurement(each) for each in measures} | {"further": more}
+
+
+def _sum(of: dict[str, Work], wanted: tuple[str, ...] | None) -> Work:
+    return together(*(done for name, done in of.items() if wanted is None or name in wanted))
 
 
 def _n_answers(protocol: Protocol, bias: Bias) -> int:
@@ -198,17 +308,13 @@ def _n_requests(protocol: Protocol, bias: Bias, spec: Steering) -> int:
     return 2 * len(bias.generation_prompts) + sum(len(o.generation_prompts) for o in others)
 
 
-def _operations_per_second(size: int = 1024) -> float:
-    """Of a product of matrices, measured for a moment."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    a @ b
-    start, n = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.2:
-        a @ b
-        n += 1
-    return 2 * size**3 * n / (time.perf_counter() - start)
+def gib(n_bytes: int | float) -> str:
+    """A size in words."""
+    return f"{n_bytes / 2**30:.1f} GB"
 
 
-def span(seconds: float) -> str:
+def span(seconds: int | float) -> str:
     """A time in words."""
+    if seconds >= 5 * 3600:
+        return f"{seconds / 3600:.0f} h"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
