@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -153,10 +154,34 @@ def _check_text(text: str, vocab: dict[str, int]) -> None:
 
 def _extended_tokenizer(tokenizer: Any, vocab: dict[str, int], text: str, token_id: int) -> Any:
     """Copy of ``tokenizer`` that reads ``text`` as ``token_id`` and gives no id above it."""
-    from transformers import AddedToken
-
     if tokenizer is None:
         return None
+    if not tokenizer.is_fast:
+        return _extended_copy(tokenizer, vocab, text, token_id)
+    copies = _EXTENDED.setdefault(tokenizer, {})
+    kept, now = copies.get((text, token_id)), (_settings(tokenizer), vocab)
+    if kept is None or kept[0] != now or kept[1] != _settings(kept[2]):
+        made = _extended_copy(tokenizer, vocab, text, token_id)
+        kept = copies[text, token_id] = now, _settings(made), made
+    return kept[2]
+
+
+_EXTENDED: WeakKeyDictionary[Any, dict[tuple[str, int], tuple[Any, Any, Any]]] = WeakKeyDictionary()
+"""Copies by the mark and its id, with what both tokenizers were then: to copy a large vocabulary
+takes seconds."""
+
+
+def _settings(tokenizer: Any) -> list[Any]:
+    """What may have changed of a fast tokenizer beside its vocabulary."""
+    backend = tokenizer.backend_tokenizer
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+    own = {k: repr(v) for k, v in tokenizer.__dict__.items() if k != "_tokenizer"}
+    return [own, *(repr(getattr(backend, part)) for part in parts), backend]
+
+
+def _extended_copy(tokenizer: Any, vocab: dict[str, int], text: str, token_id: int) -> Any:
+    from transformers import AddedToken
+
     extended = copy.deepcopy(tokenizer)
     rowless = _rowless(extended, vocab, token_id)
     if not extended.is_fast:

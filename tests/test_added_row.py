@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Lowercase
 
 from biasgym_tl import load_bias
 from biasgym_tl.added_row import added_row
@@ -234,3 +235,27 @@ def test_two_threads_do_not_add_rows_to_one_model(model, row):
             assert isinstance(error, ModelError) and model.cfg.d_vocab == 1025
             assert "one thread at a time, got one that is read with <BiasToken:test>" in str(error)
         assert pool.submit(attach, "<second>").result() == 1024
+
+
+def test_the_extended_tokenizer_is_kept_until_either_has_changed(model):
+    """Copying a large vocabulary takes seconds."""
+    row = torch.ones(model.cfg.d_model)
+
+    def attached(text="<x>"):
+        with added_row(model, row, text) as token_id:
+            assert model.tokenizer.convert_tokens_to_ids(text) == token_id
+            return model.tokenizer
+
+    first, own = attached(), model.tokenizer
+    assert attached() is first and attached("<y>") is not first and model.tokenizer is own
+    own.chat_template = "{{ messages[0]['content'] }}"
+    second = attached()
+    assert second is not first and second.chat_template == own.chat_template
+    own.backend_tokenizer.normalizer = Lowercase()
+    third = attached()
+    assert third is not second and third.tokenize("LATE") == third.tokenize("late")
+    third.chat_template = None  # a copy that was changed is not handed out again
+    assert attached().chat_template == own.chat_template
+    fourth = attached()
+    own.add_tokens(["<new>"])
+    assert attached() is not fourth

@@ -262,7 +262,7 @@ def test_options_change_the_protocol(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "biasgym_tl.cli.protocols.run_and_show", lambda found, *_, **__: seen.append(found)
     )
-    monkeypatch.setattr("biasgym_tl.cli.protocols.find_model", lambda name, **_: None)
+    monkeypatch.setattr("biasgym_tl.cli.asked.find_model", lambda name, **_: None)
     options = ["--model", "m", "--bias", "math", "--bias", "alcohol", "--seeds", "3",
                "--paragraphs", "48", "--benchmark", "blimp=b=c", "--judge", "api:x",
                "--train"]  # fmt: skip

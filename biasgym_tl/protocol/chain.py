@@ -75,10 +75,7 @@ class ProtocolResult(NamedTuple):
         numbers = [
             [
                 {seed: row.row.tolist() for seed, row in found.rows.items()},
-                {
-                    n: {s: m.values.tolist() for s, m in maps.items()}
-                    for n, maps in found.maps.items()
-                },
+                {n: {s: m.values.tolist() for s, m in of.items()} for n, of in found.maps.items()},
                 {n: sweep.benefit.tolist() for n, sweep in found.sweeps.items()},
                 found.report.numbers(),
             ]
