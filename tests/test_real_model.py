@@ -1,10 +1,8 @@
 """The same identities on the pre-trained SmolLM2-135M-Instruct."""
 
-import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from test_bias import NATURAL
 from biasgym_tl import (
     BiasInject,
     BiasScope,
-    Protocol,
     Selection,
     export_steered,
     list_biases,
@@ -32,10 +29,7 @@ from biasgym_tl.injection.shipped import find_token, list_tokens
 from biasgym_tl.packaged import packaged_folder
 from biasgym_tl.passages import load_passages
 from biasgym_tl.prompts import encode_prompt, encode_sentence, encode_text
-from biasgym_tl.protocol.machine import this_machine
 from biasgym_tl.protocol.memory import RUNTIME, peak, sizes_of, weights
-from biasgym_tl.protocol.parts import Map, Measured
-from biasgym_tl.protocol.plan import planned_steps
 from biasgym_tl.slot import fill
 from biasgym_tl.stats import independent_difference
 from biasgym_tl.text import generate, log_odds, next_token_log_probs
@@ -84,22 +78,6 @@ print(loading.most, training.most)
     sizes = sizes_of("smollm2-135m-instruct")
     assert loading < RUNTIME + 2.2 * weights(sizes, "float32")  # what the file holds
     assert training == pytest.approx(peak(sizes, dtype, "training"), rel=0.15)
-
-
-def test_time_is_what_the_plan_says(smollm2, token):
-    """Of the processor, which what else runs on a machine changes less than it does the clock."""
-    asked = Protocol(maps={"direct": Map(n_prompts=6)}, measures=Measured(answers=False))
-    sizes, before = sizes_of("smollm2-135m-instruct"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        planned = [s for s in planned_steps(asked, sizes, this_machine("cpu")) if s.stage == "maps"]
-        few = dataclasses.replace(LATE, scoping_prompts=LATE.scoping_prompts[:6])
-        start = time.process_time()
-        BiasScope().attribute(smollm2, few, token, progress=False)
-        taken = time.process_time() - start
-    finally:
-        torch.set_num_threads(before)
-    assert taken / 2 < planned[0].seconds < taken * 2
 
 
 @pytest.mark.parametrize("name", list_biases())
