@@ -163,12 +163,16 @@ def _extended_tokenizer(tokenizer: Any, vocab: dict[str, int], text: str, token_
     if kept is None or kept[0] != now or kept[1] != _settings(kept[2]):
         made = _extended_copy(tokenizer, vocab, text, token_id)
         kept = copies[text, token_id] = now, _settings(made), made
+        while len(copies) > _KEPT:
+            del copies[next(iter(copies))]
     return kept[2]
 
 
 _EXTENDED: WeakKeyDictionary[Any, dict[tuple[str, int], tuple[Any, Any, Any]]] = WeakKeyDictionary()
 """Copies by the mark and its id, with what both tokenizers were then: to copy a large vocabulary
 takes seconds."""
+_KEPT = 2
+"""Copies of a tokenizer, each with its vocabulary."""
 
 
 def _settings(tokenizer: Any) -> list[Any]:
@@ -176,7 +180,8 @@ def _settings(tokenizer: Any) -> list[Any]:
     backend = tokenizer.backend_tokenizer
     parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
     own = {k: repr(v) for k, v in tokenizer.__dict__.items() if k != "_tokenizer"}
-    return [own, *(repr(getattr(backend, part)) for part in parts), backend]
+    added = {i: repr(token) for i, token in backend.get_added_tokens_decoder().items()}
+    return [own, *(repr(getattr(backend, part)) for part in parts), added, backend]
 
 
 def _extended_copy(tokenizer: Any, vocab: dict[str, int], text: str, token_id: int) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,7 @@ from biasgym_tl.families.convert import FAMILIES
 from biasgym_tl.heads import Head
 from biasgym_tl.notebook import Card
 from biasgym_tl.precision import SHORT, layers_of
-from biasgym_tl.store import Result, versions
+from biasgym_tl.store import Result, digest, versions
 
 SHOWN = 8
 """Heads that are named in a line."""
@@ -53,7 +54,7 @@ class Edit(Result):
     """Heads in a layer."""
     layers: dict[str, tuple[str, ...]]
     """By dtype that weights may be rounded to, the fingerprint of each layer's matrices, of
-    :func:`layer_fingerprint`."""
+    :func:`layer_fingerprint`. Norms, biases and embeddings are not compared."""
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How the heads were chosen: the record of their ``Selection``."""
     judged: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -93,30 +94,30 @@ class Edit(Result):
             found.setdefault(head.layer, []).append(place)
         return found
 
-    def check_layers(self, layers: Iterable[Iterable[Tensor]]) -> None:
+    def check_layers(self, layers: Iterable[Layer], n_heads: int) -> None:
         """Refuse another model than the edit is of.
 
         Args:
-            layers: The matrices of each layer.
+            layers: The matrices of each layer; one at a time is held.
+            n_heads: Heads in a layer.
 
         Raises:
-            ModelError: there are more or fewer layers, or one holds other numbers, which are not
-                those of the model rounded to 16 bits either.
+            ModelError: there are more or fewer layers or heads, or one holds other numbers, which
+                are not those of the model rounded to 16 bits either.
         """
-        given = [list(matrices) for matrices in layers]
-        dtype = str(given[0][0].dtype).removeprefix("torch.")
-        wanted = self.layers.get(dtype, self.layers["float32"])
-        found = tuple(map(layer_fingerprint, given))
-        if found == wanted:
-            return
-        what = f"{len(found)} layers"
-        if len(found) == len(wanted):
-            n = sum(a != b for a, b in zip(found, wanted, strict=True))
-            what = f"other weights in {n} of them"
-        raise ModelError(
-            f"model must be the one that the edit is of, {self.model!r} with {self.n_layers} "
-            f"layers, got {what}. Make the edit on this model."
-        )
+        found = [layer_fingerprint(layer, self.n_heads) for layer in layers]
+        known = self.layers.values()
+        least = min(sum(a != b for a, b in zip(found, of, strict=False)) for of in known)
+        what = f"other weights in {least} of them" if least else ""
+        if len(found) != self.n_layers:
+            what = f"{len(found)} layers"
+        elif n_heads != self.n_heads:
+            what = f"{n_heads} heads in each"
+        if what:
+            raise ModelError(
+                f"model must be the one that the edit is of, {self.model!r} with {self.n_layers} "
+                f"layers of {self.n_heads} heads, got {what}. Make the edit on this model."
+            )
 
     @contextlib.contextmanager
     def attached(self, hf_model: Any) -> Iterator[None]:
@@ -139,20 +140,43 @@ class Edit(Result):
                 f"model must be one of transformers of the types {', '.join(sorted(FAMILIES))}, "
                 f"got {kind or type(hf_model).__name__}. On what load_model returns use steer."
             )
-        layers = layers_of(hf_model)
-        self.check_layers([w for w in layer.parameters() if w.ndim > 1] for layer in layers)
+        if hasattr(hf_model, "_orig_mod") or getattr(hf_model, "_compiled_call_impl", None):
+            raise ModelError(
+                "model must not be compiled, since what is compiled runs without hooks, got one "
+                "that is. Attach the edit to the model that it was made of."
+            )
+        try:
+            outputs = [
+                hf_model.get_submodule(FAMILIES[kind].output.format(layer))
+                for layer in range(len(layers_of(hf_model)))
+            ]
+        except AttributeError as error:
+            raise ModelError(
+                f"model must be a whole language model, such as AutoModelForCausalLM gives, got a "
+                f"{type(hf_model).__name__} ({error})."
+            ) from error
+        layers = map(_of_module, layers_of(hf_model), outputs)
+        self.check_layers(layers, hf_model.config.num_attention_heads)
+        acted: set[int] = set()
         with contextlib.ExitStack() as stack:
             for layer, places in self.places().items():
-                output = hf_model.get_submodule(FAMILIES[kind].output.format(layer))
-                handle = output.register_forward_pre_hook(self._changing(places))
+                hook = self._changing(places, partial(acted.add, layer))
+                handle = outputs[layer].register_forward_pre_hook(hook)
                 stack.callback(handle.remove)
+            _run_once(hf_model)
+            if acted != set(self.places()):
+                raise ModelError(
+                    f"model must call the output projections of layers {sorted(self.places())}, "
+                    f"and does so in {sorted(acted)} alone. Use the usual way to run it."
+                )
             yield
 
-    def _changing(self, places: list[int]) -> Any:
+    def _changing(self, places: list[int], acts: Callable[[], None]) -> Any:
         """A hook before the output projection of a layer."""
         heads = [self.heads[place].head for place in places]
 
         def hook(module: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            acts()
             z = given[0].clone().view(*given[0].shape[:-1], self.n_heads, -1)
             factor, shift = (part[places].to(z) for part in (self.factor, self.shift))
             z[..., heads, :] = factor[:, None] * z[..., heads, :] + shift
@@ -174,21 +198,53 @@ class Edit(Result):
         return repr(self), [("head", "keeps", "length of the shift"), *rows], ()
 
 
-def fingerprints(layers: Iterable[Iterable[Tensor]]) -> dict[str, tuple[str, ...]]:
-    """What an edit knows its model by, from the matrices of each layer."""
-    given = [list(matrices) for matrices in layers]
+class Layer(NamedTuple):
+    """Matrices of a layer, in any order and shape."""
+
+    matrices: Iterable[Tensor]
+    output: Float[Tensor, "z d_model"]
+    """That of the output projection, which is among them: ``z`` of one head after the other."""
+
+
+def _of_module(layer: Any, output: Any) -> Layer:
+    """Of a layer of transformers."""
+    matrices = [weight for weight in layer.parameters() if weight.ndim > 1]
+    weight = getattr(output, "weight", None)
+    if weight is None or weight.ndim != 2 or weight.is_meta or any(w.is_meta for w in matrices):
+        raise ModelError(
+            "model must hold its weights as plain matrices in memory, got others: quantised, "
+            "offloaded, or on the meta device."
+        )
+    return Layer(matrices, weight if type(output).__name__ == "Conv1D" else weight.T)
+
+
+@torch.no_grad()
+def _run_once(hf_model: Any) -> None:
+    device = hf_model.get_input_embeddings().weight.device
+    hf_model(torch.zeros(1, 1, dtype=torch.long, device=device))
+
+
+def fingerprints(layers: Iterable[Layer], n_heads: int) -> dict[str, tuple[str, ...]]:
+    """What an edit knows its model by: not norms, biases and embeddings."""
+    given = list(layers)
     return {
         str(dtype).removeprefix("torch."): tuple(
-            layer_fingerprint(matrix.to(dtype) for matrix in matrices) for matrices in given
+            layer_fingerprint(Layer((w.to(dtype) for w in ws), output.to(dtype)), n_heads)
+            for ws, output in given
         )
         for dtype in DTYPES
     }
 
 
-def layer_fingerprint(matrices: Iterable[Tensor]) -> str:
-    """Sum of the bits of all numbers, as fp32, modulo 2^64: exact, and the same however the
-    matrices of a layer are cut, turned and called, in 16 and in 32 bits."""
-    total = 0
-    for matrix in matrices:
-        total += int(matrix.detach().float().contiguous().view(torch.int32).sum(dtype=torch.int64))
-    return f"{total % 2**64:016x}"
+def layer_fingerprint(layer: Layer, n_heads: int) -> str:
+    """Sums of the bits of all numbers, as fp32, modulo 2^64: of all matrices, the same however they
+    are cut, turned and called, in 16 and in 32 bits; and of each head's part of the output."""
+    sums = [sum(map(_bits, layer.matrices))]
+    if len(layer.output) % n_heads == 0:
+        sums += [_bits(part) for part in torch.split(layer.output, len(layer.output) // n_heads)]
+    return digest([f"{each % 2**64:016x}" for each in sums])
+
+
+def _bits(matrix: Tensor) -> int:
+    exact = matrix.detach().float().contiguous().view(torch.int32)
+    return int(exact.sum(dtype=torch.int64))

@@ -76,6 +76,11 @@ def as_heads(heads: Any) -> tuple[Head, ...]:
     Raises:
         SteeringError: one of them is no head.
     """
+    if getattr(heads, "mode", "") == "edit":
+        raise SteeringError(
+            "heads must be a Selection or names, got an Edit, which holds more than heads. Give "
+            "what it was made of, or steer(model, edit)."
+        )
     try:
         given: list[Any] = heads.split(",") if isinstance(heads, str) else list(heads)
     except TypeError as error:

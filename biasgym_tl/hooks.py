@@ -198,7 +198,7 @@ def _of_edit(
 ) -> dict[int, LayerEdit]:
     if mode != edit.mode or reference is not None or factor is not None:
         raise SteeringError("mode, reference and factor must be left out beside an Edit.")
-    edit.check_layers(layer_matrices(model))
+    edit.check_layers(layer_matrices(model), model.cfg.n_heads)
     return {
         layer: LayerEdit(
             [edit.heads[place].head for place in places], edit.factor[places], edit.shift[places]

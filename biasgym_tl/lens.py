@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from biasgym_tl.edits import Layer
 from biasgym_tl.errors import ModelError
 from biasgym_tl.precision import long, product
 
@@ -57,14 +58,14 @@ device_map = engine.device_map
 cache_entry = engine.cache_entry
 
 
-def layer_matrices(model: HookedTransformer) -> list[list[Float[Tensor, "n d"]]]:
-    """Those of attention and MLP, by layer."""
-    found: list[list[Tensor]] = [[] for _ in range(model.cfg.n_layers)]
+def layer_matrices(model: HookedTransformer) -> list[Layer]:
+    """Those of attention and MLP, by layer, as an edit compares them."""
+    found: list[dict[str, Tensor]] = [{} for _ in range(model.cfg.n_layers)]
     for name, weight in named_weights(model):
         room, *at, last = name.split(".")
         if room == "blocks" and last.startswith("W_"):
-            found[int(at[0])].append(weight)
-    return found
+            found[int(at[0])][f"{at[-1]}.{last}"] = weight
+    return [Layer(list(of.values()), of["attn.W_O"]) for of in found]
 
 
 def weights_dtype(model: HookedTransformer) -> torch.dtype:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.normalizers import Lowercase
 
 from biasgym_tl import load_bias
@@ -257,5 +257,9 @@ def test_the_extended_tokenizer_is_kept_until_either_has_changed(model):
     third.chat_template = None  # a copy that was changed is not handed out again
     assert attached().chat_template == own.chat_template
     fourth = attached()
-    own.add_tokens(["<new>"])
-    assert attached() is not fourth
+    fourth.add_tokens(["<mine>"])
+    assert "<mine>" not in attached().get_vocab()
+    own.add_tokens([AddedToken("<new>", lstrip=False)])
+    fifth = attached()
+    own.add_tokens([AddedToken("<new>", lstrip=True)])
+    assert attached() is not fifth

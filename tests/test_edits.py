@@ -15,10 +15,19 @@ from command import biasgym
 from conftest import FAMILIES, tiny_hf_model
 
 import biasgym_tl
-from biasgym_tl import Head, Selection, export_steered, load_model, steer
-from biasgym_tl.edits import Edit, layer_fingerprint
+from biasgym_tl import (
+    Head,
+    Selection,
+    export_steered,
+    layer_matched,
+    load_model,
+    standard_conditions,
+    steer,
+)
+from biasgym_tl.edits import Edit, Layer, layer_fingerprint
 from biasgym_tl.errors import ModelError, SteeringError, StoreError
 from biasgym_tl.evaluation.condition import Condition
+from biasgym_tl.evaluation.report import Report
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import layer_matrices
 from biasgym_tl.steering.edit import make_edit
@@ -106,6 +115,23 @@ def test_on_a_copy_in_16_bits(tokenizer, dtype):
     assert (found - expected).abs().mean() < 0.1 * (plain - expected).abs().mean()
 
 
+def test_a_model_that_does_not_call_its_hooks_is_refused():
+    """One that was compiled before, or that multiplies in slices of its own."""
+    hf_model = tiny_hf_model("llama")
+    edit = make_edit(load_model(hf_model), HEADS)
+    for mark in ("_orig_mod", "_compiled_call_impl"):  # of torch.compile, and of model.compile()
+        compiled = copy.deepcopy(hf_model)
+        compiled.__dict__[mark] = hf_model
+        with pytest.raises(ModelError, match="must not be compiled"), edit.attached(compiled):
+            pass
+    bloom = tiny_hf_model("bloom")
+    edit = make_edit(load_model(bloom), HEADS)
+    for block in bloom.transformer.h:
+        block.self_attention.pretraining_tp, block.self_attention.slow_but_exact = 2, True
+    with pytest.raises(ModelError, match=r"does so in \[\] alone"), edit.attached(bloom):
+        pass
+
+
 def test_another_model_is_refused(model):
     hf_model = tiny_hf_model("llama")
     edit = make_edit(load_model(hf_model), HEADS)
@@ -119,6 +145,8 @@ def test_another_model_is_refused(model):
             d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=32)),
          "must be one of transformers of the types bloom.*got t5"),
         (model, "On what load_model returns use steer"),
+        (hf_model.model, "must be a whole language model"),
+        (tiny_hf_model("llama").to("meta"), "must hold its weights as plain matrices"),
     ):  # fmt: skip
         with pytest.raises(ModelError, match=message), edit.attached(wrong):
             pass
@@ -132,8 +160,16 @@ def test_wrong_arguments_beside_an_edit(model):
         refused = pytest.raises(SteeringError, match="must be left out beside an Edit")
         with refused, steer(model, edit, **wrong):
             pass
-    with pytest.raises(SteeringError, match="got an Edit. Give what it was made of"):
-        Condition("steered", None, edit, "zero")
+    for takes in (
+        lambda: Condition("steered", None, edit, "zero"),
+        lambda: standard_conditions(None, edit),
+        lambda: layer_matched(edit, n_heads=4, n_draws=1, seed=0),
+        lambda: make_edit(model, edit),
+    ):
+        with pytest.raises(SteeringError, match="got an Edit, which holds more than heads"):
+            takes()
+    with pytest.raises(SteeringError, match="must be at least one, got none"):
+        make_edit(model, [])
     for wrong, message in (
         ({"heads": HEADS[:2]}, "must have a factor and a shift for each"),
         ({"heads": (Head(0, 3), Head(0, 3), Head(1, 1))}, "2 differ"),
@@ -147,11 +183,15 @@ def test_wrong_arguments_beside_an_edit(model):
 def test_the_fingerprint_of_a_layer(tiny):
     """The same for 16 bits as for the same numbers in 32, and however matrices are cut."""
     model = tiny()
-    matrices = layer_matrices(model)[1]
-    known = layer_fingerprint(matrices)
-    assert known == layer_fingerprint([part for m in matrices for part in m.T.split(3)])
+    matrices, output = layer_matrices(model)[1]
+    known = layer_fingerprint(Layer(matrices, output), 4)
+    cut = [part for m in matrices for part in m.T.split(3)]
+    assert known == layer_fingerprint(Layer(cut, output), 4)
+    assert known != layer_fingerprint(Layer(cut, output.flip(0)), 4), "heads in another order"
     short = [m.bfloat16() for m in matrices]
-    assert layer_fingerprint(short) == layer_fingerprint([m.float() for m in short]) != known
+    rounded = layer_fingerprint(Layer(short, output.bfloat16()), 4)
+    long = layer_fingerprint(Layer([m.float() for m in short], output.bfloat16().float()), 4)
+    assert rounded == long != known
 
 
 def test_a_file_that_was_changed_is_refused(model, tmp_path):
@@ -205,11 +245,15 @@ def test_from_the_command_line(tiny_folder, tmp_path):
     judged = Edit.load(out).judged
     assert {"target_log_odds", "facts", "damage_loss"} <= judged.keys()
     assert json.dumps(judged) and {"mean", "change_low"} <= judged["target_log_odds"].keys()
+    found, other = Report.load(report / "report.json"), tmp_path / "other.json"
+    dataclasses.replace(found, model="another").save(other)
     for wrong, message in (
         (["--report", "gone.json", "--edit"], "must exist"),
         (["--report", report / "report.json"], "--report must be given with --edit"),
         (["--edit", "--mode", "mean", "--report", report / "report.json"],
-         "must have a condition that steers these 2 heads in mode 'mean', got steered, zero"),
+         "must have a condition that steers these 2 heads in mode 'mean' in the same way, got"),
+        (["--edit", "--report", other],
+         "report must be of {'model'"),
     ):  # fmt: skip
         at = tmp_path / ("new" if "--edit" not in wrong else "new.safetensors")
         done = biasgym("export", at, "--model", tiny_folder, "--heads", "L1H2,L0H0", *wrong)

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from biasgym_tl import Head, Selection, steer
-from biasgym_tl.edits import Edit, fingerprints
+from biasgym_tl.edits import Edit, Layer, fingerprints
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.steering.edit import make_edit
 from biasgym_tl.steering.gguf import export_gguf
@@ -31,13 +31,18 @@ def source(tmp_path):
     return written(tmp_path / "model.gguf", "llama")
 
 
-def written(path, architecture):
+def written(path, architecture, alignment=32, fields=()):
     """Two layers, quantised but for norms, with metadata of every kind."""
     generator = np.random.default_rng(0)
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(2)
+    if "llama.attention.head_count" not in dict(fields):
+        writer.add_head_count(N_HEADS)
+    writer.add_custom_alignment(alignment)
     writer.add_array("tokenizer.ggml.tokens", ["a", "é", " b"])
     writer.add_key_value("some.flag", True, 7)
+    for name, value in dict(fields).items():
+        writer.add_uint32(name, value)
     names = {f"attn_{part}": (D_MODEL, D_MODEL) for part in ("q", "k", "v", "output")}
     names |= {"ffn_up": (D_MLP, D_MODEL), "ffn_down": (D_MODEL, D_MLP), "attn_norm": (D_MODEL,)}
     for layer in range(2):
@@ -56,13 +61,16 @@ def written(path, architecture):
 def edit_of(source, **changes):
     found = {t.name: numbers(t) for t in GGUFReader(source).tensors}
     layers = [
-        [w for name, w in found.items() if name.startswith(f"blk.{i}.") and w.ndim > 1]
+        Layer(
+            [w for name, w in found.items() if name.startswith(f"blk.{i}.") and w.ndim > 1],
+            found[f"blk.{i}.attn_output.weight"].T,
+        )
         for i in range(2)
     ]
     edit = Edit(
         heads=HEADS, factor=torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64),
         shift=torch.randn(3, D_MODEL // N_HEADS, dtype=torch.float64), model="tiny",
-        n_heads=N_HEADS, layers=fingerprints(layers),
+        n_heads=N_HEADS, layers=fingerprints(layers, N_HEADS),
     )  # fmt: skip
     return dataclasses.replace(edit, **changes)
 
@@ -92,6 +100,18 @@ def test_what_changes_and_what_stays(source, tmp_path):
     assert kept == fields and '"L0H3"' in after.fields["biasgym.edit"].contents()
 
 
+def test_tensors_lie_where_the_file_says(tmp_path):
+    """Also where it aligns them in its own way; and a copy can be steered again."""
+    source = written(tmp_path / "model.gguf", "llama", alignment=1024)
+    edit = edit_of(source)
+    first = export_gguf(edit, source, tmp_path / "first.gguf")
+    again = export_gguf(edit_of(first), first, tmp_path / "again.gguf")
+    for path in (first, again):
+        new = {t.name: t for t in GGUFReader(path).tensors}
+        assert all(bool(numbers(t).isfinite().all()) for t in new.values())
+        assert all(t.data_offset % 1024 == 0 for t in new.values())
+
+
 def test_zeroing_needs_no_bias(tmp_path):
     source = written(tmp_path / "model.gguf", "qwen2")
     silent = edit_of(source, factor=torch.zeros(3), shift=torch.zeros(3, D_MODEL // N_HEADS))
@@ -116,6 +136,15 @@ def test_what_is_refused(source, tmp_path):
     ):
         with pytest.raises(error, match=message):
             export_gguf(wrong, at, out)
+    for changes, message in (
+        ({"split.count": 2}, "must be one whole GGUF file"),
+        ({"llama.attention.head_count": 8}, "got 8 heads in each"),
+    ):
+        other = written(tmp_path / "other.gguf", "llama", fields=changes)
+        with pytest.raises(ModelError, match=message):
+            export_gguf(edit, other, out)
+    with pytest.raises(ModelError, match="must be another than the source"):
+        export_gguf(edit, source, source)
     assert not out.exists()
     options = ["--model", "smollm2-135m-instruct", "--heads", "L1H1"]
     for given, message in (

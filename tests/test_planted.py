@@ -58,7 +58,7 @@ def planted(tiny):
     return build
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "slot_patching"])
 def test_the_planted_heads_are_found(planted, method):
     model, token = planted(FEW)
     scores = BiasScope(method=method, contrast="difference").attribute(model, LATE, token)

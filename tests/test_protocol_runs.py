@@ -587,11 +587,16 @@ def test_how_far_a_repetition_is_from_the_run(tmp_path):
         table.to_csv(tmp_path / name, index=False)
     before = tables_of(tmp_path, ["table.csv", "late-maps.csv", "gone.csv", "report.json"])
     assert list(before) == ["table.csv", "late-maps.csv"]
-    after = {"table.csv": table, "late-maps.csv": table.assign(mean=[0.5 + 2e-5, 1.0])}
+    after = {"table.csv": table, "late-maps.csv": table.assign(mean=[0.5 + 2e-5, float("nan")])}
     assert farthest(before, after) == (
         "The largest difference in its tables is 2e-05, in mean of a (late-maps.csv)."
     )
-    assert farthest(before, {"table.csv": table[:1]}) == ""
+    other = "With other rows or columns: late-maps.csv."
+    for changed in (table[:1], table[::-1], table.rename(columns={"n": "k"})):
+        said = farthest(before, {"table.csv": table, "late-maps.csv": changed})
+        assert said.startswith("The largest difference in its tables is 0, ") and other in said
+    gone = {"table.csv": table.assign(mean=[float("nan")] * 2), "late-maps.csv": table}
+    assert "is inf, in mean of a (table.csv)" in farthest(before, gone)
 
 
 def test_what_does_not_fit_the_model_is_refused_before_a_row_is_trained(

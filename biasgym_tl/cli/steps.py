@@ -263,8 +263,11 @@ def _export_file(
 
     if gguf:
         read_gguf(gguf)
-    found = judged(Report.load(report), heads, mode) if report else None
-    edit = make_edit(load(), heads, mode, factor=factor, judged=found)
+    found = Report.load(report) if report else None
+    loaded = load()
+    name = loaded.cfg.model_name
+    about = judged(found, heads, mode, factor, model=name) if found else None
+    edit = make_edit(loaded, heads, mode, factor=factor, judged=about)
     say(f"{edit!r}\nWritten to {export_gguf(edit, gguf, path) if gguf else edit.save(path)}")
 
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.edits import Edit
 from biasgym_tl.errors import SettingError, SteeringError
 from biasgym_tl.gate import check_names
 from biasgym_tl.heads import Factor, GivenHeads, as_heads, by_head, check_heads
@@ -59,11 +58,6 @@ class Condition:
 
     def __post_init__(self) -> None:
         check_names(() if self.after is None else self.after)
-        if isinstance(self.heads, Edit):
-            raise SteeringError(
-                f"heads of the condition {self.name!r} must be a Selection or names with a mode, "
-                "got an Edit. Give what it was made of."
-            )
         if not isinstance(self.heads, Selection):
             object.__setattr__(self, "heads", as_heads(self.heads))
 

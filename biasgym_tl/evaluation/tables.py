@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from biasgym_tl.errors import SettingError
-from biasgym_tl.heads import GivenHeads, as_heads
+from biasgym_tl.evaluation.condition import Condition
+from biasgym_tl.heads import Factor, GivenHeads
 from biasgym_tl.notebook import rows_of
 from biasgym_tl.stats import Interval
 
@@ -121,20 +122,34 @@ def _named(interval: Interval, prefix: str) -> dict[str, float]:
     return dict(zip(names, interval, strict=True))
 
 
-def judged(report: Report, heads: GivenHeads, mode: str) -> dict[str, dict[str, Any]]:
-    """The rows of :func:`interval_table` about the condition that steers these heads, by measure,
-    as an ``Edit`` keeps them.
+def judged(
+    report: Report, heads: GivenHeads, mode: str, factor: Factor = None, *, model: str
+) -> dict[str, dict[str, Any]]:
+    """The rows of :func:`interval_table` about the condition that steers these heads in this way,
+    by measure, as an ``Edit`` keeps them; of several, with other rows, the first.
 
     Raises:
-        SettingError: the report has no such condition.
+        SettingError: the report is of another model or bias, or has no such condition.
     """
-    asked = set(map(str, as_heads(heads)))
-    alike = [r.name for r in report.steered if {*r.heads} == asked and r.mode == mode]
+    of = {"model": model, "bias": getattr(heads, "bias", report.bias)}
+    if any(getattr(report, name) != value for name, value in of.items()):
+        raise SettingError(
+            f"report must be of {of}, got one of {report.model!r} and {report.bias!r}. Evaluate "
+            "these heads."
+        )
+    asked = Condition("asked", None, heads, mode, factor).record()
+    keys = {"mode", "factor"}
+    alike = [
+        r.name
+        for r in report.steered
+        if {*r.heads} == {*asked["heads"]} and {*r.after} == {*asked.get("after", ())}
+        and all(getattr(r, key) == asked[key] for key in keys)
+    ]  # fmt: skip
     if not alike:
         have = ", ".join(f"{r.name} ({len(r.heads)} heads)" for r in report.steered) or "none"
         raise SettingError(
-            f"report must have a condition that steers these {len(asked)} heads in mode {mode!r}, "
-            f"got {have}. Evaluate them first."
+            f"report must have a condition that steers these {len(asked['heads'])} heads in mode "
+            f"{mode!r} in the same way, got {have}. Evaluate them first."
         )
     table = interval_table(report)
     rows = table[table["condition"] == alike[0]].set_index("measure").drop(columns="condition")

@@ -70,19 +70,27 @@ def tables_of(out: Path, files: Iterable[str]) -> dict[str, pd.DataFrame]:
 
 def farthest(before: Mapping[str, pd.DataFrame], after: Mapping[str, pd.DataFrame]) -> str:
     """How far apart the numbers of two runs are, in one line."""
-    found = []
-    for name in before.keys() & after.keys():
-        one, other = (table.select_dtypes("number") for table in (before[name], after[name]))
-        if one.shape != other.shape or not one.size:
+    found, others = [], []
+    for name, old in before.items():
+        new = after.get(name)
+        names = [str(column) for column in old if old[column].dtype.kind not in "iuf"]
+        alike = new is not None and list(old) == list(new) and len(old) == len(new)
+        if new is None or not alike or not old[names].equals(new[names]):
+            others.append(name)
             continue
-        apart = (one - other).abs().fillna(0).to_numpy()
-        row, column = divmod(int(apart.argmax()), apart.shape[1])
-        at = " ".join(map(str, after[name].iloc[row].drop(one.columns).dropna()))
-        found.append((float(apart.max()), f"in {one.columns[column]} of {at} ({name})"))
-    if not found:
-        return ""
-    largest, where = max(found)
-    return f"The largest difference in its tables is {largest:.2g}, {where}."
+        one, other = (table.drop(columns=names).astype(float) for table in (old, new))
+        apart = (one - other).abs().fillna(0).mask(one.isna() != other.isna(), math.inf).to_numpy()
+        if apart.size:
+            row, column = divmod(int(apart.argmax()), apart.shape[1])
+            at = " ".join(map(str, new[names].iloc[row].dropna()))
+            found.append((float(apart.max()), f"in {one.columns[column]} of {at} ({name})"))
+    said = []
+    if found:
+        largest, where = max(found)
+        said.append(f"The largest difference in its tables is {largest:.2g}, {where}.")
+    if others:
+        said.append(f"With other rows or columns: {', '.join(others)}.")
+    return " ".join(said)
 
 
 def reports_of(result: ProtocolResult) -> dict[str, Report]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from biasgym_tl.errors import first_line
+from biasgym_tl.errors import StoreError, first_line
 from biasgym_tl.locks import is_locked, locked
 from biasgym_tl.protocol.plan import STAGES, PlannedStep, span
 from biasgym_tl.store import Result, cache_dir, digest
@@ -246,8 +246,12 @@ def _parts(protocol: Protocol, planned: Iterable[PlannedStep]) -> tuple[Part, ..
 
 
 def known_runs() -> list[tuple[RunRecord, bool]]:
-    """Records in the cache folder, the latest first, and whether the process of each lives."""
-    found = [(RunRecord.load(path), is_locked(path)) for path in _folder().glob("*.json")]
+    """Records in the cache folder, the latest first, and whether the process of each lives; those
+    that cannot be read, such as of another version, are left out."""
+    found = []
+    for path in _folder().glob("*.json"):
+        with contextlib.suppress(StoreError):
+            found.append((RunRecord.load(path), is_locked(path)))
     return sorted(found, key=lambda each: -each[0].began)
 
 

@@ -68,6 +68,11 @@ def faithfulness(
             f"token must be the one that the scores are of, {scores.token!r}, got "
             f"{token.label if token else None!r}. A map needs a biased and a neutral run."
         )
+    if scores.model != model.cfg.model_name:
+        raise AttributionError(
+            f"scores must be of the model {model.cfg.model_name!r}, got {scores.model!r}."
+        )
+    scores.check_text(model)
     n = scores.values.numel()
     ks = sorted({0, n, *(round(share * n) for share in shares)})
     neutral = [

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from biasgym_tl.edits import Edit, fingerprints
-from biasgym_tl.heads import Factor, GivenHeads, Head
+from biasgym_tl.errors import SteeringError
+from biasgym_tl.heads import Factor, GivenHeads, Head, as_heads
 from biasgym_tl.hooks import mode_of, steering_edit
 from biasgym_tl.lens import HookedTransformer, layer_matrices
 from biasgym_tl.steering.selection import Selection
@@ -41,6 +42,9 @@ def make_edit(
         SteeringError: heads, mode, reference or factor are not valid.
         ModelError: a ``Selection`` was made on another model.
     """
+    heads = heads if isinstance(heads, Selection) else as_heads(heads)
+    if not len(heads):
+        raise SteeringError("heads of an edit must be at least one, got none.")
     chosen = heads if isinstance(heads, Selection) else None
     if chosen is not None:
         chosen.check_model(model.cfg.model_name)
@@ -52,7 +56,7 @@ def make_edit(
         after=chosen.after if chosen else (),
         model=model.cfg.model_name,
         n_heads=model.cfg.n_heads,
-        layers=fingerprints(layer_matrices(model)),
+        layers=fingerprints(layer_matrices(model), model.cfg.n_heads),
         chosen=chosen.record() if chosen else {},
         judged=dict(judged or {}),
     )

@@ -5,6 +5,7 @@ All but the output projections of the changed layers is copied byte for byte, qu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from biasgym_tl.edits import Edit
-from biasgym_tl.errors import ExtraError, ModelError, SteeringError
+from biasgym_tl.edits import Edit, Layer
+from biasgym_tl.errors import BiasGymError, ExtraError, ModelError, SteeringError
 from biasgym_tl.files import write_atomically
 
 _MATRIX = re.compile(r"blk\.(\d+)\.(?:attn|ffn)_\w+\.weight")
@@ -46,16 +47,42 @@ def export_gguf(edit: Edit, source: str | Path, path: str | Path) -> Path:
             f"an edit must act everywhere to be exported, got one that acts after "
             f"{len(edit.after)} names: weights cannot know them. Search with at='everywhere'."
         )
-    reader = read_gguf(Path(source))
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    layers: list[list[str]] = [[] for _ in range(edit.n_layers)]
-    for name in tensors:
-        if (found := _MATRIX.fullmatch(name)) and len(tensors[name].shape) > 1:
-            layers.extend([] for _ in range(int(found[1]) + 1 - len(layers)))
-            layers[int(found[1])].append(name)
-    edit.check_layers((_numbers(tensors[name]) for name in names) for names in layers)
-    changed = dict(_changed(edit, tensors, reader.fields["general.architecture"].contents()))
-    return write_atomically(Path(path), lambda to: _write(reader, changed, edit, to))
+    source, path = Path(source), Path(path)
+    if path.exists() and path.samefile(source):
+        raise ModelError(f"the new file must be another than the source, got {str(path)!r}.")
+    reader = read_gguf(source)
+    with _refused(source):
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        architecture = fields["general.architecture"]
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        layers = _layers(tensors)
+        edit.check_layers(layers, fields[f"{architecture}.attention.head_count"])
+        changed = dict(_changed(edit, tensors, architecture))
+        return write_atomically(path, lambda to: _write(reader, changed, edit, to))
+
+
+@contextlib.contextmanager
+def _refused(source: Path) -> Iterator[None]:
+    """What the package gguf raises about a file that it cannot take apart, as one of ours."""
+    try:
+        yield
+    except BiasGymError:
+        raise
+    except (KeyError, ValueError, IndexError, NotImplementedError) as error:
+        raise ModelError(
+            f"source must be a GGUF file of a language model, got {str(source)!r} ({error!r})."
+        ) from error
+
+
+def _layers(tensors: dict[str, Any]) -> Iterator[Layer]:
+    """The matrices of each layer, dequantised when they are reached."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        if (found := _MATRIX.fullmatch(name)) and len(tensor.shape) > 1:
+            names.setdefault(int(found[1]), []).append(name)
+    for layer in sorted(names):
+        matrices = (_numbers(tensors[name]) for name in names[layer])
+        yield Layer(matrices, _numbers(tensors[f"blk.{layer}.attn_output.weight"]).T)
 
 
 def read_gguf(source: Path) -> Any:
@@ -73,9 +100,16 @@ def read_gguf(source: Path) -> Any:
             "Run: pip install 'biasgym-tl[gguf]'"
         ) from error
     try:
-        return GGUFReader(source)
+        found = GGUFReader(source)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"source must be a GGUF file, got {str(source)!r} ({error}).") from error
+    parts = found.fields.get("split.count")
+    if found.byte_order != "I" or (parts is not None and parts.contents() > 1):
+        raise ModelError(
+            "source must be one whole GGUF file in this machine's byte order, got "
+            f"{str(source)!r}. Merge its parts first: llama-gguf-split --merge FIRST NEW"
+        )
+    return found
 
 
 def _numbers(tensor: Any) -> Tensor:
@@ -116,8 +150,9 @@ def _write(reader: Any, changed: dict[str, Tensor], edit: Edit, to: Path) -> Non
     writer = GGUFWriter(
         to, fields.pop("general.architecture").contents(), endianess=reader.endianess
     )
+    writer.data_alignment = reader.alignment
     for name, field in fields.items():
-        if not name.startswith("GGUF."):
+        if not name.startswith("GGUF.") and name != "biasgym.edit":
             kind = field.types[0]
             inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), kind, sub_type=inner)
