@@ -23,6 +23,7 @@ from biasgym_tl.progress import bar
 from biasgym_tl.protocol.chain import Opened, Running
 from biasgym_tl.protocol.on_ray import OnRay, _Crew, _Done, _Task
 from biasgym_tl.protocol.parts import Map, Training
+from biasgym_tl.protocol.record import Recorder
 from biasgym_tl.protocol.tasks import STAGES
 
 STEPS = (100, 100, 1000, 5000, 10_000)
@@ -59,7 +60,7 @@ def overhead() -> None:
         seconds = defaultdict(lambda: 1.0)
         with watched_memory() as memory, bar(n, "steps", progress=False) as shown:
             start = time.perf_counter()
-            _Crew(lambda n=n: kind.remote(n), 2, seconds, shown).work(["bias"])
+            _Crew(lambda n=n: kind.remote(n), 2, seconds, shown, lambda *given: None).work(["bias"])
             took = time.perf_counter() - start
         grown = (memory.most - memory.before) / 2**20
         each = 1000 * (took - began) / (n - STEPS[0]) if n > STEPS[0] else 0
@@ -76,9 +77,9 @@ def speed(n_workers: int) -> tuple[float, float]:
         ray.init("local", num_cpus=n_workers, include_dashboard=False, logging_level="ERROR")
         took = []
 
-        def ahead(opened: Opened) -> None:
+        def ahead(opened: Opened, recorder: Recorder) -> None:
             start = time.perf_counter()
-            OnRay()(opened)
+            OnRay()(opened, recorder)
             took.append(time.perf_counter() - start)
 
         run_protocol(ROWS, Running(progress=False, ahead=ahead))
