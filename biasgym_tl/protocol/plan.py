@@ -251,11 +251,11 @@ def _mapped(scope: BiasScope, n: int, sizes: Sizes) -> tuple[Work, str]:
 
 def _gradients(scope: BiasScope, sizes: Sizes) -> float:
     """Runs with a gradient, of which two thirds go back."""
-    of_both = 2 if scope.to_neutral else 1
+    once = 1 + scope.to_neutral / 3
     found = {
-        "run": of_both, "both": of_both, "inputs": of_both + scope.n_steps - 1,
-        "activations": of_both + sizes.n_layers * (scope.n_steps - 1),
-        "dropped": of_both + (1 + 2 * sizes.n_layers) / 3,
+        "run": once, "both": once + 1, "inputs": once + scope.n_steps - 1,
+        "activations": once + sizes.n_layers * (scope.n_steps - 1),
+        "dropped": once + (1 + 2 * sizes.n_layers) / 3,
     }  # fmt: skip
     return float(found[scope.gradient])
 

@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from biasgym_tl.batches import answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, at_each_layer, logit_difference
 from biasgym_tl.prompts import encode_sentence
 from biasgym_tl.scoping.checks import check_precision
-from biasgym_tl.scoping.patching import BATCH_SIZE, Counterpart, Sequences, Traced
+from biasgym_tl.scoping.patching import BATCH_SIZE, Counterpart, Sequences, traced
 from biasgym_tl.scoping.scores import HeadScores, marked, top_heads
 from biasgym_tl.slot import fill
 
@@ -120,10 +119,8 @@ def kept_differences(
     to the answer.
     """
     found = torch.zeros(len(kept), len(sequences), dtype=torch.float64)
-    for batch in answer_batches(model, sequences, batch_size, shared=0):
-        run = Traced(model, batch, biased_ids[batch.indices], neutral_ids[batch.indices])
-        pairs = [(sequences[i], others[i]) for i in batch.indices]
-        other = Counterpart(run, pairs, batch.arguments["input"].shape[1])
+    for run in traced(model, sequences, biased_ids, neutral_ids, batch_size):
+        batch, other = run.batch, Counterpart.of(run, sequences, others)
         for i, heads in enumerate(kept):
 
             def keep(

@@ -8,7 +8,7 @@ such gradients elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import starmap
 from typing import Any, NamedTuple, TypeAlias
@@ -67,15 +67,12 @@ def patching_effects(
     check_precision(model)
     cfg, reference = model.cfg, as_reference(model, sequences, reference)
     found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
-    batches = answer_batches(model, sequences, batch_size, shared=0)
-    n = -(-len(sequences) // batch_size)
-    for batch in tqdm(batches, desc="patch heads", total=n, delay=3, disable=not progress):
-        run = Traced(model, batch, biased_ids[batch.indices], neutral_ids[batch.indices])
+    given = model, sequences, biased_ids, neutral_ids
+    for run in traced(*given, batch_size, "patch heads" if progress else None):
         z, at_run = run.gradients()
         neutral: Counterpart | None = None
         if not isinstance(reference, Tensor):
-            pairs = [(sequences[i], reference[i]) for i in batch.indices]
-            neutral = Counterpart(run, pairs, z[0].shape[1])
+            neutral = Counterpart.of(run, sequences, reference)
         z_ref = reference if neutral is None else neutral.z
         shifts = [one - other.to(one) for one, other in zip(z, z_ref, strict=True)]
         if gradient == "dropped":
@@ -84,7 +81,7 @@ def patching_effects(
             effects = run.effects(
                 shifts, _gradients(gradient, run, shifts, at_run, neutral, n_steps)
             )
-        found[batch.indices] = effects
+        found[run.batch.indices] = effects
     return found
 
 
@@ -122,11 +119,26 @@ def _gradients(
         on_line = [run.moved(shifts, share) for share in shares]
     else:
         assert neutral is not None
-        on_line = [neutral.gradients] if gradient == "both" else [
+        on_line = [neutral.gradients()] if gradient == "both" else [
             run.gradients(partial(torch.lerp, neutral.embeddings, weight=share))[1]
             for share in shares
         ]  # fmt: skip
     return [torch.stack(of_layer).mean(0) for of_layer in zip(at_run, *on_line, strict=True)]
+
+
+def traced(
+    model: HookedTransformer,
+    sequences: Sequences,
+    biased_ids: Int[Tensor, "pair ..."],
+    neutral_ids: Int[Tensor, "pair ..."],
+    batch_size: int,
+    desc: str | None = None,
+) -> Iterator[Traced]:
+    """The sequences in batches, with a bar if it has a name."""
+    batches = answer_batches(model, sequences, batch_size, shared=0)
+    n = -(-len(sequences) // batch_size)
+    for batch in tqdm(batches, desc=desc, total=n, delay=3, disable=desc is None):
+        yield Traced(model, batch, biased_ids[batch.indices], neutral_ids[batch.indices])
 
 
 class Traced(NamedTuple):
@@ -226,24 +238,32 @@ class Counterpart:
         model = run.model
         (batch,) = answer_batches(model, [other for _, other in pairs], len(pairs), shared=0)
         ids = (of_pair[batch.indices] for of_pair in (run.biased_ids, run.neutral_ids))
-        embedded: list[Tensor] = []
-
-        def keep(embed: Tensor) -> Tensor:
-            embedded.append(embed)
-            return embed
-
-        z, gradients = Traced(model, batch, *ids).gradients(keep)
+        self.run = Traced(model, batch, *ids)
         rows = torch.tensor(batch.indices).argsort()  # the batch is sorted by length
         columns = [[*found, *[0] * (width - len(found))] for found in starmap(alignment, pairs)]
         self.places = rows[:, None], torch.tensor(columns)
-        self.z, self.gradients = (list(map(self.moved, each)) for each in (z, gradients))
-        self.embeddings = self.moved(embedded[0])
+        embedded: list[Tensor] = []
+        keep = ("hook_embed", lambda embed, hook: embedded.append(embed))
+        hooks = model.hooks(fwd_hooks=[keep])
+        with torch.no_grad(), hooks, collected(model, "attn.hook_z") as z:
+            model(**batch.arguments)
+        self.z, self.embeddings = list(map(self.moved, z)), self.moved(embedded[0])
         ends = torch.tensor(
             [(start, len(pair[0]) - end) for pair in pairs for start, end in [common_ends(*pair)]]
         )
         at = torch.arange(width)
         self.in_slot = (ends[:, :1] <= at) & (at < ends[:, 1:])
         """Where the first runs differ from the others."""
+
+    @classmethod
+    def of(cls, run: Traced, sequences: Sequences, others: Sequences) -> Counterpart:
+        """Those of a batch, from the others of all sequences."""
+        pairs = [(sequences[i], others[i]) for i in run.batch.indices]
+        return cls(run, pairs, run.batch.arguments["input"].shape[1])
+
+    def gradients(self) -> list[Tensor]:
+        """Of the logit difference at ``z`` of every layer."""
+        return list(map(self.moved, self.run.gradients()[1]))
 
     def moved(self, value: Float[Tensor, "batch other ..."]) -> Float[Tensor, "batch pos ..."]:
         """What the other runs have, by the positions of the first."""

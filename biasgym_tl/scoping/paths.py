@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.hooks import collected
@@ -24,8 +23,8 @@ from biasgym_tl.scoping.patching import (
     Counterpart,
     Reference,
     Sequences,
-    Traced,
     as_reference,
+    traced,
 )
 
 
@@ -51,9 +50,9 @@ def path_effects(
     reference = as_reference(model, sequences, reference)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     found = torch.zeros(len(sequences), n_layers, n_heads, dtype=torch.float64)
-    batches = answer_batches(model, sequences, batch_size, shared=0)
-    n = -(-len(sequences) // batch_size)
-    for batch in tqdm(batches, desc="patch paths", total=n, delay=3, disable=not progress):
+    given = model, sequences, biased_ids, neutral_ids
+    for run in traced(*given, batch_size, "patch paths" if progress else None):
+        batch, ids = run.batch, (run.biased_ids, run.neutral_ids)
         z, resid = _at_answer(model, batch)
         z_ref: Any = reference
         if not isinstance(reference, Tensor):
@@ -61,7 +60,6 @@ def path_effects(
             (others,) = answer_batches(model, sides, len(sides), shared=0)
             back = torch.tensor(others.indices).argsort()
             z_ref = [value[back] for value in _at_answer(model, others)[0]]
-        ids = biased_ids[batch.indices], neutral_ids[batch.indices]
         plain = logit_difference(model, resid[-1], *ids)
         for layer in range(n_layers):
             changed = z[layer].repeat(n_heads, 1, 1, 1)
@@ -132,23 +130,20 @@ def slot_effects(
     cfg, reference = model.cfg, as_reference(model, sequences, reference)
     assert not isinstance(reference, Tensor), "a slot is read of another run"
     found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
-    batches = answer_batches(model, sequences, batch_size, shared=0)
-    n = -(-len(sequences) // batch_size)
-    for batch in tqdm(batches, desc="patch slots", total=n, delay=3, disable=not progress):
-        run = Traced(model, batch, biased_ids[batch.indices], neutral_ids[batch.indices])
+    given = model, sequences, biased_ids, neutral_ids
+    for run in traced(*given, batch_size, "patch slots" if progress else None):
         with (
             collected(model, "attn.hook_v") as values,
             collected(model, "attn.hook_pattern") as patterns,
         ):
             _, gradients = run.gradients()
-        pairs = [(sequences[i], reference[i]) for i in batch.indices]
         with collected(model, "attn.hook_v") as other_values:
-            other = Counterpart(run, pairs, gradients[0].shape[1])
+            other = Counterpart.of(run, sequences, reference)
         slot = other.in_slot[..., None, None]
         for layer in range(cfg.n_layers):
             shift = (values[layer] - other.moved(other_values[layer])).detach()
             shift = shift * slot.to(shift.device)
             shift = shift.repeat_interleave(cfg.n_heads // shift.shape[2], dim=2)
             moved = torch.einsum("bhqk,bkhd->bqhd", patterns[layer].detach(), shift)
-            found[batch.indices, layer] = run.effects([moved], [gradients[layer]])[:, 0]
+            found[run.batch.indices, layer] = run.effects([moved], [gradients[layer]])[:, 0]
     return found
