@@ -1,6 +1,6 @@
 """What a run on Ray takes beside its steps, and what a second worker is worth.
 
-    python tests/benchmarks/on_ray.py
+    python tests/benchmarks/on_ray.py [speed]
 
 Of steps that do nothing: milliseconds each, and how much the process that hands them out grows.
 Then 12 rows and 36 maps of SmolLM2-135M-Instruct, all small, with one worker and with two, in empty
@@ -8,6 +8,7 @@ stores.
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from biasgym_tl import Protocol, run_protocol
 from biasgym_tl.progress import bar
 from biasgym_tl.protocol.chain import Opened, Running
 from biasgym_tl.protocol.on_ray import OnRay, _Crew, _Done, _Task
-from biasgym_tl.protocol.parts import Map, Training
+from biasgym_tl.protocol.parts import Map, Measured, Training
 from biasgym_tl.protocol.record import Recorder
 from biasgym_tl.protocol.tasks import STAGES
 
@@ -38,6 +39,7 @@ ROWS = Protocol(
         "targets": Map(slot="targets", n_prompts=24),
         "patching": Map(settings={"method": "attribution_patching"}, n_prompts=24),
     },
+    measures=Measured(n_targets=1, n_facts=1, implicit=False, off_target=False, answers=False),
 )
 
 
@@ -89,7 +91,8 @@ def speed(n_workers: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    overhead()
+    if "speed" not in sys.argv[1:]:
+        overhead()
     alone, both = speed(1), speed(2)
     for name, one, two in zip(("in all", "first to last step"), alone, both, strict=True):
         print(f"{name}: one worker {one:.0f} s, two {two:.0f} s, ratio {two / one:.2f}")
