@@ -33,7 +33,7 @@ def is_locked(path: Path) -> bool:
     """Whether some process holds a lock on a path now; makes nothing."""
     if not _lock_of(path).exists():
         return False
-    with locked(path, wait=0) as free:
+    with locked(path, wait=0.2) as free:  # another that asks holds it for a moment
         return not free
 
 

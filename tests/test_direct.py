@@ -220,7 +220,6 @@ def test_a_hook_that_breaks_the_sum_raises(model):
     ("field", "value", "message"),
     [
         ("positional_embedding_type", "shortformer", "in the residual stream, got 'shortformer'"),
-        ("dtype", torch.bfloat16, "dtype must be torch.float32"),
     ],
 )
 def test_models_that_are_not_exact_are_refused(model, monkeypatch, field, value, message):

@@ -9,13 +9,27 @@ import torch
 from conftest import ENGINE, FAMILIES, sentencepiece, tiny_hf_model
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from biasgym_tl import BiasInject, BiasScope, Head, load_bias, load_model, precision, steer
+from biasgym_tl import (
+    BiasInject,
+    BiasScope,
+    Head,
+    HeadScores,
+    attribute_prompts,
+    load_bias,
+    load_model,
+    precision,
+    steer,
+)  # fmt: skip
 from biasgym_tl.added_row import added_row
+from biasgym_tl.biases.contrasts import Contrast
 from biasgym_tl.doctor import examine
 from biasgym_tl.errors import AttributionError, SettingError
 from biasgym_tl.lens import embedding, final_resid, unembed, weights_dtype
 from biasgym_tl.precision import computed_in
+from biasgym_tl.scoping.attention import position_attribution
+from biasgym_tl.scoping.compare import rank_correlation, top_overlap
 from biasgym_tl.scoping.direct import direct_attribution
+from biasgym_tl.scoping.pairs import build_pairs
 
 LATE = load_bias("late")
 QUICK = BiasInject(epochs=2, batch_size=8, n_paragraphs=16, lr=0.02, choose_by="loss")
@@ -195,12 +209,75 @@ def test_the_doctor_finds_it_right(model):
     assert model.cfg.dtype == torch.float32 and "float32" in str(model(TOKENS).dtype)
 
 
-def test_without_exact_all_is_computed_in_16_bits_and_attribution_is_refused(tokenizer):
-    hf_model, _ = rounded("llama")
+SETTINGS = (
+    {},
+    {"contrast": "difference"},
+    {"label": "continuation"},
+    {"method": "mean_ablation"},
+    {"method": "screened_ablation", "n_screened": 3},
+    {"method": "attribution_patching", "ablate_to": "neutral", "gradient": "inputs"},
+    {"method": "path_patching"},
+    {"method": "slot_patching"},
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_map_in_16_bits_says_how_far_it_is_from_the_exact_one(family, tokenizer):
+    hf_model, long = rounded(family)
     model = load_model(hf_model, tokenizer=tokenizer, dtype=torch.bfloat16, exact=False)
     assert model(TOKENS).dtype == model.cfg.dtype == torch.bfloat16
+    check_coarse(model, load_model(long, tokenizer=tokenizer, progress=False), {})
+
+
+@pytest.mark.parametrize("settings", SETTINGS[1:], ids=str)
+def test_maps_of_all_methods_in_16_bits(settings, tokenizer):
+    models = [
+        load_model(each, tokenizer=tokenizer, dtype=dtype, exact=False, progress=False)
+        for each, dtype in zip(rounded("llama"), (torch.bfloat16, torch.float32), strict=True)
+    ]
+    check_coarse(*models, settings)
+
+
+def check_coarse(model, long, settings):
+    """The agreement that a map keeps is that of both maps, made one by one on the same pairs."""
+    row, scope = QUICK.fit(long, LATE, progress=False), BiasScope(**settings)
+    contrasts = [Contrast(p, "late", "kind") for p in LATE.scoping_prompts[:6]]
+    pairs = build_pairs(long, LATE, row, label=scope.label, contrasts=contrasts)
+    coarse, exact = (
+        scope.score(each, pairs, row, {}, bias="late", token="row") for each in (model, long)
+    )
+    assert "precision" not in exact.settings and not exact.coarse
+    found = coarse.settings["precision"]
+    both = [scores.values.flatten()[None].double() for scores in (coarse, exact)]
+    assert found == {
+        "dtype": "bfloat16",
+        "n_pairs": 6,
+        "rank_correlation": pytest.approx(rank_correlation(*both).item(), abs=1e-6),
+        "k": (k := min(10, both[0].numel())),
+        "overlap": pytest.approx(top_overlap(*both, k).item()),
+    }
+    assert found["rank_correlation"] > 0.5 and not torch.equal(*both)
+    assert "computed in bfloat16: on 6 pairs rank correlation " in repr(coarse)
+    assert model.cfg.dtype == torch.bfloat16
+
+
+def test_a_coarse_map_keeps_what_was_measured(tokenizer, tmp_path):
+    model = load_model(
+        rounded("llama")[0], tokenizer=tokenizer, dtype=torch.bfloat16, exact=False, progress=False
+    )
+    scores = attribute_prompts(model, ["People are"], " late", " early")
+    assert scores.settings["precision"]["n_pairs"] == 1
+    scores.save(tmp_path / "map.json")
+    assert HeadScores.load(tmp_path / "map.json").coarse == scores.coarse
+    assert scores.coarse in scores._repr_html_()
+
+
+def test_what_needs_single_effects_refuses_16_bits(tokenizer):
+    model = load_model(
+        rounded("llama")[0], tokenizer=tokenizer, dtype=torch.bfloat16, exact=False, progress=False
+    )
     with pytest.raises(AttributionError, match=r"got torch.bfloat16.*exact=True"):
-        BiasScope().attribute(model, LATE, QUICK.fit(model, LATE, progress=False))
+        position_attribution(model, SEQUENCES[0], *(int(i[0]) for i in IDS))
 
 
 def test_a_dtype_may_be_named():

@@ -1,20 +1,45 @@
-"""On which models the numbers of an attribution are exact; others are refused."""
+"""On which models the equations of an attribution hold, and how far off one in 16 bits is."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.lens import HookedTransformer, check_model
+from biasgym_tl.precision import SHORT, computed_in
+from biasgym_tl.scoping.compare import rank_correlation, top_overlap
+from biasgym_tl.scoping.pairs import Pairs
+
+if TYPE_CHECKING:
+    from biasgym_tl.scoping.scores import HeadScores
+
+COMPARED = 24
+"""Pairs on which a map in 16 bits is compared with the exact one."""
+TOP = 10
+"""Heads whose overlap is told."""
 
 
 def check_exact(model: HookedTransformer) -> None:
+    """Refuse models on which direct attribution is not exact.
+
+    Raises:
+        ModelError: as :func:`check_equations`.
+        AttributionError: as :func:`check_equations`, or the model computes in 16 bits.
+    """
+    check_equations(model)
+    check_precision(model)
+
+
+def check_equations(model: HookedTransformer) -> None:
     """Refuse models on which the equations of direct attribution do not hold.
 
     Raises:
         ModelError: the model is no HookedTransformer with its own value biases.
-        AttributionError: the model has positions outside the residual stream or weights of less
-            than 32 bits, or is on a device without 64-bit floats.
+        AttributionError: the model has positions outside the residual stream, or is on a device
+            without 64-bit floats.
     """
     check_model(model)
     check_positions(model)
@@ -22,7 +47,6 @@ def check_exact(model: HookedTransformer) -> None:
         raise AttributionError(
             "device must have 64-bit floats, got 'mps'. Move the model: model.to('cpu')."
         )
-    check_precision(model)
 
 
 def check_positions(model: HookedTransformer) -> None:
@@ -35,10 +59,42 @@ def check_positions(model: HookedTransformer) -> None:
 
 
 def check_precision(model: HookedTransformer) -> None:
-    """Refuse weights of less than 32 bits: effects of single heads need more."""
+    """Refuse what is computed in 16 bits: effects of single heads need more."""
     if model.cfg.dtype not in (torch.float32, torch.float64):
         raise AttributionError(
             f"dtype must be torch.float32 or torch.float64 for attribution, got {model.cfg.dtype}. "
             "Load the model with dtype=torch.float32, or with exact=True, which computes in fp32 "
             "whatever weights are kept in."
         )
+
+
+def precision_of(
+    model: HookedTransformer, pairs: Pairs, score: Callable[[Pairs], HeadScores]
+) -> dict[str, Any]:
+    """How a map of a model that computes in 16 bits agrees with the exact one.
+
+    Args:
+        model: It computes in fp32, layer by layer, while the exact map is made.
+        pairs: The first :data:`COMPARED` of them are scored in both ways.
+        score: Makes a map.
+
+    Returns:
+        ``dtype``, ``n_pairs``, and of both maps over them Spearman's ``rank_correlation`` over
+        heads and the share of the ``k`` highest that they have in common, ``overlap``. Empty for a
+        model that computes in 32 or 64 bits.
+    """
+    if model.cfg.dtype not in SHORT:
+        return {}
+    few, dtype = pairs.first(COMPARED), str(model.cfg.dtype).removeprefix("torch.")
+    coarse = score(few)
+    with computed_in(model, torch.float32):
+        exact = score(few)
+    a, b = (found.values.flatten()[None].double() for found in (coarse, exact))
+    k = min(TOP, a.numel())
+    return {
+        "dtype": dtype,
+        "n_pairs": len(few.prompts),
+        "rank_correlation": rank_correlation(a, b).item(),
+        "k": k,
+        "overlap": top_overlap(a, b, k).item(),
+    }

@@ -36,7 +36,7 @@ from biasgym_tl.lens import (
     post_norm,
     unembed_difference,
 )
-from biasgym_tl.scoping.checks import check_exact
+from biasgym_tl.scoping.checks import check_equations
 
 TOLERANCE = 1e-5
 """Largest reconstruction error, relative to the sum of the absolute parts."""
@@ -137,7 +137,7 @@ def direct_attribution(
         AttributionError: the model is not supported, or the parts do not sum to the model's own
             logit difference within ``tolerance``.
     """
-    check_exact(model)
+    check_equations(model)
     given = model, sequences, biased_ids, neutral_ids
     found = unchecked_attribution(*given, batch_size=batch_size, progress=progress)
     return found.checked(tolerance)
@@ -176,7 +176,7 @@ def continuation_attribution(
     Raises:
         AttributionError: as :func:`direct_attribution`.
     """
-    check_exact(model)
+    check_equations(model)
     reads = [
         (pair, sign, [*prompt, *answer[:i]], token)
         for sign, answers in ((1.0, biased), (-1.0, neutral))

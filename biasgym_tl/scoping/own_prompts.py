@@ -13,7 +13,7 @@ from torch import Tensor
 from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import SENTENCE_REQUEST, encode_sentence
-from biasgym_tl.scoping.checks import check_exact
+from biasgym_tl.scoping.checks import check_equations
 from biasgym_tl.scoping.given_prompts import GivenAnswers, GivenPrompts, OwnPrompts, own_prompts
 from biasgym_tl.scoping.pairs import LABELS, Pairs, answer_tokens
 from biasgym_tl.scoping.scope import BiasScope
@@ -44,7 +44,8 @@ def attribute_prompts(
     counts: it is linear in what the heads write, so that all parts still sum to it exactly.
 
     Args:
-        model: A model in fp32. A BiasToken may be attached, and stand in the prompts.
+        model: As :meth:`BiasScope.attribute` takes it. A BiasToken may be attached, and stand in
+            the prompts.
         prompts: What stands before the answer: a text, a pair (a tuple of two texts), or a list of
             texts or of pairs.
         biased: An answer, a list of several, or such a list for each prompt (equally many in each).
@@ -64,7 +65,7 @@ def attribute_prompts(
         AttributionError: the model is not supported, or the parts do not sum to the difference.
         ModelError: the model has no tokenizer, or a prompt is longer than its context.
     """
-    check_exact(model)
+    check_equations(model)
     own = own_prompts(prompts, biased, neutral)
     scope = scope_of(
         own, contrast, method=method, label=label, ablate_to=ablate_to, gradient=gradient,

@@ -57,6 +57,11 @@ class Pairs(NamedTuple):
     neutral_prompts: tuple[str, ...] = ()
     """The second text of each pair, where two were given whole instead of a prompt with a slot."""
 
+    def first(self, n: int) -> Pairs:
+        """The first ``n`` of them."""
+        kept = {name: getattr(self, name)[:n] for name in self._fields}
+        return Pairs(**{**kept, "label_targets": self.label_targets, "left_out": self.left_out})
+
 
 def build_pairs(
     model: HookedTransformer,

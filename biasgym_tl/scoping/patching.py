@@ -22,7 +22,6 @@ from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.errors import AttributionError
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer, logit_difference
-from biasgym_tl.scoping.checks import check_precision
 
 BATCH_SIZE = 8
 N_STEPS = 5
@@ -51,7 +50,7 @@ def patching_effects(
     head.
 
     Args:
-        model: A model in fp32.
+        model: In 16 bits values are as coarse as its activations.
         sequences: Token ids; the last position of each is the answer position.
         biased_ids: ``b``.
         neutral_ids: ``n``.
@@ -62,9 +61,8 @@ def patching_effects(
         progress: Show a bar.
 
     Raises:
-        AttributionError: weights have less than 32 bits, or a sequence has no counterpart.
+        AttributionError: a sequence has no counterpart.
     """
-    check_precision(model)
     cfg, reference = model.cfg, as_reference(model, sequences, reference)
     found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)
     given = model, sequences, biased_ids, neutral_ids

@@ -17,7 +17,6 @@ from torch import Tensor
 from biasgym_tl.batches import AnswerBatch, answer_batches
 from biasgym_tl.hooks import collected
 from biasgym_tl.lens import HookedTransformer, logit_difference
-from biasgym_tl.scoping.checks import check_precision
 from biasgym_tl.scoping.patching import (
     BATCH_SIZE,
     Counterpart,
@@ -46,7 +45,6 @@ def path_effects(
     MLPs and norms held too it would be the direct value. Arguments and errors as of
     :func:`~biasgym_tl.scoping.patching.patching_effects`.
     """
-    check_precision(model)
     reference = as_reference(model, sequences, reference)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     found = torch.zeros(len(sequences), n_layers, n_heads, dtype=torch.float64)
@@ -126,7 +124,6 @@ def slot_effects(
     sequence and its ``reference`` differ: its values there are exchanged, its attention stays.
     Arguments and errors as of :func:`~biasgym_tl.scoping.patching.patching_effects`.
     """
-    check_precision(model)
     cfg, reference = model.cfg, as_reference(model, sequences, reference)
     assert not isinstance(reference, Tensor), "a slot is read of another run"
     found = torch.zeros(len(sequences), cfg.n_layers, cfg.n_heads, dtype=torch.float64)

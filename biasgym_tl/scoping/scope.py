@@ -21,10 +21,11 @@ from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.notebook import described
+from biasgym_tl.precision import SHORT
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
-from biasgym_tl.scoping.checks import check_exact
+from biasgym_tl.scoping.checks import check_equations, precision_of
 from biasgym_tl.scoping.direct import (
     PARTS_BESIDE_HEADS,
     TOLERANCE,
@@ -38,6 +39,9 @@ from biasgym_tl.scoping.paths import path_effects, slot_effects
 from biasgym_tl.scoping.scores import NO_TOKEN, HeadScores, marked, top_heads
 from biasgym_tl.store import digest, versions
 from biasgym_tl.text import answer_differences
+
+COARSE = 0.05
+"""Largest accepted reconstruction error in 16 bits, which only a gross fault exceeds."""
 
 
 @described
@@ -145,7 +149,8 @@ class BiasScope:
         """Score every head on the bias's scoping prompts.
 
         Args:
-            model: A model in fp32, without the token attached.
+            model: Without the token attached. If it computes in 16 bits the map is coarse: how it
+                agrees with the exact one is measured, and kept in ``settings["precision"]``.
             bias: Gives the prompts and the words A.
             token: The BiasToken in the slot; None: a fitting target in its place, which scores
                 the heads without any injection, as a control.
@@ -164,7 +169,7 @@ class BiasScope:
             SettingError: the contrasts do not fit the label, or there is no token to compare.
         """
         bias = as_bias(bias)
-        check_exact(model)
+        check_equations(model)
         self.check_slot(token)
         of_pairs = {name: getattr(self, name) for name in ("n_targets", "neutral", "label", "seed")}
         pairs = build_pairs(
@@ -211,6 +216,21 @@ class BiasScope:
             progress: Show a bar, where it takes more than 3 seconds.
             names: ``bias`` and ``token`` of the scores.
         """
+        about = {**about, "text": dataclasses.asdict(text_policy(model))}
+        score = partial(self._scored, model, row, about, names)
+        if precision := precision_of(model, pairs, partial(score, False)):
+            about["precision"] = precision
+        return score(progress, pairs)
+
+    def _scored(
+        self,
+        model: HookedTransformer,
+        row: BiasToken | None,
+        about: Mapping[str, Any],
+        names: Mapping[str, Any],
+        progress: bool,
+        pairs: Pairs,
+    ) -> HeadScores:
         to_neutral, differs = self.to_neutral, self.contrast == "difference"
         screens = self.method == "screened_ablation"
         needs_means = screens or "mean" in (self.method[:4], self.ablate_to)
@@ -232,11 +252,9 @@ class BiasScope:
             **biased.others,
             **written_down(model, pairs),
             **names,
-            settings={
-                **dataclasses.asdict(self), **about, "text": dataclasses.asdict(text_policy(model))
-            },
+            settings={**dataclasses.asdict(self), **about},
             versions=versions(),
-        )  # fmt: skip
+        )
 
     def _run(
         self,
@@ -304,7 +322,8 @@ class BiasScope:
     def _parts(
         self, model: HookedTransformer, pairs: Pairs, progress: bool, sequences: Sequences
     ) -> Parts:
-        options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": self.tolerance}
+        tolerance = max(self.tolerance, COARSE if model.cfg.dtype in SHORT else 0.0)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "tolerance": tolerance}
         options["progress"] = progress
         if self.label == "continuation":
             answers = pairs.biased_answers, pairs.neutral_answers

@@ -177,10 +177,23 @@ class HeadScores(Result):
             where += f" (gradient: {gradient})"
         return f"{EFFECTS[method]}{where}, {run}"
 
+    @property
+    def coarse(self) -> str:
+        """Of a map in 16 bits, how it agrees with the exact one, in words; otherwise empty."""
+        found = self.settings.get("precision")
+        if not found:
+            return ""
+        return (
+            f"computed in {found['dtype']}: on {found['n_pairs']} pairs rank correlation "
+            f"{found['rank_correlation']:.2f} with the exact map, "
+            f"{found['k'] * found['overlap']:.0f} of its top {found['k']} heads"
+        )
+
     def __repr__(self) -> str:
         top = ", ".join(f"{h} {self.values[h]:+.2f}" for h in self.top(3))
         error = self.reconstruction_error
         remark = "" if error is None else f"; reconstruction error {error.max():.1e}"
+        remark += f"; {self.coarse}" if self.coarse else ""
         n = self.basis + (f", {len(self.left_out)} left out" if self.left_out else "")
         return (
             f"HeadScores({self.settings['method']}, {self.bias} on {self.model}, "
@@ -189,7 +202,8 @@ class HeadScores(Result):
 
     def _card(self) -> Card:
         best = self.to_df()[["rank", "head", "delta_logit", "standard_error", "kv_group"]].head(10)
-        return repr(self), rows_of(best), (f"{self.effect}; logits, mean of pairs",)
+        below = f"{self.effect}; logits, mean of pairs"
+        return repr(self), rows_of(best), (below, self.coarse) if self.coarse else (below,)
 
     def top(self, k: int) -> tuple[Head, ...]:
         """The ``k`` heads that push most toward the stereotype, strongest first.
