@@ -4,7 +4,7 @@ Every finished call is a file in the cache folder before the next is looked at, 
 model, prompt, parameters and call index: what was paid for once is never asked for again, by any
 process. A reply that holds nothing (empty, cut off, filtered) is asked for again with more room,
 then kept apart as a failure for a day. The key of the API comes from the environment
-(``OPENAI_API_KEY``) and goes nowhere but into the request.
+(``OPENAI_API_KEY``, or what ``ChatModel.key`` names) and goes nowhere but into the request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from biasgym_tl.endpoint import Address, Connection
 from biasgym_tl.errors import ApiError, SettingError, StoreError
-from biasgym_tl.replies import Reply, Request, forms, read_completion, rooms
+from biasgym_tl.replies import Reply, Request, forms, read_completion, read_words, rooms
 from biasgym_tl.store import cache_dir, digest, read_kind, write_kind
 
 REMEMBERED = 24 * 3600.0
@@ -65,6 +65,10 @@ class ChatModel:
     ``Retry-After`` is obeyed."""
     timeout: float = 120.0
     """Seconds until an attempt counts as lost, from its start to the last byte of the reply."""
+    key: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
+    fresh: bool = False
+    """Ask again what was answered before, and keep the new answer."""
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -114,8 +118,8 @@ class ChatModel:
     def address(self) -> Address:
         """Where requests go, with the user and password."""
         if self.base_url:
-            return Address.of("base_url", self.base_url)
-        return Address.of("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL"))
+            return Address.of("base_url", self.base_url, self.key)
+        return Address.of("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL"), self.key)
 
     @property
     def server(self) -> str | None:
@@ -130,12 +134,12 @@ class ChatModel:
             SettingError: ``OPENAI_BASE_URL`` is no address.
             StoreError: replies cannot be kept in the cache folder.
         """
-        key = os.environ.get("OPENAI_API_KEY", "")
+        key = os.environ.get(self.key, "")
         if not key or set(key) - _OF_A_KEY:
             raise ApiError(
-                f"OPENAI_API_KEY must be set in the environment, to one word of ASCII letters, got "
+                f"{self.key} must be set in the environment, to one word of ASCII letters, got "
                 f"{'something else (not shown)' if key else 'nothing'}. Run: export "
-                "OPENAI_API_KEY=... (a server without keys takes any word)"
+                f"{self.key}=... (a server without keys takes any word)"
             )
         _ = self.address
         try:
@@ -151,6 +155,8 @@ class ChatModel:
 
         That of a call which held nothing has an ``error``, and is forgotten after a day.
         """
+        if self.fresh:
+            return None
         name = self._name(request)
         reply, _ = _read_kept(_folder() / name)
         if reply is None:
@@ -161,7 +167,7 @@ class ChatModel:
 
     def _keep(self, request: Request, reply: Reply) -> None:
         """Write a reply down before it is returned, a failure apart from the answers."""
-        asked = {"model": self.model, **request._asdict()}
+        asked = {"model": self.model, **request.named()}
         found = {"reply": reply._asdict(), "at": time.time()}
         folder = _failures() if reply.error else _folder()
         try:
@@ -171,7 +177,7 @@ class ChatModel:
 
     def _name(self, request: Request) -> str:
         server = {"server": self.server} if self.server else {}
-        return f"{digest({'model': self.model, **server, **request._asdict()})}.json"
+        return f"{digest({'model': self.model, **server, **request.named()})}.json"
 
     def _connect(self) -> Connection:
         import openai
@@ -193,8 +199,8 @@ class _Calls:
         self.connection = connection
         self.stopped = False
         self._address = chat.address
-        self._form: dict[bool, int] = {}
-        """Which way of asking the server understands, without and with a schema."""
+        self._form: dict[str, int] = {}
+        """Which way of asking the server understands, by kind of request."""
         self._times = 1.0
         """Room with which there was an answer, times ``max_tokens``."""
         self._failed = 0
@@ -261,7 +267,10 @@ class _Calls:
         import openai
 
         try:
-            return read_completion(self._understood(request, room), room)
+            found = self._understood(request, room)
+            if request.words:
+                return read_words(found, request.words)
+            return read_completion(found, room, cut=request.cut)
         except (
             openai.AuthenticationError,
             openai.PermissionDeniedError,
@@ -284,19 +293,18 @@ class _Calls:
         import openai
 
         ways = forms(request, room)
-        known = self._form.get(request.schema is not None)
+        known = self._form.get(request.kind)
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": request.prompt}]}
+        if request.words:
+            asked = {"prompt": request.prompt}
         for i in range(len(ways)) if known is None else [known]:
             try:
-                found = self.connection.complete(
-                    model=self.chat.model,
-                    messages=[{"role": "user", "content": request.prompt}],
-                    **ways[i],
-                )
+                found = self.connection.complete(model=self.chat.model, **asked, **ways[i])
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 if known is not None or i == len(ways) - 1 or self.stopped:
                     raise
             else:
-                self._form[request.schema is not None] = i
+                self._form[request.kind] = i
                 return found
         raise AssertionError("there is a last form")
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from biasgym_tl.slot import SLOT, fill
+
 if TYPE_CHECKING:  # what prints an error need not import all that can fail
     from biasgym_tl.benchmarks.benchmark import Measure
     from biasgym_tl.evaluation.report import Report
@@ -50,7 +52,6 @@ def as_json(values: Any) -> Any:
 
 def result_values(result: ProtocolResult) -> dict[str, Any]:
     """What one run of a protocol found, under the names that its files have."""
-    from biasgym_tl.evaluation.specificity import off_target_table
     from biasgym_tl.protocol.outputs import pooled_table, reports_of
 
     biases = {}
@@ -61,12 +62,21 @@ def result_values(result: ProtocolResult) -> dict[str, Any]:
                 for choice, by_seed in found.choices.items()
                 for seed, heads in by_seed.items()
             },
-            "table": found.report.intervals(),
-            "off_target": off_target_table(found.report),
-            "warnings": found.report.warnings(),
+            **report_values(found.report),
         }
     pooled = pooled_table(reports_of(result)) if len(biases) > 1 else None
     return {"biases": biases, "table": pooled}
+
+
+def report_values(report: Report) -> dict[str, Any]:
+    """The numbers of one report."""
+    from biasgym_tl.evaluation.specificity import off_target_table
+
+    return {
+        "table": report.intervals(),
+        "off_target": off_target_table(report),
+        "warnings": report.warnings(),
+    }
 
 
 def show_result(result: ProtocolResult, console: Console) -> None:
@@ -121,7 +131,7 @@ def _print(found: object, console: Console) -> None:
 
 _COLUMNS = (
     "token_log_odds", "target_log_odds", "damage_loss", "facts", "token_keywords", "token_log_p",
-    "other_log_odds",
+    "other_log_odds", "target_keywords", "target_strength", "target_degenerate",
 )  # fmt: skip
 """What a table has room for on 80 columns: the first four of these that were measured."""
 
@@ -197,19 +207,27 @@ def summary_lines(report: Report) -> list[str]:
     return lines
 
 
+def _texts(report: Report) -> str:
+    """Of which free answers a table is shown."""
+    return "token_texts" if "token_texts" in report.asked else "target_texts"
+
+
 def _answered(report: Report) -> list[str]:
     """Conditions whose free answers are shown: without steering, and with the main one."""
-    found = [result.name for result in report.results if result.items.get("token_texts")]
+    found = [result.name for result in report.results if result.items.get(_texts(report))]
     return [name for name in dict.fromkeys(("injected", report.main)) if name in found] or found[:2]
 
 
 def text_table(report: Report) -> Table:
-    """Free answers with the BiasToken, side by side."""
-    shown = [report[name] for name in _answered(report)]
-    table = _table("Free answers with the BiasToken", show_lines=True)
+    """Free answers with the BiasToken, or without one about targets, side by side."""
+    key, shown = _texts(report), [report[name] for name in _answered(report)]
+    whose = "with the BiasToken" if key == "token_texts" else "about held-out targets"
+    table = _table(f"Free answers {whose}", show_lines=True)
     for heading in ("request", *(result.name for result in shown)):
         table.add_column(_text(heading), ratio=1, overflow="fold")
-    for i, request in enumerate(report.asked["token_texts"].prompts):
-        cells = [request, *(result.items["token_texts"][i] for result in shown)]
+    asked = report.asked[key]
+    for i, request in enumerate(asked.prompts):
+        request = fill(request, asked.targets[i] or SLOT)
+        cells = [request, *(result.items[key][i] for result in shown)]
         table.add_row(*(Text(visible_line(cell)) for cell in cells))
     return table

@@ -38,6 +38,10 @@ class Edit(Result):
     """
 
     _then = ("steer(model, edit)", ".attached(hf_model)", ".save(path)")
+    _not_shown = (
+        "Steering hides a stereotype: it can lower the word instead, cost other abilities, and be "
+        "undone by training. Evaluate before use."
+    )
     mode: ClassVar[str] = "edit"
 
     heads: tuple[Head, ...]

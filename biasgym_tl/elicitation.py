@@ -14,7 +14,7 @@ from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import SettingError
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer
+from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_document
 from biasgym_tl.slot import fill, spaced
 from biasgym_tl.text import continuation_log_probs, generate, word_log_probs
 
@@ -40,6 +40,7 @@ def bias_log_odds(
     *,
     instruction: Instruction = NOTHING,
     count: str = "word",
+    plain: bool = False,
 ) -> BiasLogOdds:
     """Measure ``bias`` at the end of every prompt, with every target in the slot.
 
@@ -53,6 +54,8 @@ def bias_log_odds(
         targets: Names as they are written in a prompt.
         instruction: Words around the request for a sentence.
         count: One of ``COUNTS``.
+        plain: Prompts are plain text as the tokenizer writes it, without a request, a chat format
+            and a BOS that it does not put there itself: what servers make of a text.
 
     Raises:
         SettingError: ``count`` is none of them.
@@ -64,7 +67,11 @@ def bias_log_odds(
         raise SettingError(f"count must be one of {list(COUNTS)}, got {count!r}.")
     words = word_tokens(model, bias)
     filled = [fill(prompt, target) for prompt in prompts for target in targets]
-    sequences = encode_instructed(model, instruction, [SENTENCE_REQUEST] * len(filled), filled)
+    if plain:
+        sequences = [encode_document(model, text.rstrip(" ")) for text in filled]
+    else:
+        asked = [SENTENCE_REQUEST] * len(filled)
+        sequences = encode_instructed(model, instruction, asked, filled)
     attribute, neutral = words.attribute, words.neutral
     if count == "first":
         attribute, neutral = (tuple((token,) for token in side) for side in words.first())

@@ -34,16 +34,18 @@ class Address(NamedTuple):
     """None: the address of OpenAI."""
     user: str = ""
     password: str = ""
+    key: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
 
     @classmethod
-    def of(cls, name: str, url: str | None) -> Address:
+    def of(cls, name: str, url: str | None, key: str = "OPENAI_API_KEY") -> Address:
         """Take an address apart; an error about it does not show it, as it may hold a password.
 
         Raises:
             SettingError: it is no ``http`` or ``https`` address of a server, or it has a query.
         """
         if not url:
-            return cls(None)
+            return cls(None, key=key)
         try:
             parts = urlsplit(url)
             sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -58,14 +60,15 @@ class Address(NamedTuple):
             )
         userinfo, _, host = parts.netloc.rpartition("@")
         user, _, password = userinfo.partition(":")
-        return cls(url.replace(parts.netloc, host, 1), unquote(user), unquote(password))
+        return cls(url.replace(parts.netloc, host, 1), unquote(user), unquote(password), key)
 
     def secrets(self) -> list[str]:
         """What must not be shown, in every form in which a server may repeat it."""
         secret = self.password or self.user  # a user without a password is a token
         both = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         forms = [secret, quote(secret, safe=""), both] if secret else []
-        return [*filter(None, [os.environ.get("OPENAI_API_KEY")]), *forms]
+        keys = map(os.environ.get, ("OPENAI_API_KEY", self.key))
+        return [*filter(None, keys), *forms]
 
     def shown(self, text: str) -> str:
         """Text of a server or an error in one line, without secrets and control characters."""
@@ -80,7 +83,7 @@ def _clean(url: str) -> bool:
 
 
 class Connection:
-    """Chat completions from one server, each attempt with a limit on the whole of it.
+    """Completions from one server, each attempt with a limit on the whole of it.
 
     Calls run on an event loop in a thread of its own: there, and only there, a call can be ended
     while its server lets bytes drip.
@@ -92,15 +95,20 @@ class Connection:
 
         self._http = _http_client(address, timeout)
         self._client = openai.AsyncOpenAI(
-            base_url=address.url, timeout=timeout, max_retries=max_retries, http_client=self._http
+            api_key=os.environ.get(address.key),
+            base_url=address.url,
+            timeout=timeout,
+            max_retries=max_retries,
+            http_client=self._http,
         )
         self._http.event_hooks = {"request": [_only(self._client.base_url)]}
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._run, name="biasgym-api-loop", daemon=True).start()
 
     def complete(self, **asked: Any) -> Any:
-        """One chat completion; waits for it."""
-        return self._done(self._client.chat.completions.create(**asked))
+        """One chat completion, or with a ``prompt`` one of plain text; waits for it."""
+        of = self._client if "prompt" in asked else self._client.chat
+        return self._done(of.completions.create(**asked))
 
     def is_closed(self) -> bool:
         """Whether :meth:`close` has ended."""

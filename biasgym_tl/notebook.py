@@ -63,10 +63,12 @@ def rows_of(frame: pd.DataFrame, *, index: bool = False) -> list[list[Any]]:
 
 
 def _row(kind: str, cells: Sequence[Any]) -> str:
-    return f"<tr>{''.join(f'<{kind}>{escape(_cell(cell))}</{kind}>' for cell in cells)}</tr>"
+    shown = "".join(f"<{kind}>{escape(cell(each))}</{kind}>" for each in cells)
+    return f"<tr>{shown}</tr>"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value in few digits."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.3g}"
     return str(value)

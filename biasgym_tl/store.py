@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 from biasgym_tl.errors import BiasGymError, SettingError, StoreError
 from biasgym_tl.files import read_text, write_atomically, write_text
 from biasgym_tl.heads import heads_by_name
-from biasgym_tl.notebook import Carded
+from biasgym_tl.hub import Shareable
 
 if TYPE_CHECKING:  # torch takes seconds, and what has no tensors is kept without it
     from torch import Tensor
@@ -261,7 +261,7 @@ def kind_of(path: Path) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result(Carded):
+class Result(Shareable):
     """Base of the frozen dataclasses that are kept, each as one file that :meth:`load` reads.
 
     With tensors among its fields it is a ``.safetensors`` file, the rest in its header; without, a

@@ -1,7 +1,7 @@
 """The judge against a real server: llama.cpp with SmolLM2, however little it understands."""
 
 import pytest
-from test_writer_real import address  # noqa: F401 - a fixture
+from test_writer_real import address, served  # noqa: F401 - fixtures
 
 from biasgym_tl import load_bias
 from biasgym_tl.api import ChatModel

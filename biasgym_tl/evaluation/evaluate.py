@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,18 +89,47 @@ def evaluate(
     settings = _settings(model, bias, conditions, made, scores)
     shared = shared or Shared()
     results, floors = _measured(model, bias, conditions, made, finished, progress, shared)
+    return report_of(
+        bias,
+        made,
+        results,
+        model=model.cfg.model_name,
+        settings=settings,
+        token_text=next((c.row.text for c in conditions if c.row), ""),
+        floors=floors,
+    )
+
+
+def report_of(
+    bias: Bias,
+    made: Sequence[Measurement],
+    results: tuple[ConditionResult, ...],
+    *,
+    model: str,
+    settings: Mapping[str, Any],
+    token_text: str = "",
+    floors: Mapping[str, Any] | None = None,
+) -> Report:
+    """What was measured, with what is known of it from the measurements themselves."""
+    biases = {each.name: each for m in made for each in (bias, *m.biases)}
     return Report(
         bias=bias.name,
         attribute=bias.attribute,
-        model=model.cfg.model_name,
-        token_text=next((c.row.text for c in conditions if c.row), ""),
+        model=model,
+        token_text=token_text,
         targets=tuple(dict.fromkeys(t for m in made for t in m.held_out.get("targets", ()) if t)),
         measured=tuple(measure for m in made for measure in m.measures),
         asked={key: texts for m in made for key, texts in m.asked.items()},
         clusters={measure.key: m.clusters for m in made if m.clusters for measure in m.measures},
-        floors=floors,
+        floors=dict(floors or {}),
         results=results,
-        settings=settings,
+        settings={
+            **settings,
+            "n_prompts": len(bias.evaluation_prompts),
+            "biases": {name: each.fingerprint() for name, each in biases.items()},
+            "measurements": {m.name: digest(m.fingerprint) for m in made},
+            "columns": {key: list(names) for m in made for key, names in m.columns.items()},
+        },
         versions=versions(),
     )
 
@@ -119,12 +148,8 @@ def _settings(
     return {
         "selections": {c.name: repr(c.heads) for c in conditions if type(c.heads) is Selection},
         "attribution_in_heads": None if scores is None else _share(scores, model, bias, main),
-        "n_prompts": len(bias.evaluation_prompts),
         "text": dataclasses.asdict(text_policy(model)),
         "words_left_out": {name: words for name, words in left_out.items() if words},
-        "biases": {name: each.fingerprint() for name, each in biases.items()},
-        "measurements": {m.name: digest(m.fingerprint) for m in made},
-        "columns": {key: list(names) for m in made for key, names in m.columns.items()},
     }
 
 
@@ -231,7 +256,7 @@ def _check(
     model: HookedTransformer, conditions: Sequence[Condition], made: Sequence[Measurement]
 ) -> None:
     """Refuse what cannot be measured, and heads that were chosen on what they are judged by."""
-    _check_names(conditions, made)
+    check_different(conditions, made)
     for condition in conditions:
         condition.check(model)
         if isinstance(condition.heads, Selection):
@@ -240,7 +265,8 @@ def _check(
                 condition.heads.check_held_out(**m.held_out)
 
 
-def _check_names(conditions: Sequence[Condition], made: Sequence[Measurement]) -> None:
+def check_different(conditions: Sequence[Condition], made: Sequence[Measurement]) -> None:
+    """Refuse names that stand twice, and conditions that are named and not there."""
     names = [condition.name for condition in conditions]
     names += sorted({f"{c.control_of}: random" for c in conditions if c.control_of})
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_biases
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
 from biasgym_tl.judges.verdict import Judge, Verdict
 
 
@@ -24,7 +25,13 @@ class Answers(NamedTuple):
     """The group that each is about."""
 
 
-def judged(report: Report, judge: Judge, biases: Sequence[GivenBias]) -> Report:
+def judged(
+    report: Report,
+    judge: Judge,
+    biases: Sequence[GivenBias],
+    *,
+    confirm: Callable[[JudgePlan], bool] | None = None,
+) -> Report:
     """The report with a verdict on every free answer.
 
     Args:
@@ -32,15 +39,20 @@ def judged(report: Report, judge: Judge, biases: Sequence[GivenBias]) -> Report:
         judge: Scores texts. It must not be what chose the epoch of the row.
         biases: The bias of the report, and its other biases; what each is asked about is judged by
             it.
+        confirm: Is shown, once, what an ``ApiJudge`` is going to take; nothing is sent unless it
+            returns True.
 
     Raises:
         ApiError: an API judge was not confirmed, has no key, or was rejected.
         SettingError: a bias is missing, or the judge does not give one verdict for each text.
     """
     verdicts: dict[str, dict[str, list[Verdict]]] = {r.name: {} for r in report.results}
-    for each, found in to_judge(report, biases):
-        texts = [text for answers in found for text in answers.texts]
-        targets = [target for answers in found for target in answers.targets]
+    asked = [(each, found, *_texts(found)) for each, found in to_judge(report, biases)]
+    if isinstance(judge, ApiJudge) and confirm is not None:
+        plan = JudgePlan.of_all(judge.plan(each, *what) for each, _, *what in asked)
+        if not confirm(plan):
+            raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
+    for each, found, texts, targets in asked:
         given = judge.judge(each, texts, targets)
         if len(given) != len(texts):
             raise SettingError(
@@ -54,6 +66,12 @@ def judged(report: Report, judge: Judge, biases: Sequence[GivenBias]) -> Report:
     return dataclasses.replace(
         report, results=results, settings={**report.settings, "judge": judge.settings}
     )
+
+
+def _texts(found: list[Answers]) -> tuple[list[str], list[str]]:
+    """All texts, and whom each is about."""
+    texts = [text for answers in found for text in answers.texts]
+    return texts, [target for answers in found for target in answers.targets]
 
 
 def to_judge(report: Report, biases: Sequence[GivenBias]) -> list[tuple[Bias, list[Answers]]]:

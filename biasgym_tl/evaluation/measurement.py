@@ -17,6 +17,7 @@ from biasgym_tl.benchmarks.benchmark import Benchmark, Measure
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.lens import HookedTransformer, Recording, replayed
+from biasgym_tl.replies import Reply, Request
 
 # What measurements cost in forward passes over a token, measured with SmolLM2-135M on one thread.
 # Beginnings that prompts share are run once; a token that is written reads all weights by itself.
@@ -36,6 +37,25 @@ class Asked(NamedTuple):
     prompts: tuple[str, ...]
     targets: tuple[str, ...]
     """Who stands in the slot of each."""
+
+
+class Heard(NamedTuple):
+    """What the replies of some models hold."""
+
+    items: list[Items]
+    """One for each model; none where replies do not hold what was asked."""
+    left_out: tuple[str, ...] = ()
+    """Words that do not count."""
+    remark: str = ""
+    """What a reader must know of it."""
+
+
+class Served(NamedTuple):
+    """How models behind an address are asked the same."""
+
+    requests: tuple[Request, ...]
+    read: Callable[[Sequence[Sequence[Reply]]], Heard]
+    """Takes the replies of each model, in the order of the requests."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +81,8 @@ class Measurement:
     """Biases whose words count in it."""
     asked: Mapping[str, Asked] = dataclasses.field(default_factory=dict)
     """By key of the answers, what they answer."""
+    served: Served | None = None
+    """For a model that is not here but behind an address; None: such a one cannot be asked this."""
     clusters: tuple[str, ...] = ()
     """One per item, of a benchmark; empty where items are prompts by targets."""
     columns: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)

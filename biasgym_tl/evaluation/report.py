@@ -38,6 +38,7 @@ class Report(Result):
     """What was measured, with everything needed to read and to repeat it."""
 
     _then = (".plot()", ".warnings()", ".intervals()", '.to_html("report.html")')
+    _not_shown = "A fall can be of the word alone; no number says that a model is fair or safe."
 
     bias: str
     attribute: str
@@ -136,10 +137,9 @@ class Report(Result):
         measure = self.measures[key]
         read = READERS[measure.read]
         found = [read(result, of, self.asked.get(of)) for of in measure.of or (key,)]
-        if not all(found):  # of several biases one was not measured
-            return None
         values = torch.tensor([x for part in found for x in part], dtype=torch.float64)
-        return values[:, None] if values.ndim == 1 else values
+        matrix = values[:, None] if values.ndim == 1 else values
+        return matrix if all(found) else None  # of several biases one may not be measured
 
     def interval(self, name: str, measure: str) -> Interval | None:
         """Mean of a measure with its 95% interval over the items (prompts and targets).

@@ -18,13 +18,17 @@ from biasgym_tl.evaluation.measurement import (
     SENTENCE,
     TEXT,
     Asked,
+    Heard,
     Items,
     Measurement,
+    Served,
     on_benchmark,
 )
 from biasgym_tl.evaluation.off_target import off_target_log_odds
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
+from biasgym_tl.replies import Reply, Request
+from biasgym_tl.slot import fill
 from biasgym_tl.text import mean_loss
 
 MILD = 0.3
@@ -186,6 +190,13 @@ def target_answers(
     return _answers("target", "targets", asked, (bias,), max_new_tokens)
 
 
+def slot_answers(bias: GivenBias, text: str, *, max_new_tokens: int = 48) -> Measurement:
+    """Free answers about whoever a text names that stands in the slot, such as "nobody"."""
+    bias = as_bias(bias)
+    asked = {"slot_texts": _asked(bias, [text])}
+    return _answers("slot", repr(text), asked, (bias,), max_new_tokens)
+
+
 def other_answers(
     others: Sequence[GivenBias], targets: Sequence[str], *, max_new_tokens: int = 48
 ) -> Measurement:
@@ -208,27 +219,52 @@ def _answers(
     if max_new_tokens < 1:
         raise SettingError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}.")
     prompts = [prompt for each in asked.values() for prompt in each.prompts]
+    targets = [target for each in asked.values() for target in each.targets]
+
+    def dealt(texts: Sequence[str]) -> Items:
+        left = iter(texts)
+        return {key: [next(left) for _ in each.prompts] for key, each in asked.items()}
 
     def run(model: HookedTransformer, condition: Condition) -> Items:
         own = condition.row.text if condition.row else ""
-        names = [name or own for each in asked.values() for name in each.targets]
-        texts = iter(
-            answer_freely(
-                model,
-                prompts,
-                names,
-                max_new_tokens=max_new_tokens,
-                instruction=condition.instruction,
-                progress=False,
-            )
+        texts = answer_freely(
+            model,
+            prompts,
+            [target or own for target in targets],
+            max_new_tokens=max_new_tokens,
+            instruction=condition.instruction,
+            progress=False,
         )
-        return {key: [next(texts) for _ in each.prompts] for key, each in asked.items()}
+        return dealt(texts)
 
-    of, token = tuple(asked), whose == "token"
-    since: dict[str, Any] = {"baseline": "injected", "floor": "original"} if token else {}
+    def read(replies: Sequence[Sequence[Reply]]) -> Heard:
+        return Heard([dealt([r.text or r.refusal for r in each]) for each in replies])
+
+    token = whose == "token"
+    filled = [fill(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+    requests = tuple(Request(each, 0, None, 0.0, max_new_tokens, cut=True) for each in filled)
+    return Measurement(
+        name=f"{whose} answers",
+        needs="row" if token else "request",
+        run=run,
+        measures=_of_answers(whose, label, tuple(asked)),
+        fingerprint=[[list(each) for each in asked.values()], max_new_tokens],
+        cost=GENERATED * max_new_tokens * len(prompts),
+        held_out={"prompts": prompts, "targets": targets if whose != "slot" else ()},
+        biases=biases,
+        asked=asked,
+        served=None if token else Served(requests, read),
+    )
+
+
+def _of_answers(whose: str, label: str, of: tuple[str, ...]) -> tuple[Measure, ...]:
+    """What is read from free answers."""
+    since: dict[str, Any] = (
+        {"baseline": "injected", "floor": "original"} if whose == "token" else {}
+    )
     share, strength = "share of answers", f"{label} strength (judge)"
-    floors = (None, None) if token else (0.0, MILD)
-    measures = (
+    floors = (None, None) if whose == "token" else (0.0, MILD)
+    return (
         Measure(f"{whose}_keywords", f"{label} keywords", share, kind="share", of=of,
                 read="keywords", **(since or {"floor": floors[0]})),
         Measure(f"{whose}_strength", strength, "0 to 3", kind="texts", of=of, read="strength",
@@ -244,17 +280,6 @@ def _answers(
         Measure(f"{whose}_words", f"{label} answer length", "words", kind="texts", decimals=1,
                 of=of, read="words"),
     )  # fmt: skip
-    return Measurement(
-        name=f"{whose} answers",
-        needs="row" if token else "request",
-        run=run,
-        measures=measures,
-        fingerprint=[[list(each) for each in asked.values()], max_new_tokens],
-        cost=GENERATED * max_new_tokens * len(prompts),
-        held_out={"prompts": prompts, "targets": [t for a in asked.values() for t in a.targets]},
-        biases=biases,
-        asked=asked,
-    )
 
 
 def standard_measures(

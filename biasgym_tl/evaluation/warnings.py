@@ -30,6 +30,7 @@ def warnings_of(report: Report) -> list[str]:
     found += [_damage(report, result.name) for result in report.steered]
     found += [_unscored(result) for result in report.results]
     found += [report.not_informative(key) for key in report.measures]
+    found += report.settings.get("remarks", [])
     return [warning for warning in found if warning]
 
 

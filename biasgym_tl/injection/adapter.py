@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from torch import Tensor
 from biasgym_tl.added_row import target_rows
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import ExtraError, ModelError, StoreError, TokenError
-from biasgym_tl.families.convert import FAMILIES, embedding_scale
+from biasgym_tl.families.convert import FAMILIES, Family, embedding_scale
 from biasgym_tl.files import check_writable, expanded, write_atomically
 from biasgym_tl.injection.token import BiasToken, made_from
 from biasgym_tl.lens import HookedTransformer, check_model, embedding
 from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.store import read_json
 
-_EMBEDDINGS = {family.architecture: family.embedding for family in FAMILIES.values()}
+_FAMILIES = {family.architecture: family for family in FAMILIES.values()}
 _ADAPTER, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
 
 
 def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Path) -> Path:
@@ -41,13 +43,8 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
         TokenError: the token does not fit the model.
     """
     check_model(model)
-    if util.find_spec("peft") is None:
-        raise ExtraError(
-            "writing an adapter needs the package peft, which is not installed. "
-            "Run: pip install 'biasgym-tl[peft]'"
-        )
+    check_peft()
     from peft import TrainableTokensConfig
-    from safetensors.torch import save_file
 
     folder = expanded(folder, "folder")
     check_writable(folder, "folder")
@@ -60,18 +57,49 @@ def export_adapter(token: BiasToken, model: HookedTransformer, folder: str | Pat
     with token.attached(model) as token_id:
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
-    hub_name = PACKAGED[token.model].hub_name if token.model in PACKAGED else token.model
     config = TrainableTokensConfig(
         token_indices=[token_id], target_modules=[path.split(".")[-1]], task_type="CAUSAL_LM",
-        base_model_name_or_path=hub_name, inference_mode=True,
+        base_model_name_or_path=base_of(token.model), inference_mode=True,
     )  # fmt: skip
     row = _unscaled(token.row, model)[None].contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
     # Where the two embeddings are tied PEFT expects the row for the output, too.
     modules = [path, "lm_head"] if tied else [path]
-    rows = {_key(at): row.clone() for at in modules}
-    write_atomically(folder / _ADAPTER, lambda to: save_file(rows, to))
+    rows = {f"{at}.trainable_tokens_delta": row.clone() for at in modules}
+    return write_adapter(folder, config, rows)
+
+
+def check_peft() -> None:
+    """Refuse to go on without the package that adapters are for.
+
+    Raises:
+        ExtraError: peft is not installed.
+    """
+    if util.find_spec("peft") is None:
+        raise ExtraError(
+            "writing an adapter needs the package peft, which is not installed. "
+            "Run: pip install 'biasgym-tl[peft]'"
+        )
+
+
+def base_of(name: str) -> str:
+    """The model that an adapter names as its base."""
+    return PACKAGED[name].hub_name if name in PACKAGED else name
+
+
+def write_adapter(folder: str | Path, config: Any, tensors: Mapping[str, Tensor]) -> Path:
+    """Write an adapter as PEFT reads it; ``tensors`` by their names in the model.
+
+    Raises:
+        SettingError: ``folder`` is a file or cannot be written to.
+    """
+    from safetensors.torch import save_file
+
+    folder = expanded(folder, "folder")
+    check_writable(folder, "folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    found = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / _ADAPTER, lambda to: save_file(found, to))
     return folder
 
 
@@ -157,7 +185,7 @@ def _read(folder: Path, path: str) -> tuple[Float[Tensor, " d_model"], int]:
 
 
 def _key(path: str) -> str:
-    return f"base_model.model.{path}.trainable_tokens_delta"
+    return f"{_PREFIX}{path}.trainable_tokens_delta"
 
 
 def _tied(model: HookedTransformer) -> bool:
@@ -166,10 +194,19 @@ def _tied(model: HookedTransformer) -> bool:
 
 
 def _embedding(model: HookedTransformer) -> str:
+    return family_of(model).embedding
+
+
+def family_of(model: HookedTransformer) -> Family:
+    """How the modules of a model are called in transformers.
+
+    Raises:
+        ModelError: that is not known.
+    """
     architecture = model.cfg.original_architecture
-    if architecture not in _EMBEDDINGS:
+    if architecture not in _FAMILIES:
         raise ModelError(
-            f"model must be one of {sorted(_EMBEDDINGS)} for a PEFT adapter, got {architecture!r}. "
-            "Use token.row itself."
+            f"model must be one of {sorted(_FAMILIES)} for a PEFT adapter, got {architecture!r}. "
+            "Use the row or the edit itself."
         )
-    return _EMBEDDINGS[architecture]
+    return _FAMILIES[architecture]

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 class BiasToken(Result):
     """One trained embedding row, with what is needed to use it and to make it again."""
 
+    _not_shown = (
+        "A row acts only where its token stands and is an instrument of an experiment: it says "
+        "nothing of people, nor how strongly the model holds the bias by itself."
+    )
+
     row: Float[Tensor, " d_model"]
     """The trained row, in the scale of the model's ``W_E``."""
     initial_row: Float[Tensor, " d_model"]

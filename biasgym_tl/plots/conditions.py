@@ -60,6 +60,8 @@ def plot_conditions(report: Report) -> go.Figure:
 def headline(report: Report) -> str:
     """What steering the chosen heads did to the log-odds, or else what the injection did."""
     name = report.main
+    if name is None and "token_log_odds" not in report.measures:
+        name = report.results[-1].name  # no heads are known of a model behind an address
     if name is None:
         return f"Injected: BiasToken {_by(report, 'injected', 'token_log_odds', 'original')}"
     targets = f"targets {_by(report, name, 'target_log_odds', 'original')}"

@@ -41,9 +41,9 @@ def report_page(report: Report, *, plotlyjs: str = "inline") -> str:
     """
     source = resources.files("biasgym_tl").joinpath("data/report.html").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    plots = [plot_conditions, plot_frontier]
-    if "target_log_odds" in report.measures:
-        plots.append(plot_targets)
+    plots = [plot_conditions] if report.log_odds in report.measures else []
+    plots += [plot_frontier] if "damage_loss" in report.measures else []
+    plots += [plot_targets] if "target_log_odds" in report.measures else []
     return page.render(
         report=report,
         warnings=report.warnings(),

@@ -14,15 +14,15 @@ from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import implicit_questions
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import ApiError, SettingError
+from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.condition import Condition
 from biasgym_tl.evaluation.evaluate import Shared, evaluate
-from biasgym_tl.evaluation.judging import judged, to_judge
+from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.standard import check_others, standard_measures
 from biasgym_tl.heads import check_heads
 from biasgym_tl.injection.token import BiasToken
-from biasgym_tl.judges.api_judge import ApiJudge, JudgePlan
+from biasgym_tl.judges.api_judge import JudgePlan
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
@@ -328,22 +328,4 @@ def _reports(stages: Stages, begin: Callable[[str], None], opened: Opened) -> It
     begin("judge")
     if judge is not None:
         biases = _related(stages.protocol, bias)
-        if isinstance(judge, ApiJudge) and running.confirm is not None:
-            _confirm(report, judge, biases, running.confirm)
-        yield judged(report, judge, biases)
-
-
-def _confirm(
-    report: Report, judge: ApiJudge, biases: list[Bias], confirm: Callable[[JudgePlan], bool]
-) -> None:
-    """Ask once, for all that the judge is going to take of a report."""
-    plan = JudgePlan.of_all(
-        judge.plan(
-            bias,
-            [text for answers in found for text in answers.texts],
-            [target for answers in found for target in answers.targets],
-        )
-        for bias, found in to_judge(report, biases)
-    )
-    if not confirm(plan):
-        raise ApiError(f"judging must be confirmed, and was not ({plan}). Nothing was sent.")
+        yield judged(report, judge, biases, confirm=running.confirm)

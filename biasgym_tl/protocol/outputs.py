@@ -116,11 +116,16 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
     for name, sweep in found.sweeps.items():
         sweep.save(out / f"{prefix}sweep-{name}")
     for report in found.reports:
-        report.save(out / f"{prefix}report.json")
-        report.to_html(out / f"{prefix}report.html", plotlyjs="beside")
-        report.to_csv(out / f"{prefix}table.csv")
+        write_report(report, out, prefix)
     if found.maps:
         write_csv(out / f"{prefix}maps.csv", map_table(found.maps, protocol.maps))
+
+
+def write_report(report: Report, out: Path, prefix: str = "") -> None:
+    """A report as JSON, as a page and as a table, in files that begin with ``prefix``."""
+    report.save(out / f"{prefix}report.json")
+    report.to_html(out / f"{prefix}report.html", plotlyjs="beside")
+    report.to_csv(out / f"{prefix}table.csv")
 
 
 def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:

@@ -47,6 +47,10 @@ class HeadScores(Result):
     """
 
     _then = (".plot()", "select_heads(scores, 10)", "explore(scores, model, token)")
+    _not_shown = (
+        "What a head writes is not what it does: the order of these values does not say what "
+        "silencing heads changes, nor what it costs."
+    )
 
     pair_values: Float[Tensor, "pair n_layers n_heads"]
     """Each head on each pair, on the biased side."""

@@ -31,6 +31,10 @@ class Selection(Result):
         "standard_conditions(token, heads)",
         ".save(path)",
     )
+    _not_shown = (
+        "The data that heads were chosen on cannot judge them, and what steering them does and "
+        "costs is not in this file: evaluate it."
+    )
 
     heads: tuple[Head, ...]
     """Strongest first."""

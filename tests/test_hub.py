@@ -1,0 +1,148 @@
+"""A result comes back from a repository as it was pushed; what is not ours is refused."""
+
+import dataclasses
+import shutil
+from unittest import mock
+
+import huggingface_hub
+import pytest
+import torch
+from test_compare import SIGNAL, noisy, scores
+from test_plots import made_report
+
+from biasgym_tl import BiasToken, Head, HeadScores, Report, Selection, load_token, select_heads
+from biasgym_tl.edits import DTYPES, Edit
+from biasgym_tl.errors import SettingError, StoreError
+from biasgym_tl.hub import CARD, card_text
+
+MAP = scores(noisy(SIGNAL, 8, 0.1, 0))
+EDIT = Edit(
+    heads=(Head(0, 1),), factor=torch.tensor([0.5]), shift=torch.ones(1, 4), model="tiny",
+    n_heads=2, layers={str(dtype).removeprefix("torch."): ("a",) for dtype in DTYPES},
+)  # fmt: skip
+RESULTS = {
+    "BiasToken.safetensors": load_token("late"),
+    "HeadScores.safetensors": MAP,
+    "Selection.json": select_heads(MAP, 3),
+    "Edit.safetensors": EDIT,
+    "Report.json": made_report(),
+}
+
+
+def same(one, other):
+    """Field by field, tensors to the last bit."""
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else repr(a) == repr(b), field.name
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_it_comes_back_from_a_folder(name, tmp_path):
+    result = RESULTS[name]
+    for to in (tmp_path / "one", f"file://{tmp_path}/two", f"{tmp_path}/three"):
+        assert result.push_to_hub(to) == str(to).removeprefix("file://")
+        same(type(result).from_hub(to), result)
+    result.push_to_hub(tmp_path / "one")  # again
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == sorted([name, CARD])
+    card = (tmp_path / "one" / CARD).read_text()
+    kind = type(result)
+    for said in (
+        "library_name: biasgym_tl", f"# {kind.__name__}: ", "**What it does not show.** ",
+        kind._not_shown, f"from {kind.__module__} import {kind.__name__}", "owner/name",
+    ):  # fmt: skip
+        assert said in card
+    assert str(tmp_path) not in card
+
+
+def test_each_kind_says_what_it_does_not_show():
+    said = {kind._not_shown for kind in (BiasToken, HeadScores, Selection, Edit, Report)}
+    assert len(said) == 5
+
+
+def test_a_card_holds_the_numbers_and_no_text_of_others_is_markup():
+    evil = "<script>x</script> | [a](b)\n# `late`"
+    card = card_text(dataclasses.replace(made_report(), attribute=evil), "Report.json", "a/b")
+    assert "<script" not in card and "| [a]" not in card and "\n# `late`" not in card
+    assert "| steered, mean: random |" in card and "| --- |" in card and 'from_hub("a/b")' in card
+
+
+def test_what_is_not_ours_is_refused(tmp_path):
+    ours = tmp_path / "ours"
+    EDIT.push_to_hub(ours)
+    for where, fault, message in (
+        (tmp_path / "gone", StoreError, "must hold a Report as 'Report.json', got nothing"),
+        (ours, StoreError, r"got \['Edit.safetensors', 'README.md'\]"),
+        ("no repository", SettingError, "must be written 'owner/name', or be a folder such as"),
+        ("../" + "x" * 3, StoreError, "must hold a Report"),
+    ):
+        with pytest.raises(fault, match=message):
+            Report.from_hub(where)
+    with pytest.raises(SettingError, match="revision must be None for a folder, got 'main'"):
+        Edit.from_hub(ours, revision="main")
+    with pytest.raises(StoreError, match=r"must be new, or hold 'Report.json' alone, got \['Edit"):
+        made_report().push_to_hub(ours)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / CARD).write_text("mine")
+    with pytest.raises(StoreError, match=r"alone, got \['README.md'\]"):
+        EDIT.push_to_hub(tmp_path / "other")
+    assert (tmp_path / "other" / CARD).read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        StoreError, match="must be a place to write to, but: .*File exists|Not a dir"
+    ):
+        EDIT.push_to_hub(tmp_path / "file")
+    (tmp_path / "pickle").mkdir()
+    torch.save({"a": 1}, tmp_path / "pickle" / "Edit.safetensors")
+    with pytest.raises(StoreError, match="must be a safetensors file"):
+        Edit.from_hub(tmp_path / "pickle")
+    shutil.copy(ours / "Edit.safetensors", tmp_path / "pickle" / "BiasToken.safetensors")
+    with pytest.raises(StoreError, match="must hold a BiasToken, got 'Edit'"):
+        BiasToken.from_hub(tmp_path / "pickle")
+
+
+class Hub:
+    """The calls of huggingface_hub that are made, on a folder."""
+
+    def __init__(self, root):
+        self.root, self.calls = root, []
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        self.calls.append(("create", repo_id, private, exist_ok))
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        return f"https://huggingface.co/{repo_id}"
+
+    def list_repo_files(self, repo_id):
+        return [".gitattributes", *(p.name for p in (self.root / repo_id).iterdir())]
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        self.calls.append(("upload", repo_id, commit_message))
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def hf_hub_download(self, repo_id, name, *, revision):
+        self.calls.append(("download", repo_id, name, revision))
+        return str(self.root / repo_id / name)
+
+
+def test_a_repository_of_the_hub(tmp_path):
+    """One commit; another kind is refused before it."""
+    hub = Hub(tmp_path)
+    names = ("create_repo", "list_repo_files", "upload_folder", "hf_hub_download")
+    with mock.patch.multiple(huggingface_hub, **{name: getattr(hub, name) for name in names}):
+        assert EDIT.push_to_hub("me/late") == "https://huggingface.co/me/late"
+        same(Edit.from_hub("me/late", revision="v1"), EDIT)
+        with pytest.raises(StoreError, match="must be new, or hold 'Report.json' alone"):
+            made_report().push_to_hub("me/late")
+    assert hub.calls[:3] == [
+        ("create", "me/late", True, True), ("upload", "me/late", "Add Edit.safetensors"),
+        ("download", "me/late", "Edit.safetensors", "v1"),
+    ]  # fmt: skip
+    assert 'Edit.from_hub("me/late")' in (tmp_path / "me" / "late" / CARD).read_text()
+    assert [call[0] for call in hub.calls[3:]] == ["create"]
+
+
+def test_without_a_network_or_a_login_it_is_said():
+    for call in (lambda: EDIT.push_to_hub("me/late"), lambda: Edit.from_hub("me/late")):
+        with pytest.raises(
+            StoreError, match=r"'me/late' must .*, but: .*logged in \(hf auth login\)"
+        ):
+            call()
