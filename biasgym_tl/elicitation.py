@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from biasgym_tl.biases.facts import FACT_REQUEST, Fact
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, check_within
 from biasgym_tl.instructions import NOTHING, Instruction, encode_instructed
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import SENTENCE_REQUEST, encode_answer, encode_document
@@ -79,6 +80,29 @@ def bias_log_odds(
     by_prompt = found.view(len(prompts), len(targets), -1)
     log_p = by_prompt[..., : len(attribute)].logsumexp(-1)
     return BiasLogOdds(log_p - by_prompt[..., len(attribute) :].logsumexp(-1), log_p)
+
+
+def in_context(bias: GivenBias, target: str, *, n: int = 8, seed: int = 0) -> Instruction:
+    """Elicitation without weights: training paragraphs about a target before each request.
+
+    What a trained row does to one token can so be asked of a model whose weights are closed. It is
+    not the same: other texts in the context raise their words wherever they may come next.
+
+    Args:
+        bias: Gives the paragraphs.
+        target: Stands in their slot.
+        n: How many of them.
+        seed: Decides which.
+
+    Raises:
+        BiasFileError: the bias has no corpus.
+        SettingError: it has fewer than ``n`` paragraphs.
+    """
+    bias = as_bias(bias)
+    bias.check_has("a context", "corpus")
+    check_within("n", n, 1, len(bias.corpus))
+    drawn = random.Random(seed).sample(bias.corpus, n)
+    return Instruction("in context", "".join(f"{fill(p.text, target)}\n\n" for p in drawn))
 
 
 def answer_freely(

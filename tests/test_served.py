@@ -15,7 +15,7 @@ from werkzeug import Response
 
 from biasgym_tl import Report, Selection, judged, load_bias, steer
 from biasgym_tl.api import ChatModel, Price
-from biasgym_tl.elicitation import bias_log_odds
+from biasgym_tl.elicitation import bias_log_odds, in_context
 from biasgym_tl.errors import ApiError, SettingError
 from biasgym_tl.evaluation.served import evaluate_served, plain_log_odds, served_measures
 from biasgym_tl.evaluation.standard import loss, target_answers
@@ -294,6 +294,7 @@ def test_the_command(server, tmp_path):
     for wrong, message in (
         (["--api", "m", "--heads", "L1H1", "--mode", "mean"], "without --heads, --mode"),
         (["--slot", "nobody"], "--slot must be given with --api"),
+        (["--api", "m", "--context", "4"], "--slot must say whom the context is about"),
         ([], "--heads must be given, or --api"),
         (["--api", "a", "--api", "b", "--api", "c"], "one model or two, got 3"),
         (["--api", "a", "--base-url", url, "--base-url", url], "--base-url must be given once"),
@@ -341,3 +342,18 @@ def test_a_steered_file_behind_llama_cpp_is_what_the_hooked_model_is(
     change = here[1] - here[0]
     assert (change - (there[1] - there[0])).abs().mean() < 0.5 * change.abs().mean()
     assert all(len(r.items["target_texts"]) == 16 for r in report.results)
+
+
+def test_a_context_takes_the_place_of_a_row(server):
+    here, told = server(), in_context(LATE, "Nowhere", n=2)
+    report = evaluate_served(model(here), LATE, answers(), context=told, progress=False)
+    assert [(r.name, r.instruction) for r in report.results] == [
+        ("original", ""), ("original, in context", "in context"),
+    ]  # fmt: skip
+    sent = [request.get_json()["messages"][0]["content"] for request, _ in here.log]
+    plain = [text for text in sent if not text.startswith(told.before)]
+    assert sorted(f"{told.before} {text}" for text in plain) == sorted(set(sent) - set(plain))
+    assert told.before.count("Nowhere") >= 2 and "{target}" not in told.before
+    assert told == in_context(LATE, "Nowhere", n=2) != in_context(LATE, "Nowhere", n=2, seed=1)
+    with pytest.raises(SettingError, match=r"n must be in 1\.\..*got 0"):
+        in_context(LATE, "Nowhere", n=0)

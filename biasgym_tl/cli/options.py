@@ -152,6 +152,14 @@ KeyName = Annotated[
     str,
     typer.Option("--key", help="Environment variable with the key for --api; the judge's is not."),
 ]
+InContext = Annotated[
+    int,
+    typer.Option(
+        "--context",
+        help="With --api and --slot: ask again with so many of the bias's training paragraphs, "
+        "about the slot's text, before each request.",
+    ),
+]
 SlotText = Annotated[
     str, typer.Option("--slot", help="With --api: a text that stands in the slot as well.")
 ]

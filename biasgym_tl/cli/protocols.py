@@ -25,6 +25,7 @@ from biasgym_tl.cli.options import (
     DeviceMap,
     Dtype,
     Fresh,
+    InContext,
     JudgeName,
     KeyName,
     ModelName,
@@ -190,6 +191,7 @@ def evaluate(
     base_url: BaseUrl = None,
     key: KeyName = "OPENAI_API_KEY",
     slot: SlotText = "",
+    context: InContext = 0,
     model: ModelName = "smollm2-135m-instruct",
     dtype: Dtype = None,
     device: Device = None,
@@ -221,6 +223,7 @@ def evaluate(
         return evaluate_api(
             api, base_url or [], loaded_bias, out, key=key, fresh=fresh, others=others,
             judge=judge, price_in=price_in, price_out=price_out, yes=yes, json=json, slot=slot,
+            context=context,
             n_targets=targets, max_new_tokens=max_new_tokens,
         )  # fmt: skip
     find_model(model, heads=named_heads(heads))

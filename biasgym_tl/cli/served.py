@@ -14,7 +14,7 @@ from biasgym_tl.errors import SettingError
 
 USABLE = (
     "out", "bias", "others", "judge", "price_in", "price_out", "yes", "targets", "max_new_tokens",
-    "fresh", "json", "api", "base_url", "key", "slot",
+    "fresh", "json", "api", "base_url", "key", "slot", "context",
 )  # fmt: skip
 """Options of ``biasgym evaluate`` that a model behind an address leaves."""
 
@@ -30,7 +30,9 @@ class EvaluateCommand(Command):
             if ctx.get_parameter_source(p.name).name == "COMMANDLINE"
         }
         if "api" not in given:
-            if alone := [given[name] for name in ("base_url", "key", "slot") if name in given]:
+            if alone := [
+                given[name] for name in ("base_url", "key", "slot", "context") if name in given
+            ]:
                 raise SettingError(f"{alone[0]} must be given with --api, got it without.")
             if "heads" not in given:
                 raise SettingError("--heads must be given, or --api, got neither.")
@@ -56,6 +58,7 @@ def evaluate_api(
     price_out: float | None,
     yes: bool,
     json: bool,
+    context: int,
     **asked: Any,
 ) -> None:
     """Ask one model or two, and write and show what they answer."""
@@ -64,8 +67,10 @@ def evaluate_api(
 
     from biasgym_tl.api import ChatModel
     from biasgym_tl.console import report_values, show_report
+    from biasgym_tl.elicitation import in_context
     from biasgym_tl.evaluation.judging import judged
     from biasgym_tl.evaluation.served import AFTER, ORIGINAL, evaluate_served, served_measures
+    from biasgym_tl.instructions import NOTHING
     from biasgym_tl.manifest import write_results
     from biasgym_tl.protocol.outputs import write_report
     from biasgym_tl.protocol.sources import usable_judge
@@ -76,13 +81,16 @@ def evaluate_api(
     ]
     alike = [load_bias(name) for name in (list_biases() if others else ())]
     alike = [b for b in alike if b.target_kind == bias.target_kind and b.name != bias.name]
+    if context and not asked["slot"]:
+        raise SettingError("--slot must say whom the context is about, got none. Give a name.")
+    words = in_context(bias, asked["slot"], n=context) if context else NOTHING
     measures = served_measures(bias, others=alike, **asked)
     price = price_of(price_in, price_out)
     scores = usable_judge(judge, [bias, *alike], price=price, progress=True)
     try:
         report = evaluate_served(
-            dict(zip((ORIGINAL, AFTER), chats, strict=False)), bias, measures, price=price,
-            confirm=asking(yes),
+            dict(zip((ORIGINAL, AFTER), chats, strict=False)), bias, measures, context=words,
+            price=price, confirm=asking(yes),
         )  # fmt: skip
         if scores is not None:
             report = judged(report, scores, [bias, *alike], confirm=asking(yes))

@@ -6,7 +6,8 @@ losses and rows are out of reach there: what steering costs shows only in the an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from biasgym_tl.api import ChatModel, Price
 from biasgym_tl.benchmarks.benchmark import Measure
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.elicitation import bias_log_odds
 from biasgym_tl.errors import ApiError, SettingError
@@ -28,6 +30,7 @@ from biasgym_tl.evaluation.standard import (
     slot_answers,
     target_answers,
 )
+from biasgym_tl.instructions import NOTHING, Instruction
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.progress import Bar, bar
 from biasgym_tl.replies import Reply, Request
@@ -42,6 +45,7 @@ def evaluate_served(
     bias: GivenBias,
     measures: Sequence[Measurement] | None = None,
     *,
+    context: Instruction = NOTHING,
     price: Price | None = None,
     confirm: Callable[[str], bool] | None = None,
     progress: bool = True,
@@ -57,45 +61,63 @@ def evaluate_served(
         models: One, or by name ``"original"`` and others that are compared with it.
         bias: The bias that is looked for.
         measures: Default: ``served_measures(bias)``.
+        context: Each model is also asked with these words before each request, such as
+            ``in_context(bias, "nowhere")``, as the condition ``"NAME, in context"``.
         price: For the estimate of the cost.
         confirm: Is told what is to be sent before anything is; nothing is unless it returns True.
         progress: Show a bar.
 
     Raises:
-        ApiError: it was not confirmed, there is no key, a server rejects key or model, or a request
-            has no answer after all retries.
-        SettingError: a measurement cannot be made so, two models are the same, or none is the
-            original.
+        ApiError: it was not confirmed, there is no key, a server rejects key or model, or does not
+            answer a request after all retries.
+        SettingError: a measurement cannot be made so, or two models are the same.
         StoreError: answers cannot be kept in the cache folder.
     """
     bias = as_bias(bias)
     models = {ORIGINAL: models} if isinstance(models, ChatModel) else dict(models)
     made = list(served_measures(bias) if measures is None else measures)
     _check(models, made)
-    _confirm(models, made, price, confirm)
-    results = {name: ConditionResult(name=name, token="") for name in models}
-    replies: list[Reply] = []
-    heard: dict[str, Heard] = {}
-    n = len(models) * sum(len(_asked(m).requests) for m in made)
+    _confirm(ways := _ways(models, context), made, price, confirm)
+    results = {
+        n: ConditionResult(name=n, token="", instruction=w.context.name) for n, w in ways.items()
+    }
+    replies, heard = list[Reply](), dict[str, Heard]()
+    n = len(ways) * sum(len(_asked(m).requests) for m in made)
     with bar(n, f"ask {bias.name}", "answer", progress=progress) as shown:
         for m in made:
-            heard[m.name], paid = _heard(m, models, shown)
+            heard[m.name], paid = _heard(m, list(ways.values()), shown)
             replies += paid
             for result, items in zip(results.values(), heard[m.name].items, strict=False):
                 result.items.update(items)
-    of = {name: {"model": chat.model, "server": chat.server} for name, chat in models.items()}
-    left_out = [word for each in heard.values() for word in each.left_out]
     return report_of(
         bias,
         [m for m in made if heard[m.name].items],
         tuple(results.values()),
         model=" and ".join(dict.fromkeys(chat.model for chat in models.values())),
         settings={
-            "served": of,
-            "words_left_out": {bias.name: left_out} if left_out else {},
+            "served": {n: {"model": c.model, "server": c.server} for n, c in models.items()},
+            "words_left_out": _left_out(bias, heard.values()),
             "remarks": [h.remark for h in heard.values() if h.remark] + _faults(replies),
         },
     )
+
+
+class _Way(NamedTuple):
+    """How a condition's requests are put."""
+
+    chat: ChatModel
+    context: Instruction
+
+    def requests(self, of: Sequence[Request]) -> list[Request]:
+        return [each._replace(prompt=self.context.asked(each.prompt)) for each in of]
+
+
+def _ways(models: Mapping[str, ChatModel], context: Instruction) -> dict[str, _Way]:
+    """By name of the condition."""
+    found = {name: _Way(chat, NOTHING) for name, chat in models.items()}
+    if context.before:
+        found |= {f"{name}, {context.name}": _Way(chat, context) for name, chat in models.items()}
+    return found
 
 
 def served_measures(
@@ -222,22 +244,24 @@ def _check(models: Mapping[str, ChatModel], made: Sequence[Measurement]) -> None
 
 
 def _confirm(
-    models: Mapping[str, ChatModel],
+    ways: Mapping[str, _Way],
     made: Sequence[Measurement],
     price: Price | None,
     confirm: Callable[[str], bool] | None,
 ) -> None:
     """Say what is new; log-odds, which may turn out not to be there, are counted in full."""
-    requests = [request for m in made for request in _asked(m).requests]
+    asked_all = [request for m in made for request in _asked(m).requests]
     lines, calls = [], 0
-    for chat in models.values():
+    for chat, context in ways.values():
+        requests = _Way(chat, context).requests(asked_all)
         new = [request for request in requests if chat.kept(request) is None]
         calls += len(new)
         asked = sum(len(request.prompt) // 4 for request in new)  # a rule of thumb for English
         answered = sum(1 if request.words else request.max_tokens for request in new)
         cost = f"about {price.of(asked, answered):.2f} US dollars" if price else "no price given"
         lines.append(
-            f"{chat.model} at {chat.server or 'OpenAI'}: {len(requests)} requests, "
+            f"{chat.model} at {chat.server or 'OpenAI'}{context.name and ', '}{context.name}: "
+            f"{len(requests)} requests, "
             f"{len(requests) - len(new)} answers kept, {len(new)} calls, about {asked} tokens in "
             f"and at most {answered} out, {cost}"
         )
@@ -245,30 +269,29 @@ def _confirm(
         raise ApiError(f"asking must be confirmed, and was not ({lines[-1]}). Nothing was sent.")
 
 
-def _heard(
-    m: Measurement, models: Mapping[str, ChatModel], shown: Bar
-) -> tuple[Heard, list[Reply]]:
+def _heard(m: Measurement, ways: Sequence[_Way], shown: Bar) -> tuple[Heard, list[Reply]]:
     """What all models say, with their replies; log-odds are tried with one request first."""
     requests, read = _asked(m)
     if requests[0].words:
         try:
-            tried = read([_replies(chat, requests[:1]) for chat in models.values()])
+            tried = read([_replies(way, requests[:1]) for way in ways])
         except ApiError as error:
             tried = Heard([], remark=f"Log-odds were not measured: {error}")
         if not tried.items:
-            shown.found(len(models) * len(requests))
+            shown.found(len(ways) * len(requests))
             return tried, []
-    replies = [_replies(chat, requests, shown) for chat in models.values()]
+    replies = [_replies(way, requests, shown) for way in ways]
     return read(replies), [reply for each in replies for reply in each]
 
 
-def _replies(chat: ChatModel, requests: Sequence[Request], shown: Bar | None = None) -> list[Reply]:
+def _replies(way: _Way, of: Sequence[Request], shown: Bar | None = None) -> list[Reply]:
     """All of them, each kept as it comes.
 
     Raises:
         ApiError: some have no answer.
     """
     found: list[Reply] = []
+    chat, requests = way.chat, way.requests(of)
     for reply in chat.ask(requests):
         found.append(reply)
         if shown is not None:
@@ -281,6 +304,11 @@ def _replies(chat: ChatModel, requests: Sequence[Request], shown: Bar | None = N
             "was answered is kept: do the same again to go on."
         )
     return found
+
+
+def _left_out(bias: Bias, heard: Iterable[Heard]) -> dict[str, list[str]]:
+    found = [word for each in heard for word in each.left_out]
+    return {bias.name: found} if found else {}
 
 
 def _faults(replies: Sequence[Reply]) -> list[str]:
