@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from inspect_ai import Task
@@ -88,33 +88,30 @@ def hooked_model(model: HookedTransformer) -> Model:
 def bias_task(bias: Bias, asked: Asked, judge: Judge | None, max_new_tokens: int) -> Task:
     """Requests, and what is read from each answer."""
 
-    @scorer(metrics=[mean(), stderr()], name="keywords")
-    def keywords() -> Any:
-        async def score(state: Any, target: Any) -> Score:
-            (hit,) = keyword_hits([state.output.completion], bias.keywords)
-            return Score(value=float(hit), answer=state.output.completion)
+    async def keywords(state: Any, target: Any) -> Score:
+        (hit,) = keyword_hits([state.output.completion], bias.keywords)
+        return Score(value=float(hit), answer=state.output.completion)
 
-        return score
-
-    @scorer(metrics=[mean(), stderr()], name="strength")
-    def strength() -> Any:
-        async def score(state: Any, target: Any) -> Score | None:
-            text, about = state.output.completion, state.metadata["target"]
-            assert judge
-            (verdict,) = judge.judge(bias, [text], [about])
-            (value,) = strengths([verdict])
-            if value != value:  # unscored or degenerate: counted, and never averaged in
-                return None
-            return Score(value=value, answer=text, explanation=verdict.reason)
-
-        return score
+    async def strength(state: Any, target: Any) -> Score | None:
+        text, about = state.output.completion, state.metadata["target"]
+        assert judge
+        (verdict,) = judge.judge(bias, [text], [about])
+        (value,) = strengths([verdict])
+        if value != value:  # unscored or degenerate: counted, and never averaged in
+            return None
+        return Score(value=value, answer=text, explanation=verdict.reason)
 
     pairs = zip(asked.prompts, asked.targets, strict=True)
     samples = [Sample(fill(p, who), metadata={"target": who}) for p, who in pairs]
     return Task(
         dataset=MemoryDataset(samples),
         solver=answer(),
-        scorer=[keywords(), *([strength()] if judge else [])],
+        scorer=[_scorer(each) for each in ((keywords, strength) if judge else (keywords,))],
         config=GenerateConfig(temperature=0.0, max_tokens=max_new_tokens),
         name=f"biasgym-{bias.name}",
     )
+
+
+def _scorer(score: Callable[[Any, Any], Any]) -> Any:
+    """As inspect registers one, by the function's name."""
+    return scorer(metrics=[mean(), stderr()], name=score.__name__)(lambda: score)()
