@@ -27,6 +27,7 @@ import typer
 import yaml
 from conftest import VOCAB, tiny_hf_model
 from test_api import chat, completion, serve  # noqa: F401 - chat is a fixture
+from test_export import NO_OUTPUT_BIAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
@@ -436,6 +437,17 @@ def test_the_protocol_of_the_page_is_one(files):
 def test_the_page_on_models_names_every_type():
     text = read(DOCS / "adding_a_model.md")
     assert [family for family in FAMILIES if f"`{family}`" not in text] == []
+
+
+def test_the_table_of_exports_has_every_type_once():
+    """And refuses a mean where the tests of exports do."""
+    table = read(DOCS / "use.md").partition("<!-- exports -->")[2].partition("<!-- end -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:]]
+    types = {label: row for row in rows for label in row[0].split(", ")}
+    assert types.keys() == {family.label for family in FAMILIES.values()}
+    refused = {FAMILIES[kind].label for kind in NO_OUTPUT_BIAS}
+    assert {label for label, row in types.items() if row[3].startswith("refused")} == refused
+    assert all(len(row) == 8 and all(row) for row in rows)
 
 
 def test_the_page_on_heatmaps_holds_the_numbers_of_its_figures():

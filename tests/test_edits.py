@@ -43,13 +43,14 @@ def log_probs(model):
     return getattr(found, "logits", found).log_softmax(-1)
 
 
+@pytest.mark.parametrize("mode", ["zero", "scale", "mean"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_on_all_copies_of_a_model(family, tokenizer, tmp_path):
-    hf_model = tiny_hf_model(family)
+def test_on_all_copies_of_a_model(family, mode, tokenizer, tmp_path):
+    hf_model, factor = tiny_hf_model(family), None if mode == "zero" else FACTORS
     model = load_model(hf_model, tokenizer=tokenizer)
-    edit = make_edit(model, HEADS, "mean", factor=FACTORS)
+    edit = make_edit(model, HEADS, mode, factor=factor)
     found = Edit.load(edit.save(tmp_path / "edit"))
-    with steer(model, HEADS, "mean", factor=FACTORS):
+    with steer(model, HEADS, mode, factor=factor):
         expected = log_probs(model)
     with steer(model, found):
         assert torch.equal(log_probs(model), expected)

@@ -3,11 +3,13 @@
 import copy
 import json
 import os
+from importlib import util
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from biasgym_tl import Head, Selection, export_steered, load_model, steer
@@ -46,17 +48,18 @@ def source(tmp_path, tokenizer):
     return save
 
 
+@pytest.mark.parametrize(("mode", "factor"), [("zero", None), ("scale", 0.3)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_zeroed_head_is_exported_exactly(family, source, tmp_path):
-    folder = source(family)
+def test_a_zeroed_or_scaled_head_is_exported_exactly(family, mode, factor, source, tmp_path):
+    folder, new = source(family), tmp_path / "steered"
     model = load_model(folder)
-    with steer(model, HEADS):
+    with steer(model, HEADS, mode, factor=factor):
         expected = log_probs(model)
-    exported = load_model(export_steered(model, HEADS, tmp_path / "steered", source=folder))
+    exported = load_model(export_steered(model, HEADS, new, mode, factor=factor, source=folder))
     assert (log_probs(exported) - expected).abs().max() < 1e-4
     assert (log_probs(model) - expected).abs().max() > 1e-2
     for layer, head in HEADS:
-        assert exported.W_O[layer, head].abs().max() == 0
+        assert torch.allclose(exported.W_O[layer, head], (factor or 0) * model.W_O[layer, head])
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NO_OUTPUT_BIAS])
@@ -324,3 +327,35 @@ def test_a_short_context_is_not_left(source, tmp_path, monkeypatch):
     assert N_READ + N_WRITTEN > 50
     model = load_model(source("gpt2", n_positions=50))
     assert export_steered(model, HEADS, tmp_path / "new").is_dir()
+
+
+# --- what others read -------------------------------------------------------------------------
+
+
+def test_the_bias_of_the_output_is_where_vllm_looks_for_it(source, tmp_path):
+    """Its Llama gives all four projections a bias where the configuration says so."""
+    model = load_model(source("llama", attention_bias=False))
+    new = export_steered(model, HEADS, tmp_path / "new", "mean")
+    assert json.loads((new / "config.json").read_text())["attention_bias"] is True
+    names = {
+        name.split(".", 3)[3] for name in load_file(new / "model.safetensors") if "attn" in name
+    }
+    projections = {f"self_attn.{p}_proj" for p in "qkvo"}
+    assert names == {f"{p}.{part}" for p in projections for part in ("weight", "bias")}
+
+
+@pytest.mark.skipif(util.find_spec("vllm") is None, reason="vllm is not installed")
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_vllm_writes_what_the_steered_model_writes(mode, source, tmp_path):
+    from vllm import LLM, SamplingParams
+
+    model = load_model(source("llama", attention_bias=False))
+    new = export_steered(model, HEADS, tmp_path / "new", mode)
+    engine = LLM(str(new), dtype="float32", enforce_eager=True, max_model_len=64)
+    asked = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    (found,) = engine.generate({"prompt_token_ids": TOKENS[0].tolist()}, asked)
+    with steer(model, HEADS, mode), torch.inference_mode():
+        tokens = TOKENS[:1]
+        for _ in range(6):
+            tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
+    assert list(found.outputs[0].token_ids) == tokens[0, TOKENS.shape[1] :].tolist()

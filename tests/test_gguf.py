@@ -112,15 +112,21 @@ def test_tensors_lie_where_the_file_says(tmp_path):
         assert all(t.data_offset % 1024 == 0 for t in new.values())
 
 
-def test_zeroing_needs_no_bias(tmp_path):
-    source = written(tmp_path / "model.gguf", "qwen2")
-    silent = edit_of(source, factor=torch.zeros(3), shift=torch.zeros(3, D_MODEL // N_HEADS))
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_zeroing_needs_no_bias(architecture, tmp_path):
+    source = written(tmp_path / "model.gguf", architecture)
+    kept = torch.tensor([0.3, 0.0, 0.0])
+    silent = edit_of(source, factor=kept, shift=torch.zeros(3, D_MODEL // N_HEADS))
     after = GGUFReader(export_gguf(silent, source, tmp_path / "steered.gguf"))
     new = {t.name: numbers(t) for t in after.tensors}
     assert not any(name.endswith(".bias") for name in new)
+    name = "blk.0.attn_output.weight"
+    before = next(numbers(t) for t in GGUFReader(source).tensors if t.name == name)
+    scaled, plain = (w.view(D_MODEL, N_HEADS, -1)[:, 3] for w in (new[name], before))
+    assert (scaled - 0.3 * plain).abs().max() < 1e-3  # fp16
     of_heads = new["blk.1.attn_output.weight"].view(D_MODEL, N_HEADS, -1)
     assert not of_heads[:, [0, 2]].any() and of_heads[:, [1, 3]].any(0).all()
-    with pytest.raises(SteeringError, match="of the architecture qwen2, got a mean"):
+    with pytest.raises(SteeringError, match=f"of the architecture {architecture}, got a mean"):
         export_gguf(edit_of(source), source, tmp_path / "mean.gguf")
     assert not (tmp_path / "mean.gguf").exists()
 

@@ -27,11 +27,13 @@ def log_probs(model):
     return getattr(found, "logits", found).log_softmax(-1)
 
 
+@pytest.mark.parametrize("mode", ["zero", "scale"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_adapter_does_what_steering_does(family, tokenizer, tmp_path):
+def test_the_adapter_does_what_steering_does(family, mode, tokenizer, tmp_path):
     hf_model = tiny_hf_model(family)
     model = load_model(hf_model, tokenizer=tokenizer)
-    edit = make_edit(model, list(FACTORS), "scale", factor=FACTORS)
+    factor = FACTORS if mode == "scale" else None
+    edit = make_edit(model, list(FACTORS), mode, factor=factor)
     with steer(model, edit):
         expected = log_probs(model)
     plain = log_probs(hf_model)
