@@ -201,7 +201,12 @@ def _cluster(address: str | None) -> Iterator[None]:
     except Exception as error:
         raise SettingError(
             f"Ray must start here, or be joined at the address, got {address!r} "
-            f"({first_line(error)}). Start it by hand: ray start --head --port 6379"
+            f"({first_line(error)}). "
+            + (
+                "Does it ask for a token (export RAY_AUTH_MODE=token)?"
+                if address
+                else "Start it by hand: ray start --head --port 6379"
+            )
         ) from error
     try:
         yield
