@@ -40,8 +40,8 @@ from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
     from biasgym_tl.protocol.chain import Opened
-    from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.record import Recorder
+    from biasgym_tl.protocol.steering import Steering
 
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -208,8 +208,9 @@ def evaluate(
     load_bias(bias)
     find_model(model, heads=named_heads(heads))
     from biasgym_tl.instructions import INSTRUCTIONS
-    from biasgym_tl.protocol.parts import Choice, Measured, Steering
+    from biasgym_tl.protocol.parts import Choice, Measured
     from biasgym_tl.protocol.protocol import Protocol
+    from biasgym_tl.protocol.steering import Steering
 
     steered = _steered(mode or ["zero", "mean"], factor, mean_over, random, draws)
     protocol = Protocol(
@@ -238,7 +239,7 @@ def evaluate(
 def _steered(
     modes: list[str], factor: float | None, mean_over: str, random: int, draws: int
 ) -> list[Steering]:
-    from biasgym_tl.protocol.parts import Steering
+    from biasgym_tl.protocol.steering import Steering
 
     only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
     factors = [None if each == "zero" and not only_zero else factor for each in modes]
