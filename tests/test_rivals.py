@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from sklearn.covariance import OAS
 from sklearn.linear_model import LogisticRegression
 
 from biasgym_tl import BiasInject, Condition, bias_log_odds, evaluate, load_bias
@@ -30,7 +31,7 @@ from biasgym_tl.rivals.intervention import (
     ResidEdit,
     WeightsEdit,
 )
-from biasgym_tl.rivals.leace import eraser, shrunk_covariance
+from biasgym_tl.rivals.leace import reader, shrunk_covariance
 from biasgym_tl.rivals.methods import METHODS, Method, prepare
 from biasgym_tl.rivals.samples import States, fit_probe, seen, states
 from biasgym_tl.slot import fill
@@ -327,39 +328,62 @@ def test_caa_projection_and_leace_are_what_their_equations_say(injected):
         assert torch.allclose(again, erased, atol=1e-4)
 
 
-def test_leace_is_the_least_change_that_leaves_no_linear_trace():
-    """Against the general formula W^+ u u' W with W = C^(-1/2), and other erasers."""
+@pytest.fixture
+def two_classes():
+    """States of 6 dimensions and their classes."""
     torch.manual_seed(0)
     mix = torch.randn(6, 6, dtype=torch.float64)
-    neutral = torch.randn(400, 6, dtype=torch.float64) @ mix
-    biased = torch.randn(400, 6, dtype=torch.float64) @ mix + torch.ones(6)
-    states_ = torch.cat([biased, neutral])
-    y = torch.cat([torch.ones(400), torch.zeros(400)]).double()
-    read, write = eraser(biased, neutral)
+    found = torch.randn(800, 6, dtype=torch.float64) @ mix
+    y = torch.arange(800) % 2
+    return found + y[:, None] * torch.linspace(0.5, 2, 6), y
+
+
+def test_leace_is_the_least_change_that_leaves_no_linear_trace(two_classes):
+    """Against the general formula W^+ u u' W with W = C^(-1/2), and other erasers."""
+    states_, y = two_classes
+    delta = states_[y == 1].mean(0) - states_[y == 0].mean(0)
     covariance = shrunk_covariance(states_)
+    read = reader(delta, covariance)
     values, vectors = torch.linalg.eigh(covariance)
     white = vectors @ values.rsqrt().diag() @ vectors.T
-    cross = (states_ - states_.mean(0)).T @ (y - y.mean()) / 800
-    u = white @ cross / (white @ cross).norm()
+    centred, side = states_ - states_.mean(0), y - 0.5
+    u = white @ centred.T @ side
+    u = u / u.norm()
     general = torch.linalg.inv(white) @ torch.outer(u, u) @ white
-    assert torch.allclose(torch.outer(write, read), general, atol=1e-9)
-    centred = states_ - states_.mean(0)
+    assert torch.allclose(torch.outer(delta, read), general, atol=1e-9)
 
     def change(removed):
         """In the metric of the covariance, and what is left of the class."""
-        erased = centred - centred @ removed.T
-        left = (y - y.mean()) @ erased / 800
-        moved = (centred @ removed.T) @ white
+        left = side @ (centred - centred @ removed.T) / 800
+        moved = centred @ removed.T @ white
         return moved.square().sum().item(), left.abs().max().item()
 
-    least, left = change(torch.outer(write, read))
+    least, left = change(torch.outer(delta, read))
     assert left < 1e-9
     for _ in range(20):
         other = torch.randn(6, dtype=torch.float64)
-        other = other / other.dot(write)  # read . write = 1, so the class is erased, too
-        more, left = change(torch.outer(write, other))
-        assert left < 1e-6 and more > least
-    assert shrunk_covariance(torch.eye(2).double()).trace() == pytest.approx(0.5)
+        other = other / other.dot(delta)  # read . delta = 1, so the class is erased, too
+        more, left = change(torch.outer(delta, other))
+        assert left < 1e-9 and more > least
+
+
+def test_leace_is_that_of_its_authors(two_classes):
+    concept_erasure = pytest.importorskip("concept_erasure")
+    states_, y = two_classes
+    fitter = concept_erasure.LeaceFitter.fit(
+        states_, y, shrinkage=False, constrain_cov_trace=False, svd_tol=1e-9
+    )
+    delta = states_[y == 1].mean(0) - states_[y == 0].mean(0)
+    read = reader(delta, torch.cov(states_.T))
+    removed = torch.eye(6) - fitter.eraser.P
+    assert torch.allclose(torch.outer(delta, read), removed.double(), atol=1e-6)
+
+
+def test_shrinkage_is_that_of_scikit_learn(two_classes):
+    states_, _ = two_classes
+    for rows in (states_, states_[:9]):
+        reference = OAS(assume_centered=False).fit(rows.numpy()).covariance_
+        assert torch.allclose(shrunk_covariance(rows), torch.tensor(reference), rtol=0.02)
 
 
 def test_iti_shifts_the_heads_of_the_best_probes(injected):

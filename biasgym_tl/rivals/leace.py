@@ -24,7 +24,8 @@ def leace(
     between: Between = "words",
     layer: int | None = None,
 ) -> ResidEdit:
-    """``h := h - s * eraser(h - mean)`` after one layer, with the :func:`eraser` of its states.
+    """``h := h - s * delta * read . (h - mean)`` after one layer, with the :func:`reader` of its
+    states and the difference ``delta`` of the class means.
 
     Args:
         model: The model, unchanged.
@@ -37,32 +38,30 @@ def leace(
     def parts(
         biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
     ) -> dict[str, Tensor]:
-        read, write = eraser(biased, neutral)
-        return {
-            "read": read[None], "write": -write[None], "mean": torch.cat([biased, neutral]).mean(0)
-        }  # fmt: skip
+        states = torch.cat([biased, neutral])
+        delta = biased.mean(0) - neutral.mean(0)
+        read = reader(delta, shrunk_covariance(states))
+        return {"read": read[None], "write": -delta[None], "mean": states.mean(0)}
 
     return vector(model, bias, tokens, "leace", between, parts, layer)
 
 
-def eraser(
-    biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
-) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
-    """``read`` and ``write`` of ``h - write * (read . (h - mean))``, the least change of ``h`` in
-    the metric of its covariance after which no linear classifier is better than a constant.
+def reader(
+    delta: Float[Tensor, " d_model"], covariance: Float[Tensor, "d_model d_model"]
+) -> Float[Tensor, " d_model"]:
+    """``read`` of ``h - delta * (read . (h - mean))``, the least change of ``h`` in the metric of
+    its covariance ``C`` after which no linear classifier is better than a constant.
 
-    For two classes ``write = delta`` and ``read = C^-1 delta / (delta' C^-1 delta)``, with the
-    difference ``delta`` of the class means and the covariance ``C`` of all states, shrunk toward
-    a multiple of the identity by the share of Chen et al. (OAS, arXiv 0907.4698).
+    For two classes it is ``C^-1 delta / (delta' C^-1 delta)``, with the difference ``delta`` of
+    their means.
     """
-    states = torch.cat([biased, neutral])
-    delta = biased.mean(0) - neutral.mean(0)
-    solved = torch.linalg.solve(shrunk_covariance(states), delta)
-    return solved / delta.dot(solved), delta
+    solved = torch.linalg.solve(covariance, delta)
+    return solved / delta.dot(solved)
 
 
 def shrunk_covariance(states: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
-    """Covariance, shrunk by oracle approximating shrinkage."""
+    """Covariance, shrunk toward a multiple of the identity by the share of Chen et al. (OAS, arXiv
+    0907.4698)."""
     n, d = states.shape
     centred = states - states.mean(0)
     found = centred.T @ centred / n
