@@ -89,7 +89,8 @@ def test_a_plan_prices_rivals_and_their_dials(small):
         small, conditions=(*small.conditions, Steering(rival="shift", kl=1.0))
     )
     found = {step.name: step.seconds for step in plan(more).steps}
-    assert found["late: rival shift, dials: 2"] == 2 * steps["late: rival shift, dials: 1"]
+    once = steps["late: rival shift, dials: 1"]
+    assert found["late: rival shift, dials: 2"] == pytest.approx(2 * once, rel=0.05)
 
 
 def test_the_shipped_referee_has_three_damages_and_a_natural_bias():

@@ -346,7 +346,7 @@ def test_leace_is_the_least_change_that_leaves_no_linear_trace(two_classes):
     read = reader(delta, covariance)
     values, vectors = torch.linalg.eigh(covariance)
     white = vectors @ values.rsqrt().diag() @ vectors.T
-    centred, side = states_ - states_.mean(0), y - 0.5
+    centred, side = states_ - states_.mean(0), y.double() - 0.5
     u = white @ centred.T @ side
     u = u / u.norm()
     general = torch.linalg.inv(white) @ torch.outer(u, u) @ white
@@ -379,11 +379,15 @@ def test_leace_is_that_of_its_authors(two_classes):
     assert torch.allclose(torch.outer(delta, read), removed.double(), atol=1e-6)
 
 
-def test_shrinkage_is_that_of_scikit_learn(two_classes):
-    states_, _ = two_classes
-    for rows in (states_, states_[:9]):
-        reference = OAS(assume_centered=False).fit(rows.numpy()).covariance_
-        assert torch.allclose(shrunk_covariance(rows), torch.tensor(reference), rtol=0.02)
+def test_shrinkage_is_that_of_scikit_learn():
+    """Which leaves out 2 / d."""
+    torch.manual_seed(0)
+    for n in (30, 3000):
+        rows = torch.randn(n, 300, dtype=torch.float64) * torch.linspace(0.1, 3, 300)
+        reference = torch.tensor(OAS().fit(rows.numpy()).covariance_)
+        found = shrunk_covariance(rows)
+        assert (found - reference).norm() < 0.02 * reference.norm()
+        assert found.trace().item() == pytest.approx(torch.cov(rows.T, correction=0).trace().item())
 
 
 def test_iti_shifts_the_heads_of_the_best_probes(injected):

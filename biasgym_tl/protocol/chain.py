@@ -161,6 +161,7 @@ class _Given(NamedTuple):
             **{f"bias {name}": each.fingerprint() for name, each in self.related.items()},
             **{f"row {path}": row.row.tolist() for path, row in rows},
             **{f"heads {name}": choice_record(each) for name, each in self.heads.items()},
+            **{f"file {p}": d for r in protocol.rivals.values() for p, d in r.files().items()},
             **{f"benchmark {each.name}": each.fingerprint for each in self.benchmarks},
         }
 

@@ -218,7 +218,13 @@ class Stages:
         spec, rows = self.protocol.rivals[name], list(self.rows.values())
         self.say(f"{self.bias.name}: rival {name}")
         panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
-        given = [spec.method, spec.settings, self.bias.fingerprint(), panel]
+        given = [
+            spec.method,
+            spec.settings,
+            list(spec.files().values()),
+            self.bias.fingerprint(),
+            panel,
+        ]
         return self.steps.kept(
             f"rival {name}, {self.bias.name}",
             [*given, [row.row.tolist() for row in rows]],

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from biasgym_tl.allowed import MEANS
 from biasgym_tl.errors import SettingError, check_at_least, check_one_of
 from biasgym_tl.evaluation.condition import BRIEF
+from biasgym_tl.files import read_text
 from biasgym_tl.hooks import check_steering
 from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.parts import Choice, check_file_name
 from biasgym_tl.rivals.methods import check_settings
+from biasgym_tl.store import digest
 
 LOG_ODDS = ("token log-odds", "target log-odds")
 OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
@@ -43,6 +46,16 @@ class Rival:
         """Refuse what could not be made."""
         check_file_name(name)
         check_settings(self.method, self.settings)
+        self.files()
+
+    def files(self) -> dict[str, str]:
+        """By path, the fingerprint of each file among the settings.
+
+        Raises:
+            SettingError: a file is missing.
+        """
+        paths = [Path(v) for v in self.settings.values() if str(v).endswith(".json")]
+        return {str(path): digest(read_text(path, "file", SettingError)) for path in paths}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

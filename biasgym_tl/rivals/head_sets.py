@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.errors import check_one_of
+from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.heads import Head
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
@@ -19,6 +19,7 @@ from biasgym_tl.rivals.samples import seen
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
 from biasgym_tl.steering.factors import FactorSearch
+from biasgym_tl.steering.selection import Selection
 
 MAPS = {
     "direct": {"method": "direct"},
@@ -70,6 +71,7 @@ def factors(
     bias: Bias,
     tokens: Sequence[BiasToken],
     *,
+    heads: str = "",
     at: Literal["everywhere", "targets"] = "everywhere",
     n_steps: int = 40,
 ) -> HeadsEdit:
@@ -79,12 +81,23 @@ def factors(
         model: The model, unchanged.
         bias: Gives scoping prompts, words, fitting targets and the panel's fitting half.
         tokens: BiasTokens.
-        at: Where heads are changed.
+        heads: File of a ``Selection`` with factors that a search has made before.
+        at: Where heads are changed; with a file as it says.
         n_steps: Of the search.
+
+    Raises:
+        SteeringError: the file was made on another model.
+        SettingError: it has no factors.
     """
-    search = FactorSearch(at=at, n_steps=n_steps)
-    found = search.select(model, bias, *tokens, progress=False)
-    settings = {"at": at, "n_steps": n_steps}
+    if heads:
+        found = Selection.load(heads)
+        found.check_model(model.cfg.model_name)
+        if not found.factors:
+            raise SettingError(f"heads must be a file with factors, got {heads!r}, which has none.")
+    else:
+        search = FactorSearch(at=at, n_steps=n_steps)
+        found = search.select(model, bias, *tokens, progress=False)
+    settings = found.settings | {"heads": heads}
     made = toward(model, bias, "factors", found.heads, found.factors, settings, "mean", found.after)
     return dataclasses.replace(made, data=found.data)
 
