@@ -19,7 +19,7 @@ from biasgym_tl.slot import SLOT, fill
 if TYPE_CHECKING:  # what prints an error need not import all that can fail
     from biasgym_tl.benchmarks.benchmark import Measure
     from biasgym_tl.evaluation.report import Report
-    from biasgym_tl.protocol.chain import ProtocolResult
+    from biasgym_tl.protocol.result import ProtocolResult
     from biasgym_tl.stats import Interval
 
 _UNSEEN = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -125,6 +126,34 @@ def edited(
             yield
     finally:
         end(model, steering)
+
+
+@contextlib.contextmanager
+def changed_at(
+    model: HookedTransformer, changes: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Other values at hook points while the context is open, in the way of :func:`steer`.
+
+    Args:
+        model: The model.
+        changes: By the name of a hook point, what is made of its value.
+    """
+    steering = Steering("steered")
+    begin(model, steering)
+    try:
+        with contextlib.ExitStack() as stack:
+            for name, change in changes.items():
+                hook = partial(_changed, change, steering)
+                stack.enter_context(_permanent_hook(model.hook_dict[name], hook))
+            yield
+    finally:
+        end(model, steering)
+
+
+def _changed(
+    change: Callable[[Tensor], Tensor], steering: Steering, value: Tensor, hook: Any
+) -> Tensor:
+    return value if steering.rests else change(value)
 
 
 @contextlib.contextmanager

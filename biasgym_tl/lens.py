@@ -51,6 +51,7 @@ built, adopted, check_type = engine.built, engine.adopted, engine.check_type
 check_kind, check_model = engine.check_kind, engine.check_model
 embedding, set_embedding, embedded = engine.embedding, engine.set_embedding, engine.embedded
 attention_weight, replaced_weight = engine.attention_weight, engine.replaced_weight
+replaced_logit_bias = engine.replaced_logit_bias
 named_weights = engine.named_weights
 norm_weight, norm_bias, is_centred = engine.norm_weight, engine.norm_bias, engine.is_centred
 adds_positions, post_norm = engine.adds_positions, engine.post_norm

@@ -41,6 +41,7 @@ Cell = Callable[[Found, str], str]
 def files(protocol: str, name: str) -> dict[str, Path]:
     """By bias, the files of a run that are there."""
     own = {"study": FIVE, "maps": MAPS.biases, "specificity": (*FIVE, *NATURAL)}
+    own["referee"] = FIVE
     paths = {bias: FIGURES / protocol / f"{bias}-{name}" for bias in own.get(protocol, ())}
     paths = paths or {GEMMA: FIGURES / protocol / name}
     return {bias: path for bias, path in paths.items() if path.exists()}
@@ -82,6 +83,16 @@ def column(
         if row is None or pd.isna(row[f"{of}mean"]):
             return ""
         return shown(part(row, of), decimals, sign, scale)
+
+    return cell
+
+
+def plainly(measure: str, decimals: int) -> Cell:
+    """The level without an interval."""
+
+    def cell(found: Found, name: str) -> str:
+        row = found.get((name, measure))
+        return "" if row is None else f"{row['mean']:.{decimals}f}"
 
     return cell
 
@@ -373,6 +384,37 @@ SPECIFICITY = {
         first="heads changed",
     ),
 }  # fmt: skip
+REDUCED = load_protocol(str(ROOT / "docs" / "referee.toml"))
+RIVALS = {c.label: c.rival or c.label for c in REDUCED.conditions}
+REFEREE = {
+    "fell": Table(
+        RIVALS,
+        {
+            "strength": plainly("strength", 2),
+            "KL, other text": plainly("damage_kl", 3),
+            "BiasToken": column("token_log_odds", 2),
+            "countries": column("target_log_odds", 2),
+            "held-out words": column("held_out_words_log_odds", 2),
+            "specificity": column("specificity", 2, of=""),
+            "gap to nobody": column("gap", 2, of=""),
+        },
+        needs="target_log_odds",
+        first="rival",
+    ),
+    "stayed": Table(
+        RIVALS,
+        {
+            "things": column("things_log_odds", 2),
+            "nobody": column("nobody_log_odds", 2),
+            "rightful uses": column("rightful_log_odds", 2),
+            "of countries": column("rightful_target_log_odds", 2),
+            "facts, points": FACTS,
+            "loss": LOSS,
+        },
+        needs="target_log_odds",
+        first="rival",
+    ),
+}
 HELD_OUT = Table(
     {f"{name}, mean": name for name in MAPS.choices},
     {
@@ -511,6 +553,11 @@ def steering_tables() -> dict[str, str]:
     found["pooled"] = STEERING["pooled"].text(pooled)
     gemma_tables = {name: STEERING[name].text(gemma) for name in ("bar", "beside")}
     return found | {"gemma": gemma_tables["bar"], "gemma-beside": gemma_tables["beside"]}
+
+
+def referee_tables() -> dict[str, str]:
+    found = results("referee")
+    return {name: table.text(found) for name, table in REFEREE.items()}
 
 
 def specificity_tables() -> dict[str, str]:
@@ -668,6 +715,7 @@ PAGES = {
     "docs/heatmap.md": colours_table,
     "docs/injection.md": injection_tables,
     "docs/planted.md": planted_tables,
+    "docs/referee.md": referee_tables,
     "docs/results.md": demo_table,
     "docs/scoping.md": scoping_tables,
     "docs/specificity.md": specificity_tables,

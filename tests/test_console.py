@@ -25,7 +25,7 @@ from biasgym_tl.console import (
     visible,
     visible_line,
 )
-from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
+from biasgym_tl.protocol.result import BiasResult, ProtocolResult
 
 CODES = ("\x1b]0;x\x07", "\x1b[2J", "\x9b31m", "\x90q\x9c", "\r", "\b", "\x7f", "\x00", "\u202e",
          "\u2028", "\ud800")  # fmt: skip

@@ -26,7 +26,8 @@ def no_model(monkeypatch, tmp_path):
 
 
 def test_the_shipped_protocols_load_and_survive_a_manifest():
-    assert list_protocols() == ["demo", "maps", "natural", "paper", "specificity", "study"]
+    names = ["demo", "maps", "natural", "paper", "referee", "specificity", "study"]
+    assert list_protocols() == names
     for name in list_protocols():
         found = load_protocol(name)
         assert found.name == name and found.about and found.conditions
@@ -56,6 +57,7 @@ def test_what_is_shown_is_what_run_accepts(tmp_path):
 
 MAP = "[maps.direct]\n"
 CHOICE = f'{MAP}[choices]\nsteered = {{ map = "direct", k = 3 }}\n'
+RIVAL = '[rivals]\nx = { method = "caa" }\n[[conditions]]\n'
 CONDITION = f'{CHOICE}[[conditions]]\nchoice = "steered"\n'
 GIVEN = '[choices]\nsteered = { by = "given", heads = "L0H1" }\n'
 AS_SHOWN = "must be as in 'biasgym run --show demo', got "
@@ -94,9 +96,9 @@ WRONG = [
     (f"{MAP}methd = 1", "settings of the map must be of BiasScope"),
     (f"{MAP}n_prompts = 0", "n_prompts of the map 'direct' must be at least 1"),
     (f"{MAP}seed = 3", "seed of the map 'direct' must be left to the protocol's seeds"),
-    ('[maps."../x"]', "names of maps and choices must be letters, digits"),
-    ('[maps.""]', "names of maps and choices must be letters, digits"),
-    ('[choices]\n"a/b" = { by = "given", heads = "L0H1" }', "names of maps and choices must"),
+    ('[maps."../x"]', "names of maps, choices and rivals must be letters, digits"),
+    ('[maps.""]', "names of maps, choices and rivals must be letters, digits"),
+    ('[choices]\n"a/b" = { by = "given", heads = "L0H1" }', "names of maps, choices and rivals"),
     ('choices = "steered"', f"choices {AS_SHOWN}'steered'"),
     ('[choices]\nsteered = "direct"', f"choices {AS_SHOWN}"),
     ('[choices]\nx = { by = "best" }', "by of the choice 'x' must be one of ['top', 'overlap',"),
@@ -119,7 +121,16 @@ WRONG = [
     (f'{CHOICE}[conditions]\nchoice = "steered"', f"conditions {AS_SHOWN}"),
     (f"conditions = [5]\n{CHOICE}", f"conditions {AS_SHOWN}"),
     ('[[conditions]]\nchoice = "gone"', "choice of a condition must be one of [], got 'gone'"),
-    ("[[conditions]]\nrandom = 5", "a condition must name a choice of heads or what is asked"),
+    ("[[conditions]]\nrandom = 5", "a condition must name a choice of heads, a rival or"),
+    ('[rivals]\nx = { method = "magic" }', "method must be one of ['logit_shift'"),
+    ("[rivals]\nx = { k = 3 }", "method must be one of"),
+    ("[rivals]\nx = 3", f"rivals {AS_SHOWN}"),
+    ('[rivals]\nx = { method = "iti", kk = 3 }', "settings of 'iti' must be among"),
+    (f'{RIVAL}rival = "gone"', "rival of a condition must be one of ['x'], got 'gone'"),
+    (f'{RIVAL}rival = "x"', "must have a kl or a strength above 0, got none. 0.03 is a kl"),
+    (f'{RIVAL}rival = "x"\nkl = 0.0', "must have a kl or a strength above 0, got {'kl': 0.0}"),
+    (f'{RIVAL}rival = "x"\nkl = 0.1\nstrength = 2.0', "must have a kl or a strength"),
+    (f'{RIVAL}rival = "x"\nkl = 0.1\nreinject = true', "reinject of a condition must be left out"),
     ('[[conditions]]\nasked = "shout"', "instruction must be one of"),
     ('[[conditions]]\nasked = "persona"\nrandom = 5', "'asked, persona' must steer heads to have"),
     ('[[conditions]]\nasked = "persona"\nreinject = true', "must steer heads"),

@@ -18,11 +18,11 @@ ROOMS = (
     "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "hub",
     "store", "locks", "stats", "chance", "toml", "precision", "families", "edits", "engines",
     "lens", "identities", "packaged", "origin", "checkpoint", "templates", "prompts",
-    "passages", "model", "contexts", "added_row", "gate", "hooks", "batches", "text",
+    "passages", "model", "contexts", "added_row", "gate", "hooks", "weights", "batches", "text",
     "instructions", "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity",
     "benchmarks", "judges", "elicitation", "injection", "scoping", "doctor", "steering",
-    "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol", "planting",
-    "console", "cli", "__init__",
+    "rivals", "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol",
+    "planting", "console", "cli", "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

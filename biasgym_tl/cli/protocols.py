@@ -46,9 +46,9 @@ from biasgym_tl.protocol.shipped import protocol_text
 
 if TYPE_CHECKING:
     from biasgym_tl.protocol.chain import Opened
-    from biasgym_tl.protocol.parts import Steering
     from biasgym_tl.protocol.protocol import Protocol
     from biasgym_tl.protocol.record import Recorder
+    from biasgym_tl.protocol.steering import Steering
 
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -243,8 +243,9 @@ def evaluate(
 def _evaluation(heads: str, steered: list[Steering], instructions: bool, **asked: Any) -> Protocol:
     """The protocol that the options of :func:`evaluate` ask for."""
     from biasgym_tl.instructions import INSTRUCTIONS
-    from biasgym_tl.protocol.parts import Choice, Measured, Steering
+    from biasgym_tl.protocol.parts import Choice, Measured
     from biasgym_tl.protocol.protocol import Protocol
+    from biasgym_tl.protocol.steering import Steering
 
     others = [Steering(asked=name) for name in (INSTRUCTIONS if instructions else ())]
     return Protocol(
@@ -258,7 +259,7 @@ def _evaluation(heads: str, steered: list[Steering], instructions: bool, **asked
 def _steered(
     modes: list[str], factor: float | None, mean_over: str, random: int, draws: int
 ) -> list[Steering]:
-    from biasgym_tl.protocol.parts import Steering
+    from biasgym_tl.protocol.steering import Steering
 
     only_zero = set(modes) == {"zero"}  # beside another mode, that one takes the factor
     factors = [None if each == "zero" and not only_zero else factor for each in modes]

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from biasgym_tl.api import Price
     from biasgym_tl.manifest import Manifest
-    from biasgym_tl.protocol.chain import BiasResult, Opened
+    from biasgym_tl.protocol.chain import Opened
     from biasgym_tl.protocol.protocol import Protocol
     from biasgym_tl.protocol.record import Recorder
+    from biasgym_tl.protocol.result import BiasResult
 
 
 def run_and_show(

@@ -223,6 +223,19 @@ def replaced_weight(
         linear._parameters["weight"] = old
 
 
+@contextlib.contextmanager
+def replaced_logit_bias(model: HookedBridge, bias: Float[Tensor, " d_vocab_out"]) -> Iterator[None]:
+    """Another ``b_U``, also where the type has none; the parameter itself is left alone."""
+    parameters = model.unembed.original_component._parameters
+    old, parameters["bias"] = parameters.get("bias"), bias
+    try:
+        yield
+    finally:
+        if old is not None:
+            old.data = old.data.to(parameters["bias"].device)  # the model may have been moved
+        parameters["bias"] = old
+
+
 def named_weights(model: HookedBridge) -> Iterator[tuple[str, Float[Tensor, "*of d"]]]:
     """Every weight that is run, by the name and in the shape that ``engines.hooked`` gives it; what
     HookedTransformer does not have, as Hugging Face does."""

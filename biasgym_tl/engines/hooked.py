@@ -200,6 +200,20 @@ def replaced_weight(
         parameters[name] = old
 
 
+@contextlib.contextmanager
+def replaced_logit_bias(
+    model: HookedTransformer, bias: Float[Tensor, " d_vocab_out"]
+) -> Iterator[None]:
+    """Another ``b_U``; the parameter itself is left alone."""
+    parameters = model.unembed._parameters
+    old, parameters["b_U"] = parameters["b_U"], bias
+    try:
+        yield
+    finally:
+        old.data = old.data.to(parameters["b_U"].device)  # the model may have been moved meanwhile
+        parameters["b_U"] = old
+
+
 _READ_FROM_RESIDUAL = ("W_Q", "W_K", "W_V", "W_gate", "W_in", "W_U")
 
 

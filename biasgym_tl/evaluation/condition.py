@@ -19,6 +19,7 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.instructions import NOTHING, Instruction
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.notebook import described
+from biasgym_tl.rivals.intervention import Intervention
 from biasgym_tl.steering.controls import layer_matched, matched_factor
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import digest
@@ -55,11 +56,18 @@ class Condition:
     since: str | None = None
     """Name of the condition that changes of what the injection raised are counted from; None: the
     unsteered one with the same row."""
+    rival: Intervention | None = None
+    """Another intervention in the place of ``heads``, at the strength that it has."""
 
     def __post_init__(self) -> None:
         check_names(() if self.after is None else self.after)
         if not isinstance(self.heads, Selection):
             object.__setattr__(self, "heads", as_heads(self.heads))
+
+    @property
+    def steers(self) -> bool:
+        """Whether it changes the model."""
+        return self.mode is not None or self.rival is not None
 
     @property
     def factors(self) -> Factor:
@@ -87,8 +95,9 @@ class Condition:
             sorted(kept.items()) if isinstance(kept, dict) else kept,
             None if self.reference is None else digest(self.reference.tolist()),
         ]
-        names = [sorted(self.names)] if self.names else []
-        return [*steering, *names, *self.inputs(needs)]
+        more = [sorted(self.names)] if self.names else []
+        more += [self.rival.uses()] if self.rival else []
+        return [*steering, *more, *self.inputs(needs)]
 
     def inputs(self, needs: str) -> list[Any]:
         """The part of :meth:`uses` that decides which embeddings the model is given."""
@@ -97,6 +106,8 @@ class Condition:
 
     def first_layer(self, model: HookedTransformer) -> int:
         """The first layer that it steers; the number of layers if it steers none."""
+        if self.rival:
+            return self.rival.first_layer(model)
         return min((head.layer for head in as_heads(self.heads)), default=model.cfg.n_layers)
 
     def check(self, model: HookedTransformer) -> None:
@@ -109,6 +120,13 @@ class Condition:
         if self.row:
             self.row.check(model)
         heads = check_heads(self.heads, model.cfg.n_layers, model.cfg.n_heads)
+        if self.rival:
+            self.rival.check(model)
+        if self.rival and heads:
+            raise SteeringError(
+                f"heads of the condition {self.name!r} must be none beside a rival, got "
+                f"{len(heads)}. Make two conditions of it."
+            )
         if bool(heads) != (self.mode is not None):
             raise SteeringError(
                 f"mode of the condition {self.name!r} must be given with heads and None without, "
@@ -130,7 +148,8 @@ class Condition:
     ) -> Iterator[None]:
         """The model with the heads silenced, without the row; ``neutral`` is the default mean."""
         if self.mode is None:
-            yield
+            with self.rival.applied(model) if self.rival else contextlib.nullcontext():
+                yield
             return
         mean = neutral if self.reference is None else self.reference
         reference = mean if self.mode == "mean" else None
@@ -154,6 +173,7 @@ class Condition:
             "control_of": self.control_of,
             "since": self.since,
             **({"after": self.names} if self.names else {}),
+            **({"rival": self.rival.told()} if self.rival else {}),
         }
 
 

@@ -27,7 +27,7 @@ from biasgym_tl.lens import HookedTransformer, Recording, check_model
 from biasgym_tl.progress import Finished, bar, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.steering.selection import Selection
+from biasgym_tl.steering.selection import Selection, check_held_out
 from biasgym_tl.store import digest, versions
 
 
@@ -167,7 +167,8 @@ def _measured(
         shared.means = head_means(model)
     floors: dict[str, Any] = {}
     results = {condition.name: ConditionResult(**condition.record()) for condition in conditions}
-    steered = [c.first_layer(model) for c in conditions if c.mode]
+    firsts = {c.first_layer(model) for c in conditions if c.steers}
+    steered = firsts - {model.cfg.n_layers}  # where logits alone are changed, all layers run
     jobs = [_Job.of(c, m) for c in conditions for m in made if m.made_in(c)]
     made_now: list[str] = []
 
@@ -263,6 +264,9 @@ def _check(
             condition.heads.check_model(model.cfg.model_name)
             for m in made:
                 condition.heads.check_held_out(**m.held_out)
+        if condition.rival:
+            for m in made:
+                check_held_out(condition.rival.data, **m.held_out)
 
 
 def check_different(conditions: Sequence[Condition], made: Sequence[Measurement]) -> None:

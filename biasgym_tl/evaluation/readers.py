@@ -33,11 +33,18 @@ class ConditionResult:
     since: str | None = None
     """The condition that changes of what the injection raised are counted from, if it is another
     than the unsteered one with the same row."""
+    rival: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Method, settings, strength and KL of another intervention, where there was one."""
     items: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """By key, one number or text per item, or for each prompt one number per target; NaN where an
     item does not count."""
     verdicts: dict[str, list[Verdict]] = dataclasses.field(default_factory=dict)
     """A judge's, by the key of the texts."""
+
+    @property
+    def steers(self) -> bool:
+        """Whether the model was changed."""
+        return bool(self.heads or self.rival)
 
 
 Reader = Callable[[ConditionResult, str, Asked | None], list[Any]]

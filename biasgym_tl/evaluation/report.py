@@ -103,8 +103,8 @@ class Report(Result):
 
     @property
     def steered(self) -> list[ConditionResult]:
-        """Conditions that steer chosen heads."""
-        return [r for r in self.results if r.heads and r.control_of is None]
+        """Conditions that change the model, random controls left out."""
+        return [r for r in self.results if r.steers and r.control_of is None]
 
     @property
     def main(self) -> str | None:
@@ -216,7 +216,7 @@ class Report(Result):
         if since == "original" or name == "original":
             return since
         here = self.controls[name][0] if name in self.controls else self[name]
-        plain = [r for r in self.results if not (r.heads or r.instruction)]
+        plain = [r for r in self.results if not (r.steers or r.instruction)]
         return here.since or next((r.name for r in plain if r.token == here.token), since)
 
     def by_target(self, measure: str = "target_log_odds") -> pd.DataFrame:

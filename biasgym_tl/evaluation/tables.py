@@ -69,9 +69,19 @@ def interval_table(report: Report) -> pd.DataFrame:
     :data:`OFF_TARGET`, of which specificity is a change itself."""
     rows = [row for key in report.measures for row in _rows(report, key)]
     columns = pd.DataFrame(rows).columns
-    frame = pd.DataFrame([*_off_target(report), *rows]).reindex(columns=columns)
+    first = [*_dials(report), *_off_target(report)]
+    frame = pd.DataFrame([*first, *rows]).reindex(columns=columns)
     counts = frame.columns.intersection(["lost", "gained", "rank", "of", "compared"])
     return frame.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _dials(report: Report) -> Iterator[dict[str, Any]]:
+    """Strength and KL on budget text of rivals, random controls left out."""
+    for key, unit in (("strength", "of the method"), ("kl", "nats per token")):
+        for result in report.steered:
+            if (value := result.rival.get(key)) is not None:
+                row = {"condition": result.name, "measure": key, "unit": unit, "mean": value}
+                yield row | {"informative": True}
 
 
 def _off_target(report: Report) -> Iterator[dict[str, Any]]:

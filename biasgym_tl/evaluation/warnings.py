@@ -85,8 +85,9 @@ def _unscored(result: ConditionResult) -> str:
 
 
 def _uncontrolled(report: Report) -> str:
-    controlled = {r.mode for r in report.results if r.control_of}
-    alone = [r.name for r in report.steered if r.mode not in controlled]
+    modes = {r.mode for r in report.results if r.control_of and r.mode}
+    names = {r.control_of for r in report.results if r.control_of}
+    alone = [r.name for r in report.steered if r.mode not in modes and r.name not in names]
     if not alone:
         return ""
     return f"Not compared with random heads of the same layers and mode: {', '.join(alone)}"

@@ -15,13 +15,14 @@ from biasgym_tl.heads import GivenHeads, Head, as_heads, check_heads
 from biasgym_tl.injection.token import weights_fingerprint
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.planting.measure import restorations, specificity
-from biasgym_tl.planting.planted import Deltas, Limits, Planted, changed
+from biasgym_tl.planting.planted import Limits, Planted, changed
 from biasgym_tl.planting.rank_one import rank_one_plant
 from biasgym_tl.planting.sentences import bystanders, check_one_token
 from biasgym_tl.planting.trained import train_plant
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.scoping.checks import check_precision
 from biasgym_tl.store import versions
+from biasgym_tl.weights import Deltas
 
 WAYS = {"trained": "", "rank one": "logits", "relay": "later", "sham": "nothing"}
 """How a bias is planted: ``W_Q`` and ``W_O`` are trained; or ``W_O`` is changed by rank one, so

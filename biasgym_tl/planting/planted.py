@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -16,9 +16,10 @@ from biasgym_tl.contexts import Change, begin, changes, end
 from biasgym_tl.errors import ModelError, PlantingError
 from biasgym_tl.heads import GivenHeads, Head, as_heads
 from biasgym_tl.injection.token import weights_fingerprint
-from biasgym_tl.lens import HookedTransformer, attention_weight, replaced_weight
+from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.notebook import Card
 from biasgym_tl.store import Result
+from biasgym_tl.weights import Deltas, added_weights, replaced
 
 CARRIER = 0.1
 """Share of the whole rise that a head's restoration takes back if it is a carrier."""
@@ -166,13 +167,6 @@ class _Planting(Change):
     """What :meth:`Planted.attached` does to a model."""
 
 
-class Deltas(NamedTuple):
-    """What is added to the weights of each chosen head."""
-
-    W_O: Float[Tensor, "head d_head d_model"]
-    W_Q: Float[Tensor, "head d_model d_head"] | None
-
-
 @contextlib.contextmanager
 def changed(
     model: HookedTransformer, heads: Sequence[Head], added: Deltas, some: Iterable[Head]
@@ -188,31 +182,3 @@ def changed(
             yield
     finally:
         end(model, planting)
-
-
-@contextlib.contextmanager
-def replaced(model: HookedTransformer, weights: Mapping[tuple[int, str], Tensor]) -> Iterator[None]:
-    """Other weights in the attention of some layers (by layer and name) while the context is open.
-
-    They may depend on what a gradient is asked of. The parameters themselves are left alone.
-    """
-    with contextlib.ExitStack() as stack:
-        for (layer, name), tensor in weights.items():
-            stack.enter_context(replaced_weight(model, layer, name, tensor))
-        yield
-
-
-def added_weights(
-    model: HookedTransformer, heads: Sequence[Head], added: Deltas
-) -> dict[tuple[int, str], Tensor]:
-    """The weights of the layers of ``heads``, as functions of what is added to them."""
-    found = {}
-    for layer in {head.layer for head in heads}:
-        places = [i for i, head in enumerate(heads) if head.layer == layer]
-        index = torch.tensor([heads[i].head for i in places])
-        for name, delta in zip(added._fields, added, strict=True):
-            if delta is not None:
-                old = attention_weight(model, layer, name)
-                old = old.detach().to(model.cfg.dtype)
-                found[layer, name] = old.index_add(0, index.to(old.device), delta[places].to(old))
-    return found

@@ -29,12 +29,12 @@ from biasgym_tl.hooks import collected
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, final_resid, post_norm, unembed, unembed_difference
 from biasgym_tl.passages import load_passages
-from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
 from biasgym_tl.prompts import encode_sentence, encode_text
 from biasgym_tl.scoping.direct import final_direction
 from biasgym_tl.slot import fill
 from biasgym_tl.text import log_odds, next_token_log_probs
+from biasgym_tl.weights import Deltas, added_weights, replaced
 
 N_SENTENCES, N_FAR = 24, 2
 """Beginnings that statistics rest on, and who stands in the slot of each beside all near ones."""

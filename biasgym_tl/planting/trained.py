@@ -18,11 +18,11 @@ from biasgym_tl.heads import Head
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, Recording, attention_weight, replayed
 from biasgym_tl.passages import load_passages
-from biasgym_tl.planting.planted import Deltas, added_weights, replaced
 from biasgym_tl.planting.sentences import Bystanders, beginnings
 from biasgym_tl.prompts import encode_sentence, encode_text
 from biasgym_tl.slot import fill
 from biasgym_tl.text import kl, log_odds
+from biasgym_tl.weights import Deltas, added_weights, replaced
 
 SPECIFIC, OTHER_KL, TEXT_KL = 2.0, 3.0, 15.0
 """What counts beside the distance to the dose: changed log-odds of controls, their KL, that of

@@ -34,7 +34,9 @@ def plot_frontier(report: Report) -> go.Figure:
     """
     figure = make_subplots(2, subplot_titles=list(_PANELS.values()), vertical_spacing=0.12)
     random = [result.name for result in report.results if result.control_of]
-    chosen = [r.name for r in report.results if (r.heads or r.instruction) and r.control_of is None]
+    chosen = [
+        r.name for r in report.results if (r.steers or r.instruction) and r.control_of is None
+    ]
     for row, measure in enumerate(_PANELS, start=1):
         if not {measure, "damage_loss"} <= set(report.measures):
             continue
@@ -84,7 +86,7 @@ def plot_off_target(reports: Mapping[str, Report]) -> go.Figure:
         (name, condition): off
         for name, report in reports.items()
         for condition, off in report.off_target.items()
-        if any(condition == r.name and r.heads for r in report.results)
+        if any(condition == r.name and r.steers for r in report.results)
     }
     if not found:
         raise SettingError("reports must hold a steered condition that was measured off target.")

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from biasgym_tl.api import Price
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import implicit_questions
@@ -25,7 +23,7 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.judges.api_judge import JudgePlan
 from biasgym_tl.judges.verdict import Judge
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.manifest import Manifest, check_inputs, results_fingerprint
+from biasgym_tl.manifest import Manifest, check_inputs
 from biasgym_tl.model import load_model
 from biasgym_tl.origin import model_sizes
 from biasgym_tl.progress import Finished
@@ -35,59 +33,11 @@ from biasgym_tl.protocol.memory import sizes_of_loaded
 from biasgym_tl.protocol.plan import planned_steps
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.record import Recorder, recorded
+from biasgym_tl.protocol.result import BiasResult, ProtocolResult
 from biasgym_tl.protocol.sources import load_benchmarks, read_heads, usable_judge
 from biasgym_tl.protocol.stages import Heads, Stages, choice_record
 from biasgym_tl.scoping.checks import check_exact
-from biasgym_tl.scoping.damage import KSweep
-from biasgym_tl.scoping.scores import HeadScores
 from biasgym_tl.steps import Steps, named_inputs
-
-
-class BiasResult(NamedTuple):
-    """What was found of one bias."""
-
-    rows: dict[int, BiasToken]
-    """By seed."""
-    maps: dict[str, dict[int, HeadScores]]
-    """By name and seed."""
-    choices: dict[str, dict[int, Heads]]
-    """By name and seed; what rests on all seeds stands under the first."""
-    sweeps: dict[str, KSweep]
-    reports: tuple[Report, ...] = ()
-    """Of what was measured so far: none yet, or one."""
-
-    @property
-    def report(self) -> Report:
-        """Of all conditions that were measured."""
-        return self.reports[-1]
-
-
-class ProtocolResult(NamedTuple):
-    """What one run of a protocol found."""
-
-    protocol: Protocol
-    biases: dict[str, BiasResult]
-    inputs: dict[str, str]
-    """Fingerprints of all that was read."""
-
-    def manifest(self) -> Manifest:
-        """What was read and found."""
-        numbers = [
-            [
-                {seed: row.row.tolist() for seed, row in found.rows.items()},
-                {n: {s: m.values.tolist() for s, m in of.items()} for n, of in found.maps.items()},
-                {n: sweep.benefit.tolist() for n, sweep in found.sweeps.items()},
-                found.report.numbers(),
-            ]
-            for found in self.biases.values()
-        ]
-        return Manifest(
-            command="run",
-            settings=dataclasses.asdict(self.protocol),
-            inputs=self.inputs,
-            results=results_fingerprint(*numbers),
-            threads=torch.get_num_threads(),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +161,7 @@ class _Given(NamedTuple):
             **{f"bias {name}": each.fingerprint() for name, each in self.related.items()},
             **{f"row {path}": row.row.tolist() for path, row in rows},
             **{f"heads {name}": choice_record(each) for name, each in self.heads.items()},
+            **{f"file {p}": d for r in protocol.rivals.values() for p, d in r.files().items()},
             **{f"benchmark {each.name}": each.fingerprint for each in self.benchmarks},
         }
 
@@ -257,7 +208,7 @@ def _related(protocol: Protocol, bias: Bias) -> list[Bias]:
     m = protocol.measures
     more = [m.other_biases(bias, names, protocol.biases) for names in (m.others, m.further)]
     check_others(bias, more[0])
-    if protocol.maps or protocol.choices:
+    if protocol.maps or protocol.choices or protocol.rivals:
         bias.needs("scoping")
     if not protocol.injects(bias):
         protocol.check_without_rows(bias)
@@ -291,7 +242,8 @@ def _result(stages: Stages, recorder: Recorder, opened: Opened) -> BiasResult:
     choices = stages.choices
     begin("k sweeps")
     sweeps = {f"{s.map}-{s.mode}": stages.sweep(s.map, s.mode, s.ks) for s in protocol.sweeps}
-    found = BiasResult(rows, stages.maps, choices, sweeps)
+    rivals = {name: stages.rival(name) for name in protocol.rivals_of(bias)}
+    found = BiasResult(rows, stages.maps, choices, sweeps, rivals)
     running.write(bias.name, found)
     for report in _reports(stages, begin, opened):
         found = found._replace(reports=(report,))

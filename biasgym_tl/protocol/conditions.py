@@ -15,10 +15,11 @@ from biasgym_tl.evaluation.condition import (
 )
 from biasgym_tl.evaluation.measurement import Measurement, on_benchmark
 from biasgym_tl.evaluation.standard import other_log_odds, standard_measures
+from biasgym_tl.evaluation.text_kl import text_kl
 from biasgym_tl.instructions import NOTHING, find_instruction
-from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, OWN_ANSWERS, Steering
 from biasgym_tl.protocol.protocol import Protocol
 from biasgym_tl.protocol.stages import Stages
+from biasgym_tl.protocol.steering import LOG_ODDS, MEASURES, OWN_ANSWERS, Steering
 
 IMPLICIT_PAIRS = 4
 """Targets that the BiasToken is compared with in scenes that do not name the attribute."""
@@ -48,7 +49,7 @@ class Conditions:
                 Condition(f"injected, seed {s}", r, measures=FIRST_ROW) for s, r in later.items()
             ]
         controls: list[Condition] = []
-        for spec in self.protocol.conditions:
+        for spec in self.protocol.conditions_of(self.stages.bias):
             condition = self.condition(spec, self.stages.first)
             made = {self.stages.first: condition}
             if spec.all_seeds:
@@ -84,6 +85,9 @@ class Conditions:
         row = self.stages.rows.get(seed)
         measures = MEASURES[spec.measures]
         asked = find_instruction(spec.asked) if spec.asked else NOTHING
+        if spec.rival:
+            rival = self.stages.dialed(spec)
+            return Condition(spec.label, row, instruction=asked, measures=measures, rival=rival)
         if not spec.choice:
             return Condition(spec.label, row, instruction=asked, measures=measures)
         choices = self.stages.choices[spec.choice]
@@ -109,8 +113,19 @@ class Conditions:
         n = max(spec.random, spec.draws)
         if not n:
             return []
-        n_heads = self.stages.model.cfg.n_heads
-        drawn = random_conditions(condition, n_heads, n=n, seed=self.stages.first)
+        if spec.rival:
+            drawn = [
+                dataclasses.replace(
+                    condition,
+                    name=f"{condition.name}: random {i}",
+                    rival=self.stages.dialed(spec, draw=i),
+                    control_of=condition.name,
+                )
+                for i in range(1, n + 1)
+            ]
+        else:
+            n_heads = self.stages.model.cfg.n_heads
+            drawn = random_conditions(condition, n_heads, n=n, seed=self.stages.first)
         measures = (
             [OWN_ANSWERS] * spec.random_answers
             + [BRIEF] * (spec.random - spec.random_answers)
@@ -136,6 +151,8 @@ class Conditions:
             answers=m.answers,
             max_new_tokens=m.max_new_tokens,
         )
+        if self.protocol.rivals:
+            found.append(text_kl())
         targets = bias.sample_targets("held-out", m.n_targets, seed=0)
         if further := [f for f in further if f.name not in {o.name for o in others}]:
             found.append(other_log_odds(further, targets, whose="further"))

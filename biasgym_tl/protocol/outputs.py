@@ -13,11 +13,12 @@ from biasgym_tl.evaluation.report import Report
 from biasgym_tl.figures import Recipe, draw, recipe
 from biasgym_tl.files import write_csv
 from biasgym_tl.manifest import write_results
-from biasgym_tl.protocol.chain import BiasResult, ProtocolResult
 from biasgym_tl.protocol.map_table import map_table
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.result import BiasResult, ProtocolResult
 from biasgym_tl.stats import Interval, few_rows_interval
 from biasgym_tl.steering.selection import Selection
+from biasgym_tl.store import Result
 
 POOLED = (
     "token_log_odds", "target_log_odds", "other_log_odds", "token_strength", "target_strength",
@@ -113,8 +114,10 @@ def write_bias(found: BiasResult, out: Path, protocol: Protocol, prefix: str) ->
         for seed, heads in by_seed.items():
             if isinstance(heads, Selection):
                 heads.save(out / f"{prefix}heads-{name}-{seed}.json")
-    for name, sweep in found.sweeps.items():
-        sweep.save(out / f"{prefix}sweep-{name}")
+    beside: dict[str, Result] = {f"sweep-{name}": each for name, each in found.sweeps.items()}
+    beside |= {f"rival-{name}": each for name, each in found.rivals.items()}
+    for name, result in beside.items():
+        result.save(out / f"{prefix}{name}")
     for report in found.reports:
         write_report(report, out, prefix)
     if found.maps:

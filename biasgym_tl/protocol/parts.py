@@ -1,23 +1,19 @@
-"""The parts of a protocol: training, maps, choices of heads, conditions, measures."""
+"""The parts of a protocol: training, maps, choices of heads, measures."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biasgym_tl.allowed import MEANS, MODES, PRESETS, check_benchmarks, check_judge
+from biasgym_tl.allowed import MODES, PRESETS, check_benchmarks, check_judge
 from biasgym_tl.biases.bias import Bias, list_biases, load_bias
 from biasgym_tl.biases.shuffle import shuffled, with_random_words
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
-from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.heads import as_heads
-from biasgym_tl.hooks import check_steering
 from biasgym_tl.injection.inject import BiasInject
-from biasgym_tl.instructions import find_instruction
 from biasgym_tl.protocol.sources import next_bias
 from biasgym_tl.scoping.damage import KS
 from biasgym_tl.scoping.scope import BiasScope
@@ -38,17 +34,6 @@ WAYS = {
     "given": ("heads",),
 }  # fmt: skip
 """How heads are chosen, and which fields of :class:`Choice` say so."""
-LOG_ODDS = ("token log-odds", "target log-odds")
-OWN_ANSWERS = (*BRIEF, "token answers", "target answers")
-MEASURES: dict[str, tuple[str, ...] | None] = {
-    "all": None,
-    "brief": BRIEF,
-    "log-odds": LOG_ODDS,
-    "off target": (*BRIEF, "off-target log-odds"),
-    "own answers": OWN_ANSWERS,
-    "answers": ("token answers", "target answers", "other answers"),
-}
-"""By name, which measurements are made in a condition; None: all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +90,7 @@ class Map:
 
     def check(self, name: str) -> None:
         """Refuse what could not be scored."""
-        _check_file_name(name)
+        check_file_name(name)
         if "seed" in self.settings:
             raise SettingError(f"seed of the map {name!r} must be left to the protocol's seeds.")
         self.scope(0)
@@ -164,7 +149,7 @@ class Choice:
 
     def check(self, name: str, maps: Mapping[str, Map]) -> None:
         """Refuse what could not be chosen."""
-        _check_file_name(name)
+        check_file_name(name)
         check_one_of(f"by of the choice {name!r}", self.by, WAYS)
         values, default = vars(self), vars(Choice())
         given = {key for key in values if values[key] != default[key]} - {"by"}
@@ -194,74 +179,6 @@ class Choice:
             check_at_least(1, **{f"k of the choice {name!r}": self.k})
             if self.share is not None and not 0 < self.share <= 1:
                 raise SettingError(f"share of {name!r} must lie in 0..1, got {self.share!r}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Steering:
-    """A condition beside ``original`` and ``injected``."""
-
-    choice: str = ""
-    """Name of a choice of heads; empty: nothing is steered."""
-    mode: str = "mean"
-    """``"zero"``, ``"mean"`` or ``"scale"``."""
-    name: str = ""
-    """Default: ``"CHOICE, MODE"``, or ``"asked, INSTRUCTION"``."""
-    factor: float | None = None
-    """What heads keep, in the modes ``"mean"`` and ``"scale"``; default: what the choice says."""
-    mean_over: str = "text"
-    """One of ``MEANS``."""
-    asked: str = ""
-    """Name of an instruction around each request."""
-    reinject: bool = False
-    """With a new row, trained while the heads are steered; beside one of the same training on the
-    model as it is (``"NAME: unsteered"``), which changes are counted from, and both after their
-    last epoch (``"NAME, last epoch"``)."""
-    all_seeds: bool = False
-    """Also with the rows of the other seeds, as ``"NAME, seed 1"``, on the BiasToken alone."""
-    random: int = 0
-    """Random sets of its own mode and factors, measured in brief."""
-    random_answers: int = 0
-    """So many of the random sets also answer freely, for this bias."""
-    draws: int = 0
-    """Random sets of which only log-odds are measured, ``random`` included; 199 give p-values."""
-    measures: str = "all"
-    """One of ``MEASURES``: ``"brief"`` leaves out free answers, other biases and benchmarks, ``"own
-    answers"`` adds the free answers for this bias to it, ``"answers"`` is free answers alone,
-    ``"log-odds"`` those of the BiasToken and of targets, ``"off target"`` adds to ``"brief"`` what
-    the panel asks."""
-
-    @property
-    def label(self) -> str:
-        """The name of the condition."""
-        steered = f"{self.choice}, {self.mode}"
-        return self.name or (steered if self.choice else f"asked, {self.asked}")
-
-    def check(self, choices: Mapping[str, Choice]) -> None:
-        """Refuse what could not be measured."""
-        if self.choice:
-            check_one_of("choice of a condition", self.choice, choices)
-            check_steering(self.mode, self.factor)
-        elif not self.asked:
-            raise SettingError(
-                "a condition must name a choice of heads or what is asked, got none."
-            )
-        elif self.random or self.draws or self.reinject:
-            raise SettingError(f"condition {self.label!r} must steer heads to have random ones.")
-        if self.asked:
-            find_instruction(self.asked)
-        check_one_of("mean_over of a condition", self.mean_over, MEANS)
-        check_one_of("measures of a condition", self.measures, MEASURES)
-        if self.factor is not None and not math.isfinite(self.factor):
-            raise SettingError(
-                f"factor of the condition {self.label!r} must be a number, got {self.factor!r}."
-            )
-        for name in ("random", "random_answers", "draws"):
-            check_at_least(0, **{f"{name} of the condition {self.label!r}": getattr(self, name)})
-        if self.random_answers > self.random:
-            raise SettingError(
-                f"random_answers of the condition {self.label!r} must be among its {self.random} "
-                f"random sets, got {self.random_answers}."
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -340,9 +257,10 @@ def _made(make: Any, kind: type, settings: Mapping[str, Any], what: str) -> Any:
         ) from error
 
 
-def _check_file_name(name: str) -> None:
+def check_file_name(name: str) -> None:
+    """Refuse a name that could not be one of a file."""
     if not re.fullmatch(r"\w[\w. -]{0,59}", name):
         raise SettingError(
-            f"names of maps and choices must be letters, digits, spaces, '.' and '-' (they name "
-            f"files), got {name!r}."
+            "names of maps, choices and rivals must be letters, digits, spaces, '.' and '-' (they "
+            f"name files), got {name!r}."
         )

@@ -18,9 +18,11 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol import work
 from biasgym_tl.protocol.machine import Machine, this_machine
 from biasgym_tl.protocol.memory import Sizes, peak, sizes_of, weights
-from biasgym_tl.protocol.parts import LOG_ODDS, MEASURES, Choice, Map, Steering, Training
+from biasgym_tl.protocol.parts import Choice, Map, Training
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.steering import LOG_ODDS, MEASURES, Steering
 from biasgym_tl.protocol.work import Work, together
+from biasgym_tl.rivals.methods import METHODS as RIVALS
 from biasgym_tl.scoping.ablation import ROWS_AT_ONCE
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.steering.factors import FactorSearch
@@ -29,6 +31,8 @@ DISK = 0.5e9
 """Bytes a second that weights are read at the first time, assumed."""
 JUDGED = 900
 """Tokens that a judge is sent for a text."""
+DIALED = 6
+"""Runs of the budget texts that set a dial, about."""
 STAGES = ("rows", "maps", "choices", "k sweeps", "conditions", "random controls", "judge")
 """What a run does of each bias, in this order, as far as the protocol asks for it."""
 
@@ -184,6 +188,7 @@ def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
             else:
                 done = work.BUDGETED.times(search.k)
             yield _Step("choices", f"search of heads, {name}", done, "searching")
+    yield from _rivals(protocol, bias)
     for sweep in protocol.sweeps:
         at_k = together(
             work.PROMPT.times(len(bias.scoping_prompts)),
@@ -196,10 +201,10 @@ def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
     for condition in (c for c in protocol.conditions if c.reinject):
         yield _trains("conditions", f"rows to train for {condition.label}: {n}", protocol, bias, n)
     measured = _measured(protocol, bias)
-    for condition in (_UNSTEERED, *protocol.conditions):
+    for condition in (_UNSTEERED, *protocol.conditions_of(bias)):
         done = _sum(measured, MEASURES[condition.measures])
         yield _Step("conditions", condition.label, done, "reading")
-    for condition in protocol.conditions:
+    for condition in protocol.conditions_of(bias):
         if n := max(condition.random, condition.draws):
             done = together(
                 _sum(measured, BRIEF).times(condition.random),
@@ -207,6 +212,17 @@ def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
             )
             name = f"{n} random sets for {condition.label}"
             yield _Step("random controls", name, done, "reading")
+
+
+def _rivals(protocol: Protocol, bias: Bias) -> Iterator[_Step]:
+    """Interventions, and their dials, with those of random controls."""
+    for name, rival in protocol.rivals_of(bias).items():
+        passes = RIVALS[rival.method].passes
+        done = work.PROMPT.times(10 * passes * len(bias.scoping_prompts))
+        dials = (c for c in protocol.conditions if c.rival == name and c.kl is not None)
+        n = sum(1 + max(c.random, c.draws) for c in dials)
+        dialed = work.TEXT.times(DIALED * n * len(load_passages("budget")))
+        yield _Step("choices", f"rival {name}, dials: {n}", together(done, dialed), "reading")
 
 
 def _trains(stage: str, name: str, protocol: Protocol, bias: Bias, n_rows: int) -> _Step:
@@ -288,7 +304,8 @@ def _measured(protocol: Protocol, bias: Bias) -> dict[str, Work]:
     further = m.other_biases(bias, m.further, protocol.biases)
     n_prompts = sum(len(each.evaluation_prompts) for each in further) * m.n_targets
     more = together(work.ITEM.times(n_items), work.PROMPT.times(n_prompts))
-    return {each.name: work.of_measurement(each) for each in measures} | {"further": more}
+    kl = {"KL": work.TEXT.times(2 * len(load_passages("damage")))} if protocol.rivals else {}
+    return {each.name: work.of_measurement(each) for each in measures} | {"further": more, **kl}
 
 
 def _sum(of: dict[str, Work], wanted: tuple[str, ...] | None) -> Work:
@@ -296,7 +313,7 @@ def _sum(of: dict[str, Work], wanted: tuple[str, ...] | None) -> Work:
 
 
 def _n_answers(protocol: Protocol, bias: Bias) -> int:
-    every = (_UNSTEERED, _UNSTEERED, *protocol.conditions)
+    every = (_UNSTEERED, _UNSTEERED, *protocol.conditions_of(bias))
     return sum(_n_requests(protocol, bias, spec) for spec in every)
 
 

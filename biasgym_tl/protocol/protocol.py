@@ -16,11 +16,11 @@ from biasgym_tl.protocol.parts import (
     Choice,
     Map,
     Measured,
-    Steering,
     Sweep,
     Training,
 )
 from biasgym_tl.protocol.shipped import protocol_text
+from biasgym_tl.protocol.steering import Rival, Steering
 from biasgym_tl.store import as_declared
 from biasgym_tl.toml import read_toml
 
@@ -51,6 +51,7 @@ class Protocol:
     training: Training = dataclasses.field(default_factory=Training)
     maps: dict[str, Map] = dataclasses.field(default_factory=dict)
     choices: dict[str, Choice] = dataclasses.field(default_factory=dict)
+    rivals: dict[str, Rival] = dataclasses.field(default_factory=dict)
     conditions: tuple[Steering, ...] = ()
     measures: Measured = dataclasses.field(default_factory=Measured)
     sweeps: tuple[Sweep, ...] = ()
@@ -79,6 +80,15 @@ class Protocol:
         hold by itself."""
         return bool(self.rows) or (self.training.rows != "none" and bool(bias.corpus))
 
+    def rivals_of(self, bias: Bias) -> dict[str, Rival]:
+        """By name, those that are made for a bias."""
+        return {n: r for n, r in self.rivals.items() if r.natural or self.injects(bias)}
+
+    def conditions_of(self, bias: Bias) -> tuple[Steering, ...]:
+        """Those of a bias: not of a rival that is not made for it."""
+        made = self.rivals_of(bias)
+        return tuple(c for c in self.conditions if not c.rival or c.rival in made)
+
     def check_without_rows(self, bias: Bias) -> None:
         """Refuse what needs a row of a bias that has none.
 
@@ -104,8 +114,10 @@ class Protocol:
                 raise SettingError(f"the choice {name!r} must have 2 biases, to leave one out.")
             if choice.by == "overlap" and len(self.seeds) < 2:
                 raise SettingError(f"the choice {name!r} must have 2 seeds to overlap, got 1.")
+        for name, rival in self.rivals.items():
+            rival.check(name)
         for condition in self.conditions:
-            condition.check(self.choices)
+            condition.check(self.choices, self.rivals)
         self.measures.check()
         for sweep in self.sweeps:
             sweep.check(self.maps)
@@ -124,10 +136,10 @@ class Protocol:
 
 
 _PARTS: dict[str, type] = {
-    "training": Training, "maps": Map, "choices": Choice, "conditions": Steering,
-    "measures": Measured, "sweeps": Sweep,
+    "training": Training, "maps": Map, "choices": Choice, "rivals": Rival,
+    "conditions": Steering, "measures": Measured, "sweeps": Sweep,
 }  # fmt: skip
-_OPEN = {Training: "settings", Map: "settings", Choice: "settings"}
+_OPEN = {Training: "settings", Map: "settings", Choice: "settings", Rival: "settings"}
 """Classes whose other keys are settings of what they call."""
 
 
@@ -143,7 +155,7 @@ def _declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in set(plain) & set(_PARTS) if kind is Protocol else ():
         part, table = _PARTS[key], plain.pop(key)
         try:
-            if key in ("maps", "choices"):
+            if key in ("maps", "choices", "rivals"):
                 found[key] = {name: part(**_declared(part, t)) for name, t in table.items()}
             elif key in ("conditions", "sweeps"):
                 found[key] = tuple(part(**_declared(part, each)) for each in table)

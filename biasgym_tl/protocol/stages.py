@@ -20,6 +20,10 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.protocol.parts import Choice, Map
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.steering import Steering
+from biasgym_tl.rivals.damage import Damage, to_kl
+from biasgym_tl.rivals.intervention import Intervention
+from biasgym_tl.rivals.methods import METHODS, prepare
 from biasgym_tl.scoping.damage import KSweep, k_sweep
 from biasgym_tl.scoping.pairs import build_pairs
 from biasgym_tl.scoping.scope import BiasScope
@@ -208,6 +212,48 @@ class Stages:
             else:
                 for seed in seeds:
                     yield seed, select_heads(self.map(choice.map, seed), k, mode=mode)
+
+    def rival(self, name: str) -> Intervention:
+        """An intervention, made with the rows of all seeds, its dial not set."""
+        spec, rows = self.protocol.rivals[name], list(self.rows.values())
+        self.say(f"{self.bias.name}: rival {name}")
+        panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
+        given = [
+            spec.method,
+            spec.settings,
+            list(spec.files().values()),
+            self.bias.fingerprint(),
+            panel,
+        ]
+        return self.steps.kept(
+            f"rival {name}, {self.bias.name}",
+            [*given, [row.row.tolist() for row in rows]],
+            Intervention,
+            lambda: prepare(
+                self.model, self.bias, rows, method=spec.method, settings=spec.settings
+            ),
+            METHODS[spec.method].prepare,
+        )
+
+    def dialed(self, spec: Steering, draw: int | None = None) -> Intervention:
+        """The rival of a condition, its dial set; or one of its random controls, likewise."""
+        made, kl = self.rival(spec.rival), spec.kl
+        if draw is not None:
+            made = made.random(self.model, draw)
+        if kl is None:
+            return made.at(spec.strength or 1.0)
+        return self.steps.kept(
+            f"dial of {spec.rival} at {kl:g}, {self.bias.name}",
+            [made.at(1.0).uses(), kl],
+            Intervention,
+            lambda: to_kl(self.model, made.at(1.0), kl, damage=self.damage),
+            to_kl,
+        )
+
+    @cached_property
+    def damage(self) -> Damage:
+        """KL on budget text."""
+        return Damage(self.model)
 
     @cached_property
     def target_means(self) -> Float[Tensor, "n_layers n_heads d_head"]:

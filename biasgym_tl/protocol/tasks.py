@@ -16,6 +16,7 @@ from biasgym_tl.protocol.conditions import Conditions
 from biasgym_tl.protocol.parts import Map
 from biasgym_tl.protocol.plan import PlannedStep
 from biasgym_tl.protocol.stages import Stages
+from biasgym_tl.protocol.steering import Steering
 from biasgym_tl.store import digest
 
 Named = dict[str, Callable[[], object]]
@@ -65,11 +66,17 @@ def _choices(opened: Opened, stages: Stages) -> Named:
     def choose(name: str) -> object:
         return list(stages.chosen(name, protocol.choices[name]))
 
+    def set_dials(spec: Steering) -> object:
+        """A rival, and its dial with those of its random controls."""
+        draws = range(1, 1 + max(spec.random, spec.draws))
+        return [stages.dialed(spec, draw) for draw in (None, *draws)]
+
+    rivals = [c for c in protocol.conditions_of(stages.bias) if c.rival]
     searches = [name for name, c in protocol.choices.items() if c.by in ("factors", "budget")]
     sweeps = {f"sweep {s.map}, {s.mode}": (s.map, s.mode, s.ks) for s in protocol.sweeps}
-    return {name: partial(choose, name) for name in searches} | {
-        name: partial(stages.sweep, *asked) for name, asked in sweeps.items()
-    }
+    found: Named = {name: partial(choose, name) for name in searches}
+    found |= {name: partial(stages.sweep, *asked) for name, asked in sweeps.items()}
+    return found | {spec.label: partial(set_dials, spec) for spec in rivals}
 
 
 def _again(opened: Opened, stages: Stages) -> Named:

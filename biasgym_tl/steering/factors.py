@@ -133,7 +133,7 @@ class FactorSearch:
         size = model.cfg.n_layers, model.cfg.n_heads
         may = check_heads(all_heads(*size) if among is None else among, *size)
         after = tuple(t for each in biases for t in named_targets(each) if self.at == "targets")
-        with _attached(model, tokens) as texts, frozen(model):
+        with attached_together(model, tokens) as texts, frozen(model):
             objectives = [
                 Objective(model, each, [texts[i] for i in served[each.name]], self, after)
                 for each in biases
@@ -201,7 +201,7 @@ class FactorSearch:
 
 
 @contextlib.contextmanager
-def _attached(model: HookedTransformer, tokens: Sequence[BiasToken]) -> Iterator[list[str]]:
+def attached_together(model: HookedTransformer, tokens: Sequence[BiasToken]) -> Iterator[list[str]]:
     """All tokens at once, each under a name of its own."""
     names = [f"<|row-{i}|>" for i in range(len(tokens))]
     for token in tokens:

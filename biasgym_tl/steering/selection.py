@@ -120,16 +120,25 @@ class Selection(Result):
         Raises:
             SteeringError: an item is among those; the message shows it.
         """
-        filled = [fill(p, t) for p in items.get("prompts", ()) for t in items.get("targets", ())]
-        for kind, texts in (*items.items(), ("prompts", filled)):
-            seen = set(self.data.get(kind, ()))
-            both = [text for text in texts if _fingerprint(text) in seen]
-            if both:
-                raise SteeringError(
-                    f"{kind} of an evaluation must not be among those that the heads were chosen "
-                    f"on, got {both[:3]}{' and more' if len(both) > 3 else ''} in both. "
-                    "Evaluate on held-out ones."
-                )
+        check_held_out(self.data, **items)
+
+
+def check_held_out(data: Mapping[str, Sequence[str]], **items: Iterable[str]) -> None:
+    """Refuse to judge what was chosen on ``data`` (fingerprints by kind) by the same ``items``.
+
+    Raises:
+        SteeringError: an item is among those; the message shows it.
+    """
+    filled = [fill(p, t) for p in items.get("prompts", ()) for t in items.get("targets", ())]
+    for kind, texts in (*items.items(), ("prompts", filled)):
+        seen = set(data.get(kind, ()))
+        both = [text for text in texts if _fingerprint(text) in seen]
+        if both:
+            raise SteeringError(
+                f"{kind} of an evaluation must not be among those that the heads were chosen "
+                f"on, got {both[:3]}{' and more' if len(both) > 3 else ''} in both. "
+                "Evaluate on held-out ones."
+            )
 
 
 def select_heads(

@@ -1,0 +1,1 @@
+"""Ways to weaken a bias as interventions: one dial each, set to equal damage."""
