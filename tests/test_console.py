@@ -185,7 +185,7 @@ def test_json_has_the_names_of_the_files_and_no_nan(stored, tmp_path):
 
 
 def test_the_means_over_biases_fit_eighty_columns(stored):
-    both = {name: BiasResult({}, {}, {}, {}, (stored,)) for name in ("late", "math")}
+    both = {name: BiasResult({}, {}, {}, {}, reports=(stored,)) for name in ("late", "math")}
     result = ProtocolResult(Protocol(biases=("late", "math")), both, {})
     console = Console(width=80, record=True, file=io.StringIO())
     show_result(result, console)

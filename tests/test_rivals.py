@@ -433,7 +433,7 @@ def test_every_method_makes_an_intervention_that_a_dial_sets(injected, name, mon
     assert to_kl(model, edit, 0.03).kl == pytest.approx(0.03, rel=0.05)
     again = prepare(model, LATE, [token], method=name, settings=SETTINGS.get(name))
     assert again.uses() == edit.uses()
-    if path := edit.settings.get("path"):
+    if "layer" in edit.settings and (path := edit.settings.get("path")):
         best = min(path, key=lambda tried: tried[2])
         assert edit.settings["layer"] == best[0] and len(path) == 2
 
