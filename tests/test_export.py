@@ -22,7 +22,8 @@ from biasgym_tl.steering.export import N_READ, N_WRITTEN, _source
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
 TOKENS = torch.randint(2, 1000, (2, 17), generator=torch.Generator().manual_seed(4))
-NO_OUTPUT_BIAS = ("mistral", "qwen2", "gptj")
+NO_OUTPUT_BIAS = ("mistral", "gptj")
+"""Mistral for its window."""
 
 
 def log_probs(model):
@@ -114,9 +115,33 @@ def test_a_model_without_biases_of_attention_gets_them(family, source, tmp_path)
 @pytest.mark.parametrize("family", NO_OUTPUT_BIAS)
 def test_a_mean_is_refused_where_no_bias_can_carry_it(family, source, tmp_path):
     folder = source(family)
-    with pytest.raises(SteeringError, match=f"to export a {family} model, got a mean"):
+    why = "no window of 7 tokens" if family == "mistral" else "can carry no bias"
+    with pytest.raises(SteeringError, match=f"to export a {family} model, got a mean: .*{why}"):
         export_steered(load_model(folder), HEADS, tmp_path / "new", "mean", source=folder)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("family", "window"), [("qwen2", None), ("mistral", None), ("mistral", 10_000)]
+)
+def test_what_computes_as_llama_is_written_as_one(family, window, tied, source, tmp_path):
+    folder = source(family, sliding_window=window, tie_word_embeddings=tied)
+    model = load_model(folder)
+    with steer(model, HEADS, "mean", factor=0.3):
+        expected = log_probs(model)
+    new = export_steered(model, HEADS, tmp_path / "new", "mean", factor=0.3, source=folder)
+    config = json.loads((new / "config.json").read_text())
+    assert config["model_type"] == "llama" and config["attention_bias"]
+    assert config["tie_word_embeddings"] is tied and config["architectures"] == ["LlamaForCausalLM"]
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+    assert "of the type llama" in (new / "README.md").read_text()
+
+
+def test_a_window_of_some_layers_is_no_llama(source, tmp_path):
+    folder = source("qwen2", use_sliding_window=True, sliding_window=7, max_window_layers=1)
+    with pytest.raises(SteeringError, match="no window of 7 tokens"):
+        export_steered(load_model(folder), HEADS, tmp_path / "new", "mean", source=folder)
 
 
 def test_the_folder_says_what_was_done(source, tmp_path):

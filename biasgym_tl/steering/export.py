@@ -30,6 +30,7 @@ from biasgym_tl.precision import SHORT, computed_in
 from biasgym_tl.progress import Bar, bar
 from biasgym_tl.prompts import encode_text
 from biasgym_tl.steering.export_card import write_card
+from biasgym_tl.steering.output_biases import with_output_biases
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.store import BROKEN
 
@@ -52,6 +53,7 @@ def export_steered(
 
     A head's part of the output projection is multiplied by what the head keeps (0 in mode
     ``"zero"``); what it is replaced with, times that part, goes into the projection's bias. The
+    Where a type has no such bias, the model is written as a Llama, if it computes the same. The
     folder is read back, and its log-probabilities and greedy text are compared with those of the
     hooked model, before it takes its place: in fp32 within 1e-3 nats, in 16 bits by their share of
     the spread, as ``load_model`` compares. The model's tokenizer, as it is in memory, is written
@@ -83,8 +85,7 @@ def export_steered(
     mode = mode_of(heads, mode)
     edit = steering_edit(model, heads, mode, reference, factor)
     with bar(2 + N_TEXTS, "export", progress=progress, delay=3) as shown:
-        hf_model = _read_again(model, name)
-        apply_edit(hf_model, edit)
+        hf_model = apply_edit(_read_again(model, name), edit)
         shown.update(2)
 
         def write(to: Path) -> None:
@@ -92,7 +93,7 @@ def export_steered(
             _write_tokenizer(model.tokenizer, to)
             with edited(model, edit):
                 error, share = _checked(model, to, shown)
-            write_card(to, name, mode, edit, error, share)
+            write_card(to, name, hf_model.config.model_type, mode, edit, error, share)
 
         return write_folder_atomically(folder, write)
 
@@ -223,15 +224,18 @@ def _tokenized(tokenizer: Any, texts: list[str]) -> tuple[Any, ...]:
 
 
 @torch.no_grad()
-def apply_edit(hf_model: Any, edit: Mapping[int, LayerEdit]) -> None:
+def apply_edit(hf_model: Any, edit: Mapping[int, LayerEdit]) -> Any:
     """Change the output projections of a Hugging Face model in place.
 
+    Returns:
+        The model, or where a bias is needed that its type cannot have, one of the same weights.
+
     Raises:
-        SteeringError: a bias is needed and the family has none.
+        SteeringError: a bias is needed and no type has it.
     """
     family = FAMILIES[hf_model.config.model_type]
     if any(part.shift.any() for part in edit.values()):
-        _give_biases(hf_model, family.output)
+        hf_model = with_output_biases(hf_model, family.output)
     for layer, part in edit.items():
         output = hf_model.get_submodule(family.output.format(layer))
         # [z, d_model]; Conv1D stores it so, Linear the other way round.
@@ -241,24 +245,7 @@ def apply_edit(hf_model: Any, edit: Mapping[int, LayerEdit]) -> None:
         if part.shift.any():  # all heads at once, so that 16 bits are rounded to once
             output.bias.copy_(output.bias + torch.einsum("hz,hzd->d", part.shift, chosen))
         of_heads[part.heads] = (part.factor[:, None, None] * chosen).to(weight)
-
-
-def _give_biases(hf_model: Any, name: str) -> None:
-    """Make sure that every output projection has a bias; new ones are zero."""
-    config = hf_model.config
-    if hf_model.get_submodule(name.format(0)).bias is not None:
-        return
-    if not hasattr(config, "attention_bias"):
-        raise SteeringError(
-            f"mode must be 'zero' or 'scale' to export a {config.model_type} model, got a mean: "
-            "its output projection can carry no bias."
-        )
-    config.attention_bias = True
-    for layer in range(config.num_hidden_layers):
-        attention = hf_model.get_submodule(name.format(layer).rpartition(".")[0])
-        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            module = attention.get_submodule(projection)
-            module.bias = torch.nn.Parameter(module.weight.new_zeros(module.weight.shape[0]))
+    return hf_model
 
 
 @torch.inference_mode()

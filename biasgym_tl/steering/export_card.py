@@ -12,7 +12,13 @@ from biasgym_tl.store import versions, write_json
 
 
 def write_card(
-    to: Path, source: str, mode: str, edit: Mapping[int, LayerEdit], error: float, share: float
+    to: Path,
+    source: str,
+    kind: str,
+    mode: str,
+    edit: Mapping[int, LayerEdit],
+    error: float,
+    share: float,
 ) -> None:
     """Say in the folder what was done, for programs and for people."""
     kept = {
@@ -22,6 +28,7 @@ def write_card(
     }
     done = {
         "source": source,
+        "type": kind,
         "heads": list(kept),
         "mode": mode,
         "factor": kept,
@@ -35,8 +42,9 @@ def write_card(
         f"""# {source}, steered
 
 A copy of `{source}` with the output of {len(kept)} attention heads changed
-(mode "{mode}"): {", ".join(kept)}. The edit is in the weights; no code is needed
-beside transformers. Log-probabilities differ from the hooked model's by at most
+(mode "{mode}"): {", ".join(kept)}. The edit is in the weights, which are
+of the type {kind}; no code is needed beside transformers. Log-probabilities
+differ from the hooked model's by at most
 {error:.1e} nats on the texts that were compared. `biasgym.json` has
 all settings. Steering hides a stereotype and can cost other abilities: evaluate before use.
 """,
