@@ -14,7 +14,7 @@ BRIDGE := build/bridge
 # What depends on the engine.
 BRIDGED := $(addprefix tests/test_,$(addsuffix .py,ablation adapter added_row bridge devices direct doctor \
 	edits export factors faithfulness fingerprint gate gradients hooks inject model paths planted planting \
-	precision replay text))
+	precision replay rivals text))
 
 .PHONY: map demo lab course lint check test bridge lowest clean
 map: $(VENV)/.map

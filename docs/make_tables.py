@@ -384,10 +384,8 @@ SPECIFICITY = {
         first="heads changed",
     ),
 }  # fmt: skip
-RIVALS = {
-    **{c.label: c.rival for c in load_protocol(str(ROOT / "docs" / "referee.toml")).conditions},
-    "asked, persona": "asked, persona",
-}
+REDUCED = load_protocol(str(ROOT / "docs" / "referee.toml"))
+RIVALS = {c.label: c.rival or c.label for c in REDUCED.conditions}
 REFEREE = {
     "fell": Table(
         RIVALS,

@@ -37,7 +37,8 @@ def fairsteer(
         between: What the two classes differ in.
         layer: Default: by the probe.
     """
-    probe = fit_probe(states(model, bias, tokens, "hook_resid_post", between))
+    states_ = states(model, bias, tokens, "hook_resid_post", between)
+    probe = fit_probe(states_)
     best = max(
         range(len(probe.loss)), key=lambda at: (probe.accuracy[at].item(), -probe.loss[at].item())
     )
@@ -48,7 +49,7 @@ def fairsteer(
     ) -> dict[str, Tensor]:
         return {"added": neutral.mean(0) - biased.mean(0)}
 
-    found = vector(model, bias, tokens, "fairsteer", between, parts, layer)
+    found = vector(model, bias, tokens, "fairsteer", between, parts, layer, states_)
     return dataclasses.replace(
         found,
         gate=probe.weight[layer].float(),

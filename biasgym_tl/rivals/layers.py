@@ -15,7 +15,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.passages import load_passages
 from biasgym_tl.rivals.damage import Damage, to_kl
 from biasgym_tl.rivals.intervention import ResidEdit
-from biasgym_tl.rivals.samples import Between, Odds, seen, states
+from biasgym_tl.rivals.samples import Between, Odds, States, seen, states
 
 N_LAYERS = 6
 """Layers that are tried."""
@@ -77,6 +77,7 @@ def vector(
     between: Between,
     parts: Callable[..., dict[str, torch.Tensor]],
     layer: int | None = None,
+    found: States | None = None,
 ) -> ResidEdit:
     """An edit of the residual stream, made of states after a layer.
 
@@ -89,22 +90,17 @@ def vector(
         parts: Of the biased and neutral states at a layer, ``read``, ``write``, ``mean`` and
             ``added``; what is left out is 0.
         layer: Default: :func:`best_layer`.
+        found: Those states, of every layer; default: run here.
     """
-    found = states(model, bias, tokens, "hook_resid_post", between)
+    if found is None:
+        found = states(model, bias, tokens, "hook_resid_post", between)
 
     def make(at: int) -> ResidEdit:
         values = found.values[:, at]
-        d_model = values.shape[1]
-        empty = {
-            "read": (0, d_model),
-            "write": (0, d_model),
-            "mean": (d_model,),
-            "added": (d_model,),
-        }
-        made: dict[str, Any] = {name: torch.zeros(shape) for name, shape in empty.items()}
-        made |= {
-            k: v.float() for k, v in parts(values[found.biased], values[~found.biased]).items()
-        }
+        none, zero = values.new_zeros(0, values.shape[1]), values.new_zeros(values.shape[1])
+        made = {"read": none, "write": none, "mean": zero, "added": zero}
+        made |= parts(values[found.biased], values[~found.biased])
+        tensors: dict[str, Any] = {name: value.float() for name, value in made.items()}
         return ResidEdit(
             method=method,
             bias=bias.name,
@@ -112,7 +108,7 @@ def vector(
             data=seen(bias),
             settings={"between": between, "layer": at},
             layer=at,
-            **made,
+            **tensors,
         )
 
     return best_layer(model, bias, tokens, make, layer)
