@@ -68,4 +68,5 @@ def shrunk_covariance(states: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
     trace, square = found.trace(), found.square().sum()
     share = ((1 - 2 / d) * square + trace**2) / ((n + 1 - 2 / d) * (square - trace**2 / d))
     share = share.clamp(max=1.0)
-    return (1 - share) * found + share * trace / d * torch.eye(d, dtype=found.dtype)
+    shrunk: Tensor = (1 - share) * found + share * trace / d * torch.eye(d, dtype=found.dtype)
+    return shrunk
