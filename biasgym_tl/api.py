@@ -68,7 +68,8 @@ class ChatModel:
     key: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     fresh: bool = False
-    """Ask again what was answered before, and keep the new answer."""
+    """Ask again what was answered before this object was made, and keep the new answer."""
+    _made: set[str] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -76,6 +77,8 @@ class ChatModel:
         for name, least in (("concurrency", 1), ("max_retries", 0)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name} must be at least {least}, got {getattr(self, name)!r}.")
+        if not self.key.isidentifier() or len(self.key) > 40:
+            raise SettingError("key must be the name of an environment variable, not a key itself.")
         if not self.timeout > 0:
             raise SettingError(f"timeout must be positive, got {self.timeout!r}.")
         Address.of("base_url", self.base_url)
@@ -155,9 +158,9 @@ class ChatModel:
 
         That of a call which held nothing has an ``error``, and is forgotten after a day.
         """
-        if self.fresh:
-            return None
         name = self._name(request)
+        if self.fresh and name not in self._made:
+            return None
         reply, _ = _read_kept(_folder() / name)
         if reply is None:
             reply, at = _read_kept(_failures() / name)
@@ -170,6 +173,7 @@ class ChatModel:
         asked = {"model": self.model, **request.named()}
         found = {"reply": reply._asdict(), "at": time.time()}
         folder = _failures() if reply.error else _folder()
+        self._made.add(self._name(request))
         try:
             write_kind(folder / self._name(request), "Reply", {"request": asked, **found})
         except OSError as error:

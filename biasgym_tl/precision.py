@@ -73,6 +73,17 @@ def long(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in SHORT else tensor
 
 
+def moved_alike(tensor: Tensor, before: torch.dtype, now: Tensor) -> Tensor:
+    """Where and as what a model has moved meanwhile that which stood in its place.
+
+    Args:
+        tensor: Was put aside.
+        before: Dtype of what took its place.
+        now: That, as it is now.
+    """
+    return tensor.to(now.device, tensor.dtype if now.dtype == before else now.dtype)
+
+
 def product(
     rows: Float[Tensor, "n d_model"], matrix: Float[Tensor, "d_model d_vocab"]
 ) -> Float[Tensor, "n d_vocab"]:

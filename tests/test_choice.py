@@ -94,7 +94,10 @@ def test_it_is_measured_as_any_benchmark(model):
         ({"question": "x", "choices": ["a", "b"]}, "must have a column for the answer"),
         ({"question": "x", "choices": ["a"], "answer": 0}, "options must be two texts or more in"),
         ({"question": "x", "choices": ["a", " "], "answer": 0}, "options must be two texts or"),
-        ({"question": "x", "choices": ["a", "b"], "answer": 2}, "must say which of 2 options is r"),
+        (
+            {"question": "x", "choices": ["a", "b"], "answer": 2},
+            "must say which option is right, as a",
+        ),
         ({"question": "x", "choices": ["a", "b"], "answer": "C"}, "in row 1 of a list, got 'C'"),
         ({"question": " ", "choices": ["a", "b"], "answer": 0}, "question must be text in row 1"),
     ],
@@ -102,3 +105,16 @@ def test_it_is_measured_as_any_benchmark(model):
 def test_what_is_no_question_is_refused(row, message):
     with pytest.raises(BenchmarkError, match=message):
         load_choices([row])
+
+
+def test_answers_are_read_in_one_way_in_a_whole_file():
+    numbers = {"question": "how many?", "choices": ["3", "2", "1", "0"], "answer": "1"}
+    with pytest.raises(BenchmarkError, match=r"not as a text or a place, in row 1 .*got '1'"):
+        load_choices([numbers])
+    assert load_choices([numbers], answers_are="place").items[0].right == 1
+    assert load_choices([numbers], answers_are="text").items[0].right == 2
+    blood = {"question": "which?", "choices": ["O", "A", "B", "AB"], "answer": "B"}
+    by_letter = {"question": "and?", "choices": ["x", "y", "z", "w"], "answer": "D"}
+    assert [i.right for i in load_choices([blood, by_letter]).items] == [1, 3]
+    with pytest.raises(SettingError, match="answers_are must be one of"):
+        load_choices([blood], answers_are="colour")

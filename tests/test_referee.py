@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from biasgym_tl import Protocol, load_bias, load_protocol, run_protocol
+from biasgym_tl.errors import SettingError
 from biasgym_tl.protocol.chain import Running
 from biasgym_tl.protocol.outputs import write_outputs
+from biasgym_tl.protocol.parts import Choice, Map
 from biasgym_tl.protocol.plan import plan
 from biasgym_tl.protocol.protocol import Measured, Training
 from biasgym_tl.protocol.steering import Rival, Steering
@@ -99,3 +101,19 @@ def test_the_shipped_referee_has_three_damages_and_a_natural_bias():
     assert dials == {0.01, 0.03, 0.1} and len(referee.rivals) >= 18
     natural = [load_bias(b) for b in referee.biases if not referee.injects(load_bias(b))]
     assert len(natural) == 1 and 0 < len(referee.rivals_of(natural[0])) < len(referee.rivals)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"choice": "top", "kl": 0.03}, "kl of the condition 'top, mean' must be left out without"),
+        ({"rival": "shift", "kl": 0.03, "mode": "zero"}, "mode of a condition must be left out"),
+        ({"rival": "shift", "kl": 0.03, "factor": 0.5}, "factor of a condition must be left out"),
+    ],
+)
+def test_dials_and_modes_in_the_wrong_place_are_refused(given, message):
+    with pytest.raises(SettingError, match=message):
+        Protocol(
+            choices={"top": Choice(k=3)}, maps={"direct": Map()},
+            rivals={"shift": Rival(method="logit_shift")}, conditions=(Steering(**given),),
+        )  # fmt: skip

@@ -47,25 +47,26 @@ ABOUT = {"bias": "late", "model": "tiny", "data": {}, "settings": {}}
 def made(model, kind):
     """An intervention of a kind with random numbers."""
     torch.manual_seed(3)
+    about = ABOUT | {"model": model.cfg.model_name}
     n, heads, d_head = HeadsEdit.sizes(model)
     d = model.cfg.d_model
     two = (Head(0, 1), Head(2, 3))
     return {
         "heads": lambda: HeadsEdit(
             method="heads", heads=two, factor=torch.tensor([0.2, 0.7]),
-            reference=torch.randn(n, heads, d_head), added=torch.randn(2, d_head), **ABOUT,
+            reference=torch.randn(n, heads, d_head), added=torch.randn(2, d_head), **about,
         ),
         "resid": lambda: ResidEdit(
             method="resid", layer=1, read=torch.randn(1, d) / d, write=torch.randn(1, d),
-            mean=torch.randn(d), added=torch.randn(d), **ABOUT,
+            mean=torch.randn(d), added=torch.randn(d), **about,
         ),
         "gated": lambda: ResidEdit(
             method="gated", layer=1, read=torch.zeros(0, d), write=torch.zeros(0, d),
-            mean=torch.zeros(d), added=torch.randn(d), gate=torch.randn(d), **ABOUT,
+            mean=torch.zeros(d), added=torch.randn(d), gate=torch.randn(d), **about,
         ),
-        "logits": lambda: LogitShift(method="logits", ids=(7, 9), shift=torch.ones(2), **ABOUT),
+        "logits": lambda: LogitShift(method="logits", ids=(7, 9), shift=torch.ones(2), **about),
         "weights": lambda: WeightsEdit(
-            method="weights", heads=two, delta=torch.randn(2, d_head, d), **ABOUT
+            method="weights", heads=two, delta=torch.randn(2, d_head, d), **about
         ),
     }[kind]()  # fmt: skip
 
@@ -138,12 +139,17 @@ def _token(model):
 def test_uses_tell_apart_what_differs_in_a_number(model, kind):
     edit = made(model, kind)
     assert edit.uses() == dataclasses.replace(edit, method="other name", kl=1.0).uses()
-    others = [edit.at(2.0), edit.random(model, 0), edit.random(model, 1)]
+    drawn = [] if kind == "logits" else [edit.random(model, 0), edit.random(model, 1)]
+    others = [edit.at(2.0), *drawn]
     found = [each.uses() for each in (edit, *others)]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
 
 
 def test_random_controls_keep_place_and_size(model, kind):
+    if kind == "logits":
+        with pytest.raises(SteeringError, match="other words leave these log-odds"):
+            made(model, kind).random(model, 4)
+        return
     edit, drawn = made(model, kind), made(model, kind).random(model, 4)
     assert drawn.uses() == made(model, kind).random(model, 4).uses()
     assert drawn.first_layer(model) == edit.first_layer(model)
@@ -154,15 +160,14 @@ def test_random_controls_keep_place_and_size(model, kind):
     if kind == "resid":  # the angle between what is read and written
         cosines = [(e.read[0] @ e.write[0]).item() for e in (edit, drawn)]
         assert cosines[0] == pytest.approx(cosines[1], rel=1e-4)
-    if kind == "logits":
-        assert not set(drawn.ids) & set(edit.ids)
 
 
 def test_heads_edit_is_what_steer_does(model):
     means = head_means(model)
     edit = HeadsEdit(
         method="m", heads=(Head(0, 1), Head(2, 3)), factor=torch.tensor([0.2, 0.7]),
-        reference=means, added=torch.zeros(2, model.cfg.d_head), **ABOUT,
+        reference=means, added=torch.zeros(2, model.cfg.d_head),
+        **ABOUT | {"model": model.cfg.model_name},
     )  # fmt: skip
     kept = {Head(0, 1): 0.6, Head(2, 3): 0.85}
     with steer(model, list(kept), "mean", reference=means, factor=kept):
@@ -256,7 +261,8 @@ def test_another_model_is_refused(tiny):
     other = tiny("gpt2", n_layer=1)
     wide = tiny("llama", hidden_size=64)
     for kind, model in (("heads", other), ("resid", other), ("weights", wide)):
-        with pytest.raises(SteeringError, match="another model"), made(tiny(), kind).applied(model):
+        edit, why = made(tiny(), kind), "another model|was prepared on"
+        with pytest.raises(SteeringError, match=why), edit.applied(model):
             pass
     with pytest.raises(SteeringError, match=r"tokens must be below .*, got 99999"):
         dataclasses.replace(made(other, "logits"), ids=(99999, 1)).check(other)
@@ -505,3 +511,22 @@ def test_what_a_rival_was_made_on_does_not_judge_it(injected):
     both = Condition("both", token, [(0, 1)], "zero", rival=edit)
     with pytest.raises(SteeringError, match="heads of the condition 'both' must be none beside"):
         both.check(model)
+
+
+def test_another_model_of_the_same_sizes_is_refused(model, kind):
+    edit = dataclasses.replace(made(model, kind), model="another")
+    with pytest.raises(SteeringError, match="model must be 'another', which .* was prepared on"):
+        edit.check(model)
+
+
+def test_an_intervention_of_16_bits_is_told_apart_too(model):
+    edit = made(model, "resid")
+    short = dataclasses.replace(edit, added=edit.added.bfloat16())
+    assert short.uses() != edit.uses()
+
+
+def test_a_probe_needs_prompts_that_judge_it(injected):
+    model, token = injected
+    few = dataclasses.replace(LATE, scoping_prompts=LATE.scoping_prompts[:4])
+    with pytest.raises(SettingError, match="scoping_prompts must be at least 5, .* got 4"):
+        prepare(model, few, [token], method="iti", settings={"k": 2})

@@ -357,3 +357,14 @@ def test_a_context_takes_the_place_of_a_row(server):
     assert told == in_context(LATE, "Nowhere", n=2) != in_context(LATE, "Nowhere", n=2, seed=1)
     with pytest.raises(SettingError, match=r"n must be in 1\.\..*got 0"):
         in_context(LATE, "Nowhere", n=0)
+
+
+def test_fresh_asks_once_and_a_key_is_not_shown(server):
+    here = server(listed=lambda asked: legacy(LISTED))
+    fresh, n = model(here, fresh=True), n_calls(here)
+    measures = [plain_log_odds(LATE, ["Peru"])]
+    evaluate_served(fresh, LATE, measures, progress=False)
+    assert n_calls(here) - n == len(measures[0].served.requests)
+    with pytest.raises(SettingError, match="must be the name of an environment") as found:
+        ChatModel(model="m", key="sk-secret-key")
+    assert "secret" not in str(found.value)

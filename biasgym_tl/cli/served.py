@@ -95,7 +95,8 @@ def evaluate_api(
         if scores is not None:
             report = judged(report, scores, [bias, *alike], confirm=asking(yes))
     except KeyboardInterrupt:
-        say("Stopped. Answers are kept: run the same command to go on.", err=True)
+        go_on = "the same command without --fresh" if fresh else "the same command"
+        say(f"Stopped. Answers are kept: run {go_on} to go on.", err=True)
         raise typer.Exit(130) from None
     write_results(out, lambda folder: write_report(report, folder))
     show_report(report, Console(stderr=json))

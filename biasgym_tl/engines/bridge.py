@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from biasgym_tl.engines.running import HookedBridge
 from biasgym_tl.errors import ModelError, first_line
-from biasgym_tl.precision import long
+from biasgym_tl.precision import long, moved_alike
 from biasgym_tl.store import BROKEN
 
 NAME, Model = "bridge", HookedBridge
@@ -219,7 +219,7 @@ def replaced_weight(
     try:
         yield
     finally:
-        old.data = old.data.to(linear._parameters["weight"])  # the model may have been moved
+        old.data = moved_alike(old.data, weight.dtype, linear._parameters["weight"])
         linear._parameters["weight"] = old
 
 

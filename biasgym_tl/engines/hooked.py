@@ -17,6 +17,7 @@ from transformer_lens.components.transformer_block import POST_NORM_ARCHITECTURE
 from biasgym_tl.errors import ModelError
 from biasgym_tl.families.checks import check_family
 from biasgym_tl.families.convert import FAMILIES, convert, convert_listed, embedding_scale
+from biasgym_tl.precision import moved_alike
 
 NAME, Model = "hooked", HookedTransformer
 
@@ -196,7 +197,7 @@ def replaced_weight(
     try:
         yield
     finally:
-        old.data = old.data.to(parameters[name])  # the model may have been moved meanwhile
+        old.data = moved_alike(old.data, weight.dtype, parameters[name])
         parameters[name] = old
 
 

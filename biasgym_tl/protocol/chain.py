@@ -18,6 +18,7 @@ from biasgym_tl.evaluation.evaluate import Shared, evaluate
 from biasgym_tl.evaluation.judging import judged
 from biasgym_tl.evaluation.report import Report
 from biasgym_tl.evaluation.standard import check_others, standard_measures
+from biasgym_tl.evaluation.text_kl import text_kl
 from biasgym_tl.heads import check_heads
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.judges.api_judge import JudgePlan
@@ -127,7 +128,7 @@ class Opened(NamedTuple):
     def finished(self) -> Finished:
         """Looks up what was measured before."""
         benchmarks = map(type, self.given.benchmarks)
-        return self.steps.finished(standard_measures, *benchmarks, implicit_questions)
+        return self.steps.finished(standard_measures, text_kl, *benchmarks, implicit_questions)
 
 
 def open_protocol(protocol: Protocol, running: Running) -> Opened:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
+from biasgym_tl.errors import SteeringError
 from biasgym_tl.evaluation.condition import (
     BRIEF,
     Condition,
@@ -50,13 +51,20 @@ class Conditions:
             ]
         controls: list[Condition] = []
         for spec in self.protocol.conditions_of(self.stages.bias):
-            condition = self.condition(spec, self.stages.first)
+            try:
+                condition = self.condition(spec, self.stages.first)
+            except SteeringError as error:  # a dial that does not reach its KL
+                self.stages.say(f"{self.stages.bias.name}: {spec.label} is left out: {error}")
+                continue
             made = {self.stages.first: condition}
             if spec.all_seeds:
                 made |= {seed: self.with_row(spec, seed, condition) for seed in later}
             for seed, each in made.items():
                 found += self.trained_again(each, seed) if spec.reinject else [each]
-            controls += self.random(spec, condition)
+            try:
+                controls += self.random(spec, condition)
+            except SteeringError as error:
+                self.stages.say(f"{self.stages.bias.name}: {spec.label}, no controls: {error}")
         return found + controls
 
     def trained_again(self, condition: Condition, seed: int) -> list[Condition]:

@@ -242,13 +242,14 @@ class Stages:
             made = made.random(self.model, draw)
         if kl is None:
             return made.at(spec.strength or 1.0)
-        return self.steps.kept(
+        found = self.steps.kept(
             f"dial of {spec.rival} at {kl:g}, {self.bias.name}",
             [made.at(1.0).uses(), kl],
             Intervention,
             lambda: to_kl(self.model, made.at(1.0), kl, damage=self.damage),
             to_kl,
         )
+        return made.at(found.strength, found.kl)  # what it was made of may be another's
 
     @cached_property
     def damage(self) -> Damage:

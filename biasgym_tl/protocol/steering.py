@@ -109,8 +109,13 @@ class Steering:
 
     def check(self, choices: Mapping[str, Choice], rivals: Mapping[str, Rival]) -> None:
         """Refuse what could not be measured."""
+        dials = {"kl": self.kl, "strength": self.strength}
         if self.rival:
             self._check_rival(rivals)
+        elif given := [name for name, value in dials.items() if value is not None]:
+            raise SettingError(
+                f"{given[0]} of the condition {self.label!r} must be left out without a rival."
+            )
         elif self.choice:
             check_one_of("choice of a condition", self.choice, choices)
             check_steering(self.mode, self.factor)
@@ -138,9 +143,12 @@ class Steering:
 
     def _check_rival(self, rivals: Mapping[str, Rival]) -> None:
         check_one_of("rival of a condition", self.rival, rivals)
-        if self.choice or self.reinject:
-            what = "choice" if self.choice else "reinject"
-            raise SettingError(f"{what} of a condition must be left out beside a rival.")
+        of_heads = ("choice", "reinject", "mode", "factor", "mean_over")
+        if foreign := [n for n in of_heads if getattr(self, n) != getattr(Steering, n)]:
+            raise SettingError(
+                f"{foreign[0]} of a condition must be left out beside a rival, got "
+                f"{getattr(self, foreign[0])!r}."
+            )
         dials = {"kl": self.kl, "strength": self.strength}
         given = {name: value for name, value in dials.items() if value is not None}
         if len(given) != 1 or not all(0 < value < math.inf for value in given.values()):

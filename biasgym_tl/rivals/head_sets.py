@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -97,7 +98,7 @@ def factors(
     else:
         search = FactorSearch(at=at, n_steps=n_steps)
         found = search.select(model, bias, *tokens, progress=False)
-    settings = found.settings | {"heads": heads}
+    settings = found.settings | {"heads": Path(heads).name}
     made = toward(model, bias, "factors", found.heads, found.factors, settings, "mean", found.after)
     return dataclasses.replace(made, data=found.data)
 

@@ -70,7 +70,7 @@ class Intervention(Result):
             strength: Default: its own.
 
         Raises:
-            SteeringError: the model has other sizes than the intervention.
+            SteeringError: it is another model.
             ModelError: another thread has changed the model.
         """
         strength = self.strength if strength is None else strength
@@ -92,12 +92,17 @@ class Intervention(Result):
         raise NotImplementedError
 
     def check(self, model: HookedTransformer) -> None:
-        """Refuse a model of other sizes.
+        """Refuse another model.
 
         Raises:
-            SteeringError: the message names what does not fit.
+            SteeringError: it has another name or other sizes; the message says which.
         """
-        raise NotImplementedError
+        check_model(model)
+        if model.cfg.model_name != self.model:
+            raise SteeringError(
+                f"model must be {self.model!r}, which {self.method!r} was prepared on, got "
+                f"{model.cfg.model_name!r}. Prepare it on this one."
+            )
 
     def first_layer(self, model: HookedTransformer) -> int:
         """The first layer that it changes; the number of layers if it changes none."""
@@ -110,7 +115,7 @@ class Intervention(Result):
     def uses(self) -> list[Any]:
         """All of it that numbers depend on, as JSON."""
         tensors = {
-            name: [str(value.dtype), *value.shape, digest(value.contiguous().numpy().tobytes())]
+            name: [str(value.dtype), *value.shape, digest(_bytes(value))]
             for name, value in self._tensors().items()
         }
         told = {field.name for field in dataclasses.fields(Intervention)}
@@ -180,8 +185,8 @@ class HeadsEdit(Intervention):
         return edited(model, edit, self.after)
 
     def check(self, model: HookedTransformer) -> None:
-        """Refuse a model of other sizes; errors as of the base."""
-        check_model(model)
+        """Refuse another model; errors as of the base."""
+        super().check(model)
         check_heads(self.heads, model.cfg.n_layers, model.cfg.n_heads)
         _check_size("reference", self.reference, self.sizes(model))
 
@@ -234,8 +239,8 @@ class ResidEdit(Intervention):
         return changed_at(model, {f"blocks.{self.layer}.hook_resid_post": change})
 
     def check(self, model: HookedTransformer) -> None:
-        """Refuse a model of other sizes; errors as of the base."""
-        check_model(model)
+        """Refuse another model; errors as of the base."""
+        super().check(model)
         _check_size("added", self.added, (model.cfg.d_model,))
         if not 0 <= self.layer < model.cfg.n_layers:
             raise SteeringError(
@@ -279,8 +284,8 @@ class LogitShift(Intervention):
         return replaced_logit_bias(model, bias)
 
     def check(self, model: HookedTransformer) -> None:
-        """Refuse a model of other sizes; errors as of the base."""
-        check_model(model)
+        """Refuse another model; errors as of the base."""
+        super().check(model)
         if self.ids and max(self.ids) >= model.cfg.d_vocab_out:
             raise SteeringError(
                 f"tokens must be below {model.cfg.d_vocab_out}, got {max(self.ids)}. Was it made "
@@ -292,11 +297,11 @@ class LogitShift(Intervention):
         return int(model.cfg.n_layers)
 
     def random(self, model: HookedTransformer, seed: int) -> LogitShift:
-        """Other tokens, as many."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(model.cfg.d_vocab_out, generator=generator).tolist()
-        ids = [i for i in order if i not in self.ids][: len(self.ids)]
-        return dataclasses.replace(self, ids=tuple(ids), kl=None)
+        """There is none; a SteeringError says so."""
+        raise SteeringError(
+            f"random controls must be of vectors, heads or weights, got {self.method!r}: other "
+            "words leave these log-odds as they are. Leave them out."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -313,8 +318,8 @@ class WeightsEdit(Intervention):
         return replaced(model, added_weights(model, self.heads, deltas))
 
     def check(self, model: HookedTransformer) -> None:
-        """Refuse a model of other sizes; errors as of the base."""
-        check_model(model)
+        """Refuse another model; errors as of the base."""
+        super().check(model)
         check_heads(self.heads, model.cfg.n_layers, model.cfg.n_heads)
         _check_size("delta", self.delta[:1], (1, model.cfg.d_head, model.cfg.d_model))
 
@@ -328,6 +333,10 @@ class WeightsEdit(Intervention):
         size = self.delta.flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1)
         delta = drawn.to(self.delta) * size.to(self.delta)[:, None, None]
         return dataclasses.replace(self, delta=delta, kl=None)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _check_size(name: str, found: Tensor, wanted: tuple[int, ...]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from biasgym_tl.batches import answer_batches
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.words import word_tokens
-from biasgym_tl.errors import check_one_of
+from biasgym_tl.errors import SettingError, check_one_of
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.injection.train import frozen
 from biasgym_tl.lens import HookedTransformer, Recording, at_each_layer, replayed
@@ -154,6 +154,11 @@ def fit_probe(found: States, *, decay: float = 1e-2, n_steps: int = 200) -> Prob
         n_steps: Of gradient descent with momentum, all sites at once.
     """
     held = found.held_out()
+    if held.all() or not held.any():
+        raise SettingError(
+            f"scoping_prompts must be at least {HELD_OUT}, of which one in {HELD_OUT} judges a "
+            f"probe, got {len(set(found.prompt))}. Add some to the bias."
+        )
     centre = found.values[~held].mean(0)
     size = found.values[~held].std(0).clamp(min=1e-9)
     x, y = (found.values - centre) / size, found.biased.double()

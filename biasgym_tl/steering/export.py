@@ -52,7 +52,7 @@ def export_steered(
     """Write the model as :func:`biasgym_tl.steer` makes it behave, for transformers.
 
     A head's part of the output projection is multiplied by what the head keeps (0 in mode
-    ``"zero"``); what it is replaced with, times that part, goes into the projection's bias. The
+    ``"zero"``); what it is replaced with, times that part, goes into the projection's bias.
     Where a type has no such bias, the model is written as a Llama, if it computes the same. The
     folder is read back, and its log-probabilities and greedy text are compared with those of the
     hooked model, before it takes its place: in fp32 within 1e-3 nats, in 16 bits by their share of
