@@ -186,6 +186,8 @@ def test_a_killed_run_goes_on_beside_another_on_its_store_and_nothing_is_made_tw
 
     with watched(cache) as seen:
         first = started(15)
+        while not any(part.made for record, _ in known_runs() for part in record.parts):
+            time.sleep(0.05)  # it is written down once a second at most
         first.kill()
         first.communicate()
         ((record, lives),) = known_runs()
