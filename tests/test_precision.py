@@ -223,6 +223,8 @@ SETTINGS = (
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_map_in_16_bits_says_how_far_it_is_from_the_exact_one(family, tokenizer):
+    if (ENGINE, family) == ("bridge", "olmo2"):
+        pytest.skip("TransformerLens 4.3 multiplies OLMo-2's fp32 queries with values of 16 bits")
     hf_model, long = rounded(family)
     model = load_model(hf_model, tokenizer=tokenizer, dtype=torch.bfloat16, exact=False)
     assert model(TOKENS).dtype == model.cfg.dtype == torch.bfloat16
