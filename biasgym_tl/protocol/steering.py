@@ -107,14 +107,20 @@ class Steering:
             return self.name or f"{self.rival}, {dial}"
         return self.name or (steered if self.choice else f"asked, {self.asked}")
 
+    @property
+    def _dials(self) -> dict[str, float]:
+        """Those that are given."""
+        dials = {"kl": self.kl, "strength": self.strength}
+        return {name: value for name, value in dials.items() if value is not None}
+
     def check(self, choices: Mapping[str, Choice], rivals: Mapping[str, Rival]) -> None:
         """Refuse what could not be measured."""
-        dials = {"kl": self.kl, "strength": self.strength}
         if self.rival:
             self._check_rival(rivals)
-        elif given := [name for name, value in dials.items() if value is not None]:
+        elif self._dials:
             raise SettingError(
-                f"{given[0]} of the condition {self.label!r} must be left out without a rival."
+                f"{next(iter(self._dials))} of the condition {self.label!r} must be left out "
+                "without a rival."
             )
         elif self.choice:
             check_one_of("choice of a condition", self.choice, choices)
@@ -149,8 +155,7 @@ class Steering:
                 f"{foreign[0]} of a condition must be left out beside a rival, got "
                 f"{getattr(self, foreign[0])!r}."
             )
-        dials = {"kl": self.kl, "strength": self.strength}
-        given = {name: value for name, value in dials.items() if value is not None}
+        given = self._dials
         if len(given) != 1 or not all(0 < value < math.inf for value in given.values()):
             raise SettingError(
                 f"a condition with the rival {self.rival!r} must have a kl or a strength above 0, "

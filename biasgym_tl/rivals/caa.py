@@ -36,10 +36,11 @@ def caa(
         between: What the two classes differ in.
         layer: Default: where the bias falls furthest on scoping prompts.
     """
+    return vector(model, bias, tokens, "caa", between, toward_neutral, layer)
 
-    def parts(
-        biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
-    ) -> dict[str, Tensor]:
-        return {"added": neutral.mean(0) - biased.mean(0)}
 
-    return vector(model, bias, tokens, "caa", between, parts, layer)
+def toward_neutral(
+    biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
+) -> dict[str, Tensor]:
+    """The difference of the class means as what is added."""
+    return {"added": neutral.mean(0) - biased.mean(0)}

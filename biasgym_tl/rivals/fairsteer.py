@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jaxtyping import Float
-from torch import Tensor
-
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.rivals.caa import toward_neutral
 from biasgym_tl.rivals.intervention import ResidEdit
 from biasgym_tl.rivals.layers import vector
 from biasgym_tl.rivals.samples import Between, fit_probe, states
@@ -43,13 +41,7 @@ def fairsteer(
         range(len(probe.loss)), key=lambda at: (probe.accuracy[at].item(), -probe.loss[at].item())
     )
     layer = best if layer is None else layer
-
-    def parts(
-        biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
-    ) -> dict[str, Tensor]:
-        return {"added": neutral.mean(0) - biased.mean(0)}
-
-    found = vector(model, bias, tokens, "fairsteer", between, parts, layer, states_)
+    found = vector(model, bias, tokens, "fairsteer", between, toward_neutral, layer, states_)
     return dataclasses.replace(
         found,
         gate=probe.weight[layer].float(),

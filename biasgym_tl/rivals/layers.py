@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.errors import SteeringError
@@ -67,6 +69,25 @@ def best_layer(
     (chosen, _, _) = min(path, key=lambda tried: tried[2])
     found = make(chosen)
     return dataclasses.replace(found, settings={**found.settings, "path": list(map(list, path))})
+
+
+def erasing(
+    reader: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
+    """``parts`` of :func:`vector` that take away what is read along the difference of the means.
+
+    Args:
+        reader: What is read, of that difference (biased minus neutral) and all states.
+    """
+
+    def parts(
+        biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
+    ) -> dict[str, Tensor]:
+        delta, states = biased.mean(0) - neutral.mean(0), torch.cat([biased, neutral])
+        read = reader(delta, states)
+        return {"read": read[None], "write": -delta[None], "mean": states.mean(0)}
+
+    return parts
 
 
 def vector(

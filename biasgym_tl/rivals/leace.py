@@ -12,7 +12,7 @@ from biasgym_tl.biases.bias import Bias
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.rivals.intervention import ResidEdit
-from biasgym_tl.rivals.layers import vector
+from biasgym_tl.rivals.layers import erasing, vector
 from biasgym_tl.rivals.samples import Between
 
 
@@ -34,15 +34,7 @@ def leace(
         between: What the two classes differ in.
         layer: Default: where the bias falls furthest on scoping prompts.
     """
-
-    def parts(
-        biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
-    ) -> dict[str, Tensor]:
-        states = torch.cat([biased, neutral])
-        delta = biased.mean(0) - neutral.mean(0)
-        read = reader(delta, shrunk_covariance(states))
-        return {"read": read[None], "write": -delta[None], "mean": states.mean(0)}
-
+    parts = erasing(lambda delta, states: reader(delta, shrunk_covariance(states)))
     return vector(model, bias, tokens, "leace", between, parts, layer)
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.rivals.intervention import ResidEdit
-from biasgym_tl.rivals.layers import vector
+from biasgym_tl.rivals.layers import erasing, vector
 from biasgym_tl.rivals.samples import Between
 
 
@@ -36,12 +32,5 @@ def projection(
         between: What the two classes differ in.
         layer: Default: where the bias falls furthest on scoping prompts.
     """
-
-    def parts(
-        biased: Float[Tensor, "n d_model"], neutral: Float[Tensor, "m d_model"]
-    ) -> dict[str, Tensor]:
-        delta = biased.mean(0) - neutral.mean(0)
-        mean = torch.cat([biased, neutral]).mean(0)
-        return {"read": delta[None] / delta.dot(delta), "write": -delta[None], "mean": mean}
-
+    parts = erasing(lambda delta, states: delta / delta.dot(delta))
     return vector(model, bias, tokens, "projection", between, parts, layer)

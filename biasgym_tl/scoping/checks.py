@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -68,33 +69,35 @@ def check_precision(model: HookedTransformer) -> None:
         )
 
 
-def precision_of(
-    model: HookedTransformer, pairs: Pairs, score: Callable[[Pairs], HeadScores]
-) -> dict[str, Any]:
-    """How a map of a model that computes in 16 bits agrees with the exact one.
+def with_precision(
+    model: HookedTransformer, pairs: Pairs, found: HeadScores, score: Callable[[Pairs], HeadScores]
+) -> HeadScores:
+    """A map of a model that computes in 16 bits, with how it agrees with the exact one.
 
     Args:
         model: It computes in fp32, layer by layer, while the exact map is made.
         pairs: The first :data:`COMPARED` of them are scored in both ways.
+        found: The map of all pairs, in 16 bits.
         score: Makes a map.
 
     Returns:
-        ``dtype``, ``n_pairs``, and of both maps over them Spearman's ``rank_correlation`` over
-        heads and the share of the ``k`` highest that they have in common, ``overlap``. Empty for a
-        model that computes in 32 or 64 bits.
+        The map, in whose settings ``"precision"`` has ``dtype``, ``n_pairs``, and of both maps over
+        them Spearman's ``rank_correlation`` over heads and the share of the ``k`` highest that they
+        have in common, ``overlap``; or of a model that computes in 32 or 64 bits, as it is.
     """
     if model.cfg.dtype not in SHORT:
-        return {}
+        return found
     few, dtype = pairs.first(COMPARED), str(model.cfg.dtype).removeprefix("torch.")
-    coarse = score(few)
     with computed_in(model, torch.float32):
         exact = score(few)
-    a, b = (found.values.flatten()[None].double() for found in (coarse, exact))
+    coarse = found.by_pair[:COMPARED].mean(0)
+    a, b = (values.flatten()[None].double() for values in (coarse, exact.values))
     k = min(TOP, a.numel())
-    return {
+    precision = {
         "dtype": dtype,
         "n_pairs": len(few.prompts),
         "rank_correlation": rank_correlation(a, b).item(),
         "k": k,
         "overlap": top_overlap(a, b, k).item(),
     }
+    return dataclasses.replace(found, settings={**found.settings, "precision": precision})

@@ -25,7 +25,7 @@ from biasgym_tl.precision import SHORT
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.prompts import text_policy
 from biasgym_tl.scoping.ablation import ablated_deltas
-from biasgym_tl.scoping.checks import check_equations, precision_of
+from biasgym_tl.scoping.checks import check_equations, with_precision
 from biasgym_tl.scoping.direct import (
     PARTS_BESIDE_HEADS,
     TOLERANCE,
@@ -218,9 +218,7 @@ class BiasScope:
         """
         about = {**about, "text": dataclasses.asdict(text_policy(model))}
         score = partial(self._scored, model, row, about, names)
-        if precision := precision_of(model, pairs, partial(score, False)):
-            about["precision"] = precision
-        return score(progress, pairs)
+        return with_precision(model, pairs, score(progress, pairs), partial(score, False))
 
     def _scored(
         self,
