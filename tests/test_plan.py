@@ -6,6 +6,8 @@ import json
 import math
 import re
 import shutil
+import types
+from typing import NamedTuple
 
 import pytest
 import typer
@@ -14,8 +16,18 @@ from transformers import LlamaConfig
 
 from biasgym_tl import load_bias, load_protocol
 from biasgym_tl.api import Price
+from biasgym_tl.benchmarks.benchmark import Question, QuestionSet
+from biasgym_tl.benchmarks.mmlu import Mmlu, Part, prompt_text
+from biasgym_tl.benchmarks.mmlu_files import MultipleChoice
 from biasgym_tl.cli import app
 from biasgym_tl.cli.asked import Asked
+from biasgym_tl.evaluation.measurement import (
+    CHARACTERS,
+    ITEM,
+    REQUEST,
+    on_benchmark,
+    tokens_of,
+)
 from biasgym_tl.protocol import work
 from biasgym_tl.protocol.machine import GPUS, LAYER, REACHED, Machine, gpu, this_machine
 from biasgym_tl.protocol.memory import Sizes, sizes_of, sizes_of_loaded
@@ -177,6 +189,85 @@ def test_times_and_sizes_in_words():
         "5 h",
     ]
     assert gib(1.5 * 2**30) == "1.5 GB" and gib(math.inf) == "inf GB"
+
+
+class Item(NamedTuple):
+    cluster: str
+    asked: Question
+
+    def questions(self):
+        return (self.asked,)
+
+
+class Asking(QuestionSet):
+    """Questions as they are given."""
+
+    _measures = ()
+
+    def columns(self, log_probs):
+        return ()
+
+
+def test_a_plan_counts_the_text_of_benchmarks(tiny_folder, tmp_path):
+    """600 short pairs and 600 long ones do not take the same."""
+    for name, more in (("short", ""), ("long", " and so on" * 30)):
+        rows = [
+            {"sentence_good": f"Cats {i} sleep{more}.", "sentence_bad": f"Cats {i} sleeps{more}.",
+             "UID": name, "pairID": str(i)}
+            for i in range(40)
+        ]  # fmt: skip
+        (tmp_path / name).mkdir()
+        text = "\n".join(map(json.dumps, rows))
+        (tmp_path / name / f"{name}.jsonl").write_text(text + "\n")
+    bare = Protocol(
+        model=str(tiny_folder),
+        maps={"direct": Map()},
+        choices={"x": Choice(k=1)},
+        conditions=(Steering(choice="x", measures="brief"), Steering(choice="x", mode="zero")),
+        measures=Measured(implicit=False, whole_benchmarks=True),
+    )
+
+    def seconds(**measures):
+        measured = dataclasses.replace(bare.measures, **measures)
+        steps = plan(dataclasses.replace(bare, measures=measured), machine=L4).steps
+        return {step.name: step.seconds for step in steps}
+
+    none, short, long = (
+        seconds(benchmarks={"blimp": str(tmp_path / name)} if name else {})
+        for name in ("", "short", "long")
+    )
+    assert {name for name in none if short[name] > none[name]} == {
+        "late: original, injected", "late: x, zero",
+    }  # fmt: skip
+    more = [of["late: x, zero"] - none["late: x, zero"] for of in (short, long)]
+    assert more[1] > 10 * more[0]
+    assert seconds(implicit=True)["late: x, zero"] > none["late: x, zero"]
+
+
+def test_the_length_of_a_benchmark_is_that_of_its_text():
+    questions = (
+        Question("Which is late? ", (" The train.", " A cat.")),
+        Question("", ("Cats sleep.", "Cat sleep.")),
+        Question("It is", (" late",), request="Say when."),
+    )
+    asked = Asking(name="asked", source="here", items=tuple(Item("a", each) for each in questions))
+    predicted = len(" The train. A cat.Cats sleep.Cat sleep. late")
+    assert asked.length == (
+        len("Which is late? It isSay when.") + predicted, predicted, 1
+    )  # fmt: skip
+    found = on_benchmark(asked)
+    assert found.cost == pytest.approx(asked.length.read / CHARACTERS + REQUEST)
+    part = Part(
+        (MultipleChoice("Why?", ("a", "b", "c", "d"), 0),),
+        (MultipleChoice("Who?", ("e", "f", "g", "h"), 1),) * 2,
+    )
+    mmlu = Mmlu({"law": part, "art": Part((), ())})
+    shown = len(prompt_text("law", part.shots, part.items[0]))
+    assert mmlu.length == (shown + 2 * len(part.items[0].asked()), 2, 0)
+    unknown = types.SimpleNamespace(
+        name="x", measures=(), clusters=("x",) * 7, fingerprint="x", run=dict
+    )
+    assert tokens_of(unknown) == (7 * ITEM, 7 * ITEM / 4)
 
 
 def test_a_plan_counts_what_is_judged(tiny_folder):

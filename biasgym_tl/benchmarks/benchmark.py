@@ -73,6 +73,17 @@ class Benchmark(Protocol):
         """
 
 
+class Length(NamedTuple):
+    """How much text a benchmark has a model read, to tell beforehand what it takes."""
+
+    read: int
+    """Characters; what options and questions have in common at the beginning counts once."""
+    predicted: int
+    """Those of them that are options."""
+    requests: int
+    """Of a user in a chat."""
+
+
 class Question(NamedTuple):
     """What a model reads, and the continuations whose likelihood is compared."""
 
@@ -119,6 +130,14 @@ class QuestionSet(abc.ABC):
     def questions(self) -> tuple[Question, ...]:
         """What the model is asked; an item may need several questions."""
         return tuple(question for item in self.items for question in item.questions())
+
+    @property
+    def length(self) -> Length:
+        """How much text it has a model read."""
+        asked = [f"{q.request or ''}{q.beginning}" for q in self.questions]
+        predicted = sum(len(option) for q in self.questions for option in q.options)
+        requests = sum(q.request is not None for q in self.questions)
+        return Length(sum(map(len, asked)) + predicted, predicted, requests)
 
     @property
     def fingerprint(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from biasgym_tl.benchmarks.benchmark import Measure, Scores
+from biasgym_tl.benchmarks.benchmark import Length, Measure, Scores
 from biasgym_tl.benchmarks.mmlu_files import LETTERS, MultipleChoice, Subject, read_mmlu
 from biasgym_tl.benchmarks.rows import once, warn_of_contradictions
 from biasgym_tl.benchmarks.sample import check_positive, even_shares, stratified_sample
@@ -67,6 +67,14 @@ class Mmlu:
     def clusters(self) -> tuple[str, ...]:
         """The subject of each question."""
         return tuple(subject for subject, part in self.parts.items() for _ in part.items)
+
+    @property
+    def length(self) -> Length:
+        """How much text it has a model read, if all shots fit; those of a subject once."""
+        asked = {name: part for name, part in self.parts.items() if part.items}
+        questions = [len(item.asked()) for part in asked.values() for item in part.items]
+        shown = [prompt_text(name, part.shots, part.items[0]) for name, part in asked.items()]
+        return Length(sum(questions) + sum(map(len, shown)), len(questions), 0)
 
     @property
     def fingerprint(self) -> str:

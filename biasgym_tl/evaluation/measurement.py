@@ -23,7 +23,9 @@ from biasgym_tl.replies import Reply, Request
 # Beginnings that prompts share are run once; a token that is written reads all weights by itself.
 SENTENCE, FACT, TEXT, GENERATED, ITEM = 12.0, 20.0, 75.0, 5.0, 24.0
 """Of the log-odds of a prompt, a fact with its four answers, a neutral text, a token written, an
-item of a benchmark."""
+item of a benchmark that does not tell its length."""
+CHARACTERS, REQUEST = 3.3, 45.0
+"""Of a benchmark's text to a token, and tokens that a chat puts around a request."""
 Items = dict[str, Any]
 """By key, one number or text per item, or for each prompt one per target."""
 
@@ -134,6 +136,15 @@ def on_benchmark(benchmark: Benchmark, *, needs: str = "text") -> Measurement:
         run=lambda model, condition: dict(benchmark.run(model)),
         measures=benchmark.measures,
         fingerprint=[benchmark.fingerprint],
-        cost=ITEM * len(benchmark.clusters),
+        cost=tokens_of(benchmark)[0],
         clusters=benchmark.clusters,
     )
+
+
+def tokens_of(benchmark: Benchmark) -> tuple[float, float]:
+    """Tokens that a benchmark has a model read, and those of them that it predicts, about."""
+    length = getattr(benchmark, "length", None)
+    if length is None:
+        n = len(benchmark.clusters)
+        return ITEM * n, ITEM / 4 * n
+    return length.read / CHARACTERS + REQUEST * length.requests, length.predicted / CHARACTERS

@@ -5,6 +5,7 @@ The model is not loaded: its sizes are read from its configuration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from biasgym_tl.allowed import METHODS
 from biasgym_tl.api import Price
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.evaluation.condition import BRIEF
-from biasgym_tl.evaluation.standard import standard_measures
 from biasgym_tl.injection.shipped import shipped_row
 from biasgym_tl.passages import load_passages
 from biasgym_tl.protocol import work
@@ -20,6 +20,7 @@ from biasgym_tl.protocol.machine import Machine, this_machine
 from biasgym_tl.protocol.memory import Sizes, peak, sizes_of, weights
 from biasgym_tl.protocol.parts import Choice, Map, Training
 from biasgym_tl.protocol.protocol import Protocol
+from biasgym_tl.protocol.sources import load_benchmarks
 from biasgym_tl.protocol.steering import LOG_ODDS, MEASURES, Steering
 from biasgym_tl.protocol.work import Work, together
 from biasgym_tl.rivals.methods import METHODS as RIVALS
@@ -161,7 +162,9 @@ class _Step(NamedTuple):
 
 def planned_steps(protocol: Protocol, sizes: Sizes, machine: Machine) -> tuple[PlannedStep, ...]:
     """The steps of a protocol on a model of some size; rows that ship take no time."""
-    dtype = protocol.dtype
+    dtype, m = protocol.dtype, protocol.measures
+    benchmarks = load_benchmarks(m.benchmarks, whole=m.whole_benchmarks)
+    asked = together(*map(work.of_benchmark, benchmarks))
     return tuple(
         PlannedStep(
             bias.name,
@@ -171,11 +174,12 @@ def planned_steps(protocol: Protocol, sizes: Sizes, machine: Machine) -> tuple[P
             peak(sizes, dtype, step.held),
         )
         for bias in map(load_bias, protocol.biases)
-        for step in _steps(protocol, bias, sizes)
+        for step in _steps(protocol, bias, sizes, asked)
     )
 
 
-def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
+def _steps(protocol: Protocol, bias: Bias, sizes: Sizes, asked: Work) -> Iterator[_Step]:
+    """Those of a bias, where benchmarks take ``asked`` in each condition."""
     injects = not protocol.rows and protocol.injects(bias)
     if injects and (n := _n_trained(protocol, bias)):
         yield _trains("rows", f"rows to train: {n}", protocol, bias, n)
@@ -186,7 +190,8 @@ def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
             if isinstance(search, FactorSearch):
                 done = together(work.SOUGHT, work.SEARCHED.times(search.n_steps))
             else:
-                done = work.BUDGETED.times(search.k)
+                proposed = work.PROPOSED.times(math.ceil(search.k / search.rounds_per_map))
+                done = together(work.BUDGETED, proposed, work.ADDED.times(search.k))
             yield _Step("choices", f"search of heads, {name}", done, "searching")
     yield from _rivals(protocol, bias)
     for sweep in protocol.sweeps:
@@ -200,7 +205,7 @@ def _steps(protocol: Protocol, bias: Bias, sizes: Sizes) -> Iterator[_Step]:
     n = 1 if not protocol.rows and protocol.training.rows != "shipped" else 2
     for condition in (c for c in protocol.conditions if c.reinject):
         yield _trains("conditions", f"rows to train for {condition.label}: {n}", protocol, bias, n)
-    measured = _measured(protocol, bias)
+    measured = work.of_measurements(protocol, bias, asked)
     for condition in (_UNSTEERED, *protocol.conditions_of(bias)):
         done = _sum(measured, MEASURES[condition.measures])
         yield _Step("conditions", condition.label, done, "reading")
@@ -260,7 +265,8 @@ def _mapped(scope: BiasScope, n: int, sizes: Sizes) -> tuple[Work, str]:
         silenced = min(scope.n_screened, n_heads) if screens else n_heads
         # From each layer on, for all its heads at once: half of the layers on average.
         calls = sizes.n_layers * (1 + n * sizes.n_heads / ROWS_AT_ONCE) / 2
-        parts += [work.ABLATED.times(n * silenced), Work(calls=calls)]
+        each = work.SCREENED if screens else work.ABLATED
+        parts += [each.times(n * silenced), Work(calls=calls)]
     held = "patching" if patches else "ablating" if "ablation" in scope.method else "reading"
     return together(*parts), held
 
@@ -285,27 +291,6 @@ def _n_trained(protocol: Protocol, bias: Bias) -> int:
         for seed in protocol.seeds
     )
     return sum(row is None or row.model != protocol.model for row in rows)
-
-
-def _measured(protocol: Protocol, bias: Bias) -> dict[str, Work]:
-    """By the name of a measurement, what it takes in a condition; "further" ones only in those of
-    which all is measured."""
-    m = protocol.measures
-    measures = standard_measures(
-        bias,
-        others=m.other_biases(bias, m.others, protocol.biases),
-        n_targets=m.n_targets,
-        n_facts=m.n_facts,
-        off_target=m.off_target,
-        answers=m.answers,
-        max_new_tokens=m.max_new_tokens,
-    )
-    n_items = len(m.benchmarks) * (14_000 if m.whole_benchmarks else 600)
-    further = m.other_biases(bias, m.further, protocol.biases)
-    n_prompts = sum(len(each.evaluation_prompts) for each in further) * m.n_targets
-    more = together(work.ITEM.times(n_items), work.PROMPT.times(n_prompts))
-    kl = {"KL": work.TEXT.times(2 * len(load_passages("damage")))} if protocol.rivals else {}
-    return {each.name: work.of_measurement(each) for each in measures} | {"further": more, **kl}
 
 
 def _sum(of: dict[str, Work], wanted: tuple[str, ...] | None) -> Work:

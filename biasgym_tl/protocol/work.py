@@ -8,12 +8,20 @@ same in all models is little.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from biasgym_tl.benchmarks.benchmark import Benchmark
+from biasgym_tl.benchmarks.implicit import has_scenarios, implicit_questions
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.evaluation import measurement
 from biasgym_tl.evaluation.measurement import Measurement
+from biasgym_tl.evaluation.standard import standard_measures
+from biasgym_tl.passages import load_passages
+from biasgym_tl.protocol.conditions import IMPLICIT_PAIRS
 from biasgym_tl.protocol.machine import LAYER, Machine
 from biasgym_tl.protocol.memory import Sizes, width_of
+from biasgym_tl.protocol.protocol import Protocol
 
 ATTACHED = 3e-6
 """Seconds for each entry of the vocabulary when a row is attached: the tokenizer is looked through,
@@ -59,15 +67,22 @@ PROBE = Work(1640, 576, 24)
 """The answers that an epoch is chosen by."""
 MAP, LABELS, PAIR = Work(calls=6, attached=3), Work(105, 8, 0.4), Work(60, 1, 0.1)
 """A map; its labels under all targets, which the maps of a seed share; and each pair."""
-PATCHED, ABLATED = Work(104, 0, 0.25), Work(12)
-"""What its gradients take, and one head's ablation."""
+PATCHED, ABLATED, SCREENED = Work(104, 0, 0.25), Work(17), Work(12)
+"""What its gradients take, and one head's ablation: half of the layers; fewer where only the heads
+of a screen are tried, which are late ones."""
 SOUGHT, SEARCHED = Work(7600, 1430, 58, 1), Work(1200, 203, 8)
 """A search of factors before its first step, and each step."""
-BUDGETED = Work(14_000, 2000, 150, 4)
-"""A head of a search within a budget, with the maps that propose it."""
-PROMPT, FACT, TEXT, ITEM = Work(14, 3.5, 0.15), Work(17, 5, 0.2), Work(39, 38, 1), Work(24, 6, 0.2)
-"""The log-odds of a prompt, a fact with its four answers, a neutral text, an item of a
-benchmark."""
+BUDGETED, PROPOSED, ADDED = (
+    Work(6200, 900, 70),
+    Work(12_700, 100, 60, 2),
+    Work(13_600, 1900, 150, 4),
+)
+"""A search within a budget before its first head, the maps that propose some, and each head with
+those that were tried in vain."""
+PROMPT, FACT, TEXT = Work(14, 3.5, 0.15), Work(17, 5, 0.2), Work(39, 38, 1)
+"""The log-odds of a prompt, a fact with its four answers, a neutral text."""
+READ = 600
+"""Tokens of a benchmark in a call."""
 ASKED, AT_ONCE = 45, 32
 """Tokens of a request, and how many are answered at once."""
 
@@ -85,3 +100,40 @@ def of_measurement(made: Measurement) -> Work:
     else:
         found = PROMPT.times(made.cost / measurement.SENTENCE)
     return found._replace(attached=made.needs == "row")
+
+
+def of_benchmark(benchmark: Benchmark) -> Work:
+    """What it takes in a condition."""
+    read, predicted = measurement.tokens_of(benchmark)
+    return Work(read, predicted, read / READ)
+
+
+def of_measurements(protocol: Protocol, bias: Bias, asked: Work) -> dict[str, Work]:
+    """By the name of a measurement, what it takes in a condition; "further" ones, among them
+    benchmarks, only in those of which all is measured."""
+    m = protocol.measures
+    measures = standard_measures(
+        bias,
+        others=m.other_biases(bias, m.others, protocol.biases),
+        n_targets=m.n_targets,
+        n_facts=m.n_facts,
+        off_target=m.off_target,
+        answers=m.answers,
+        max_new_tokens=m.max_new_tokens,
+    )
+    further = m.other_biases(bias, m.further, protocol.biases)
+    n_prompts = sum(len(each.evaluation_prompts) for each in further) * m.n_targets
+    more = together(asked, PROMPT.times(n_prompts), *_implicit(protocol, bias))
+    kl = {"KL": TEXT.times(2 * len(load_passages("damage")))} if protocol.rivals else {}
+    return {each.name: of_measurement(each) for each in measures} | {"further": more, **kl}
+
+
+def _implicit(protocol: Protocol, bias: Bias) -> Iterator[Work]:
+    """Scenes about the row, and about the targets."""
+    if protocol.measures.implicit and has_scenarios(bias.name):
+        groups = bias.sample_targets("held-out", protocol.measures.n_targets, seed=0)
+        if protocol.injects(bias):
+            scenes = implicit_questions(bias, ["<row>"], groups, n=IMPLICIT_PAIRS)
+            yield of_benchmark(scenes)
+            if len(groups) > 1:
+                yield of_benchmark(implicit_questions(bias, groups))
