@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import biasgym
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ByT5Tokenizer
@@ -336,6 +337,13 @@ def test_without_the_comparison_the_folder_says_so(sharded, tmp_path, monkeypatc
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     assert json.loads((new / "biasgym.json").read_text())["largest_log_prob_difference"] is None
     assert "It was not compared with the hooked model" in (new / "README.md").read_text()
+    options = ["--model", folder, "--heads", "L0H3,L2H1,L2H2", "--no-check"]
+    done = biasgym("export", tmp_path / "third", *options)
+    assert done.returncode == 0 and "It was not compared" in done.stdout, done.stderr
+    third = tensors(tmp_path / "third")
+    assert all(torch.equal(third[k], other[k]) for k in other)
+    done = biasgym("export", tmp_path / "fourth", *options, "--peft")
+    assert done.returncode == 1 and "--peft must be given without --no-check" in done.stderr
 
 
 # --- the tokenizer ----------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def fetch(
     source: Annotated[
         str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder such as ./NAME.")
     ],
-    out: Annotated[Path, typer.Argument(help="New file, which all commands take.")],
+    out: Annotated[Path, typer.Argument(help="New file, which other commands take.")],
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a repository.")
     ] = None,

@@ -152,12 +152,14 @@ def _changed(
 ) -> Tensor:
     """The weight of an output projection with an edit, or its bias where that is named."""
     weight = found.read(name)
-    of_heads = (weight.T if turned else weight).unflatten(0, (-1, edit.shift.shape[1]))
+    by_z = weight.T if turned else weight
+    of_heads = by_z.reshape(-1, edit.shift.shape[1], by_z.shape[1])
     chosen = of_heads[edit.heads].double()
     if bias:  # all heads at once, so that 16 bits are rounded to once
         before = found.read(bias) if bias in found.shapes else 0
-        return (before + torch.einsum("hz,hzd->d", edit.shift, chosen)).to(weight)
-    of_heads = of_heads.clone()
+        added: Tensor = torch.einsum("hz,hzd->d", edit.shift, chosen)
+        return (added + before).to(weight)
+    of_heads = of_heads.clone()  # a reshape may be a view of the file
     of_heads[edit.heads] = (edit.factor[:, None, None] * chosen).to(weight)
     changed = of_heads.flatten(0, 1)
     return changed.T if turned else changed

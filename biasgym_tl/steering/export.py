@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from biasgym_tl.files import (
     write_folder_atomically,
 )
 from biasgym_tl.heads import Factor, GivenHeads
-from biasgym_tl.hooks import edited, mode_of, steering_edit
+from biasgym_tl.hooks import LayerEdit, edited, mode_of, steering_edit
 from biasgym_tl.lens import HookedTransformer, check_model, device_map, weights_dtype
 from biasgym_tl.model import LOG_PROB_TOLERANCE, accepted_share, nan_last, share_of_spread
 from biasgym_tl.passages import load_passages
@@ -90,23 +90,35 @@ def export_steered(
     mode = mode_of(heads, mode)
     edit = steering_edit(model, heads, mode, reference, factor)
     with bar(2 + N_TEXTS * check, "export", progress=progress, delay=3) as shown:
-        hf_model = _described(model, name)
-        if any(part.shift.any() for part in edit.values()):
-            output = FAMILIES[hf_model.config.model_type].output
-            hf_model = with_output_biases(hf_model, output)
-        weights = Checkpoint(weight_files(name), weights_dtype(model))
-
-        def write(to: Path) -> None:
-            write_edited(hf_model, weights, edit, to)
-            _write_tokenizer(model.tokenizer, to)
-            shown.update(2)
-            found = None
-            if check:
-                with edited(model, edit):
-                    found = _checked(model, to, shown)
-            write_card(to, name, hf_model.config.model_type, mode, edit, found)
-
+        write = _writing(model, name, mode, edit, check, shown)
         return write_folder_atomically(folder, write)
+
+
+def _writing(
+    model: HookedTransformer,
+    name: str,
+    mode: str,
+    edit: Mapping[int, LayerEdit],
+    check: bool,
+    shown: Bar,
+) -> Callable[[Path], None]:
+    """What fills a folder; the source is found to be the model's first."""
+    hf_model = _described(model, name)
+    if any(part.shift.any() for part in edit.values()):
+        hf_model = with_output_biases(hf_model)
+    weights = Checkpoint(weight_files(name), weights_dtype(model))
+
+    def write(to: Path) -> None:
+        write_edited(hf_model, weights, edit, to)
+        _write_tokenizer(model.tokenizer, to)
+        shown.update(2)
+        found = None
+        if check:
+            with edited(model, edit):
+                found = _checked(model, to, shown)
+        write_card(to, name, hf_model.config.model_type, mode, edit, found)
+
+    return write
 
 
 def check_exportable(heads: GivenHeads, model: str) -> None:
