@@ -22,7 +22,9 @@ from biasgym_tl.store import BROKEN, read_json
 DeviceMap: TypeAlias = str | dict[str, Any] | None
 """Which part of a model is on which device: ``"auto"``, ``"balanced"``, or Hugging Face's map."""
 _SHARD = re.compile(r"[^/\\]+\.safetensors")
-_BUFFERS = ("inv_freq", "attn.bias", "attention.bias", "masked_bias", "position_ids")
+WHOLE = "model.safetensors"
+"""The file of weights that are in one."""
+BUFFERS = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias", ".position_ids")
 """Ends of names that older checkpoints give to what is computed and not learned."""
 
 
@@ -31,7 +33,8 @@ def load_hugging_face(
 ) -> tuple[Any, Any]:
     """Model and tokenizer of a packaged name, a local folder or a hub name, as Hugging Face's.
 
-    The type is checked before any weights are read, each to its device where there is a map.
+    The type is checked before any weights are read, each to its device where there is a map; on
+    ``"meta"`` only their names and shapes are read, and so not checked whether they are numbers.
 
     Raises:
         ModelError: as :func:`biasgym_tl.load_model`.
@@ -64,7 +67,25 @@ def load_hugging_face(
             f"{first_line(error)}"
         ) from error
     _check_keys(source, found)
-    return checked(hf_model, listed=listed), tokenizer
+    return checked(hf_model, listed=listed, in_memory=device_map != "meta"), tokenizer
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files that :func:`load_hugging_face` reads the weights from.
+
+    Raises:
+        ModelError: there are none.
+    """
+    from transformers.utils import cached_file
+
+    source = find_source(name)
+    try:
+        if found := cached_file(source, WHOLE, _raise_exceptions_for_missing_entries=False):
+            return [Path(found)]
+        index = read_json(Path(cached_file(source, f"{WHOLE}.index.json")))
+        return [Path(cached_file(source, n)) for n in sorted(set(index["weight_map"].values()))]
+    except OSError as error:
+        raise ModelError(not_found(name, source, error)) from error
 
 
 def as_tokenizer(tokenizer: Any) -> Any:
@@ -95,8 +116,9 @@ def as_tokenizer(tokenizer: Any) -> Any:
         ) from error
 
 
-def checked(given: Any, *, listed: bool = False) -> Any:
-    """A loaded Hugging Face model whose weights can be read as they are.
+def checked(given: Any, *, listed: bool = False, in_memory: bool = True) -> Any:
+    """A loaded Hugging Face model whose weights can be read as they are; or could be, where they
+    need not be ``in_memory``.
 
     Raises:
         ModelError: it is something else, has no output head, carries an adapter, is quantized, or
@@ -131,7 +153,8 @@ def checked(given: Any, *, listed: bool = False) -> Any:
             f"{type(model).__name__}, which has no language model's head. Load it with "
             "AutoModelForCausalLM."
         )
-    _check_parameters(model)
+    if in_memory:
+        _check_parameters(model)
     return model
 
 
@@ -203,7 +226,7 @@ def _check_keys(source: str, found: dict[str, Any]) -> None:
     mismatched = sorted(
         str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]
     )
-    unexpected = sorted(key for key in found["unexpected_keys"] if not key.endswith(_BUFFERS))
+    unexpected = sorted(key for key in found["unexpected_keys"] if not key.endswith(BUFFERS))
     if not (missing or mismatched or unexpected):
         return
     advice = "Save the causal language model itself with save_pretrained."

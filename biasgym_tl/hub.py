@@ -51,7 +51,7 @@ class Shareable(Carded):
             SettingError: ``to`` is neither.
             StoreError: there is something else, or it cannot be written.
         """
-        this, name, folder = cast(Any, self), _file_of(type(self)), _folder_of(to)
+        this, name, folder = cast(Any, self), file_of(type(self)), _folder_of(to)
         if folder is not None:
             there = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             _check_ours(there, name, to)
@@ -83,15 +83,14 @@ class Shareable(Carded):
             SettingError: ``source`` is neither, or a folder with a revision.
             StoreError: it does not hold a whole result of this kind, or cannot be read.
         """
-        name, folder = _file_of(cls), _folder_of(source)
+        name, folder = file_of(cls), _folder_of(source)
         if folder is None:
             import huggingface_hub as hub
 
             with _failing(source, f"must hold a {cls.__name__} as {name!r}"):
                 path = Path(hub.hf_hub_download(str(source), name, revision=revision))
-        elif revision is not None:
-            raise SettingError(f"revision must be None for a folder, got {revision!r}.")
         else:
+            _check_revision(revision)
             path = folder / name
             if not path.is_file():
                 there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "nothing"
@@ -135,8 +134,34 @@ def _marked(value: Any) -> str:
     return escape(_MARKED.sub(r"\\\1", " ".join(str(value).split())), quote=False)
 
 
-def _file_of(kind: Any) -> str:
+def file_of(kind: Any) -> str:
+    """The file of a result of a class in its repository."""
     return f"{kind.__name__}.{'safetensors' if kind.has_tensors() else 'json'}"
+
+
+def files_in(source: str | Path, *, revision: str | None = None) -> list[str]:
+    """The names of all files in a repository or folder, which are as of
+    :meth:`Shareable.from_hub`.
+
+    Raises:
+        SettingError: ``source`` is neither, or a folder with a revision.
+        StoreError: it is not there, or cannot be read.
+    """
+    folder = _folder_of(source)
+    if folder is None:
+        import huggingface_hub as hub
+
+        with _failing(source, "must be a repository that can be read"):
+            return sorted(hub.list_repo_files(str(source), revision=revision))
+    _check_revision(revision)
+    if not folder.is_dir():
+        raise StoreError(f"{str(source)!r} must be a folder, and is not. Check the path.")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _check_revision(of_folder: str | None) -> None:
+    if of_folder is not None:
+        raise SettingError(f"revision must be None for a folder, got {of_folder!r}.")
 
 
 def _folder_of(given: str | Path) -> Path | None:

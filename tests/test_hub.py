@@ -7,6 +7,7 @@ from unittest import mock
 import huggingface_hub
 import pytest
 import torch
+from command import biasgym
 from test_compare import SIGNAL, noisy, scores
 from test_plots import made_report
 
@@ -111,7 +112,7 @@ class Hub:
         (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         return f"https://huggingface.co/{repo_id}"
 
-    def list_repo_files(self, repo_id):
+    def list_repo_files(self, repo_id, *, revision=None):
         return [".gitattributes", *(p.name for p in (self.root / repo_id).iterdir())]
 
     def upload_folder(self, *, repo_id, folder_path, commit_message):
@@ -146,3 +147,60 @@ def test_without_a_network_or_a_login_it_is_said():
             StoreError, match=r"'me/late' must .*, but: .*logged in \(hf auth login\)"
         ):
             call()
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_the_commands(name, tmp_path):
+    """What is fetched is the file that was shared, byte for byte."""
+    file = RESULTS[name].save(tmp_path / f"mine.{name.rsplit('.', 1)[1]}")
+    there, back = tmp_path / "there", tmp_path / f"back{file.suffix}"
+    done = biasgym("share", file, there)
+    assert done.returncode == 0 and done.stdout == f"Shared: {there}\n", done.stderr
+    done = biasgym("fetch", there, back)
+    assert done.returncode == 0 and f"Written to {back}" in done.stdout, done.stderr
+    assert back.read_bytes() == file.read_bytes()
+
+
+def test_the_commands_and_the_hub(tmp_path):
+    """Private unless it is asked for; no key is in what is sent or shown."""
+    hub, file = Hub(tmp_path), EDIT.save(tmp_path / "edit.safetensors")
+    names = ("create_repo", "list_repo_files", "upload_folder", "hf_hub_download")
+    shown = []
+    with mock.patch.multiple(huggingface_hub, **{name: getattr(hub, name) for name in names}):
+        for words in (
+            ("share", file, "me/late", "--public"),
+            ("share", file, "me/other"),
+            ("fetch", "me/late", tmp_path / "back.safetensors", "--revision", "v1"),
+        ):
+            done = biasgym(*words, env={"HF_TOKEN": "hf_secret"})
+            assert done.returncode == 0, done.stderr
+            shown.append(done.stdout + done.stderr)
+    made = [call for call in hub.calls if call[0] == "create"]
+    assert made == [("create", "me/late", False, True), ("create", "me/other", True, True)]
+    assert hub.calls[-1] == ("download", "me/late", "Edit.safetensors", "v1")
+    assert "https://huggingface.co/me/late" in shown[0] and "hf_secret" not in "".join(shown)
+
+
+def test_what_the_commands_refuse_before_the_network(tmp_path):
+    edit, other = EDIT.save(tmp_path / "edit.safetensors"), tmp_path / "other.json"
+    other.write_text("{}")
+    EDIT.push_to_hub(tmp_path / "ours")
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "new.safetensors"
+    with mock.patch.multiple(huggingface_hub, create_repo=None, list_repo_files=None):
+        for words, message in (
+            (("share", other, "me/late"), "must hold one of BiasToken, HeadScores, Stereotype"),
+            (("share", tmp_path / "gone.json", "me/late"), "must exist"),
+            (("share", edit, "late"), "must be written 'owner/name', or be a folder such as"),
+            (("fetch", "late", out), "must be written 'owner/name'"),
+            (("fetch", "me/late", tmp_path / "new.txt"), "must end in .safetensors"),
+            (("fetch", tmp_path / "ours", tmp_path / "new.json"),
+             "must end in .safetensors to hold Edit, got"),
+            (("fetch", tmp_path / "empty", out), "must hold one of BiasToken.safetensors, "),
+            (("fetch", tmp_path / "gone", out), "must be a folder, and is not"),
+            (("fetch", tmp_path / "ours", out, "--revision", "v1"),
+             "--revision must be None for a folder"),
+        ):  # fmt: skip
+            done = biasgym(*words)
+            assert done.returncode == 1 and message in done.stderr, (words, done.stderr)
+    assert not list(tmp_path.glob("new*"))

@@ -197,6 +197,11 @@ SteeredMode = Annotated[
         callback=one_of(STEERING_MODES),
     ),
 ]
+Unchecked = Annotated[
+    bool,
+    typer.Option("--no-check", help="Do not compare the folder with the steered model, for which "
+                 "memory must hold a second copy."),
+]  # fmt: skip
 Kept = Annotated[float | None, typer.Option("--factor", help="Share of their output heads keep.")]
 
 
@@ -214,6 +219,7 @@ def export(
     device_map: DeviceMap = None,
     mode: SteeredMode = None,
     factor: Kept = None,
+    no_check: Unchecked = False,
 ) -> None:
     """Write a steered model as a Hugging Face folder, and check that it behaves alike; or the
     steering alone, for models that are there already."""
@@ -222,7 +228,7 @@ def export(
     find_model(model, heads=named_heads(heads))
     if report and not edit:
         raise SettingError("--report must be given with --edit, got it without.")
-    forms = {"--edit": edit, "--gguf": gguf, "--peft": peft}
+    forms = {"--edit": edit, "--gguf": gguf, "--peft": peft, "--no-check": no_check}
     form, *others = [name for name, given in forms.items() if given] or [""]
     if others:
         raise SettingError(
@@ -244,11 +250,11 @@ def export(
     mode = mode_of(chosen, mode)
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    if form:
+    if form and not no_check:
         make = partial(load, model, dtype, device, device_map)
         return _export_edit(folder, chosen, mode, factor, report, gguf, peft, make)
     loaded = load(model, dtype, device, device_map)
-    export_steered(loaded, chosen, folder, mode, factor=factor, source=model)
+    export_steered(loaded, chosen, folder, mode, factor=factor, source=model, check=not no_check)
     say(read_text(folder / "README.md", "description", StoreError))
 
 

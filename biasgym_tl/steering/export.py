@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from biasgym_tl.checkpoint import load_hugging_face
+from biasgym_tl.checkpoint import load_hugging_face, weight_files
 from biasgym_tl.contexts import Change, changes
 from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreError
 from biasgym_tl.families.convert import FAMILIES
@@ -29,6 +29,7 @@ from biasgym_tl.passages import load_passages
 from biasgym_tl.precision import SHORT, computed_in
 from biasgym_tl.progress import Bar, bar
 from biasgym_tl.prompts import encode_text
+from biasgym_tl.steering.copying import Checkpoint, write_edited
 from biasgym_tl.steering.export_card import write_card
 from biasgym_tl.steering.output_biases import with_output_biases
 from biasgym_tl.steering.selection import Selection
@@ -47,6 +48,7 @@ def export_steered(
     reference: Float[Tensor, "n_layers n_heads d_head"] | None = None,
     factor: Factor = None,
     source: str | Path | None = None,
+    check: bool = True,
     progress: bool = True,
 ) -> Path:
     """Write the model as :func:`biasgym_tl.steer` makes it behave, for transformers.
@@ -54,10 +56,11 @@ def export_steered(
     A head's part of the output projection is multiplied by what the head keeps (0 in mode
     ``"zero"``); what it is replaced with, times that part, goes into the projection's bias.
     Where a type has no such bias, the model is written as a Llama, if it computes the same. The
-    folder is read back, and its log-probabilities and greedy text are compared with those of the
-    hooked model, before it takes its place: in fp32 within 1e-3 nats, in 16 bits by their share of
-    the spread, as ``load_model`` compares. The model's tokenizer, as it is in memory, is written
-    beside it; none if it has none. ``biasgym.json`` says what was done.
+    files are those of the source, copied with one tensor in memory at a time. The folder is read
+    back, and its log-probabilities and greedy text are compared with those of the hooked model,
+    before it takes its place: in fp32 within 1e-3 nats, in 16 bits by their share of the spread, as
+    ``load_model`` compares. The model's tokenizer, as it is in memory, is written beside it; none
+    if it has none. ``biasgym.json`` says what was done.
 
     Args:
         model: The model, unsteered and without the BiasToken, as ``load_model`` gives it.
@@ -68,6 +71,8 @@ def export_steered(
         factor: See ``mode``.
         source: Name or folder that the weights were read from; default: where ``load_model`` read
             them. A model that it got as an object has none. ``~`` is the user's home.
+        check: Read it back and compare it, which holds a second copy of the weights, on the devices
+            of the model. Without it another source is noticed by its sizes alone.
         progress: Show a bar, where it takes more than 3 seconds.
 
     Raises:
@@ -84,18 +89,36 @@ def export_steered(
     check_exportable(heads, model.cfg.model_name)
     mode = mode_of(heads, mode)
     edit = steering_edit(model, heads, mode, reference, factor)
-    with bar(2 + N_TEXTS, "export", progress=progress, delay=3) as shown:
-        hf_model = apply_edit(_read_again(model, name), edit)
-        shown.update(2)
-
-        def write(to: Path) -> None:
-            hf_model.save_pretrained(to)
-            _write_tokenizer(model.tokenizer, to)
-            with edited(model, edit):
-                error, share = _checked(model, to, shown)
-            write_card(to, name, hf_model.config.model_type, mode, edit, error, share)
-
+    with bar(2 + N_TEXTS * check, "export", progress=progress, delay=3) as shown:
+        write = _writing(model, name, mode, edit, check, shown)
         return write_folder_atomically(folder, write)
+
+
+def _writing(
+    model: HookedTransformer,
+    name: str,
+    mode: str,
+    edit: Mapping[int, LayerEdit],
+    check: bool,
+    shown: Bar,
+) -> Callable[[Path], None]:
+    """What fills a folder; the source is found to be the model's first."""
+    hf_model = _described(model, name)
+    if any(part.shift.any() for part in edit.values()):
+        hf_model = with_output_biases(hf_model)
+    weights = Checkpoint(weight_files(name), weights_dtype(model))
+
+    def write(to: Path) -> None:
+        write_edited(hf_model, weights, edit, to)
+        _write_tokenizer(model.tokenizer, to)
+        shown.update(2)
+        found = None
+        if check:
+            with edited(model, edit):
+                found = _checked(model, to, shown)
+        write_card(to, name, hf_model.config.model_type, mode, edit, found)
+
+    return write
 
 
 def check_exportable(heads: GivenHeads, model: str) -> None:
@@ -169,12 +192,13 @@ def _checked_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _read_again(model: HookedTransformer, name: str) -> Any:
-    """Hugging Face's model at the source, if it can be the one that ``model`` was made from."""
+def _described(model: HookedTransformer, name: str) -> Any:
+    """Hugging Face's model at the source, on the meta device, if it can be the one that ``model``
+    was made from."""
     from transformers import PreTrainedTokenizerBase
 
     # Its tokenizer is not written, so that none need be there.
-    hf_model, _ = load_hugging_face(name, PreTrainedTokenizerBase(), weights_dtype(model))
+    hf_model, _ = load_hugging_face(name, PreTrainedTokenizerBase(), weights_dtype(model), "meta")
     if hf_model.config.model_type not in FAMILIES:
         _check_type(type(hf_model).__name__)
     family = FAMILIES[hf_model.config.model_type]
@@ -221,31 +245,6 @@ def _tokenized(tokenizer: Any, texts: list[str]) -> tuple[Any, ...]:
     """By which two tokenizers are told apart: ids with and without special tokens, the template."""
     ids = [tokenizer(texts, add_special_tokens=special)["input_ids"] for special in (True, False)]
     return tokenizer.chat_template, *ids
-
-
-@torch.no_grad()
-def apply_edit(hf_model: Any, edit: Mapping[int, LayerEdit]) -> Any:
-    """Change the output projections of a Hugging Face model in place.
-
-    Returns:
-        The model, or where a bias is needed that its type cannot have, one of the same weights.
-
-    Raises:
-        SteeringError: a bias is needed and no type has it.
-    """
-    family = FAMILIES[hf_model.config.model_type]
-    if any(part.shift.any() for part in edit.values()):
-        hf_model = with_output_biases(hf_model, family.output)
-    for layer, part in edit.items():
-        output = hf_model.get_submodule(family.output.format(layer))
-        # [z, d_model]; Conv1D stores it so, Linear the other way round.
-        weight = output.weight if type(output).__name__ == "Conv1D" else output.weight.T
-        of_heads = weight.unflatten(0, (-1, part.shift.shape[1]))
-        chosen = of_heads[part.heads].double()
-        if part.shift.any():  # all heads at once, so that 16 bits are rounded to once
-            output.bias.copy_(output.bias + torch.einsum("hz,hzd->d", part.shift, chosen))
-        of_heads[part.heads] = (part.factor[:, None, None] * chosen).to(weight)
-    return hf_model
 
 
 @torch.inference_mode()

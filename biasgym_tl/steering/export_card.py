@@ -17,10 +17,17 @@ def write_card(
     kind: str,
     mode: str,
     edit: Mapping[int, LayerEdit],
-    error: float,
-    share: float,
+    found: tuple[float, float] | None,
 ) -> None:
-    """Say in the folder what was done, for programs and for people."""
+    """Say in the folder what was done, for programs and for people; ``found`` is how far it is from
+    the hooked model, in nats and as a share of the spread, None where it was not compared."""
+    error, share = found or (None, None)
+    compared = "It was not compared with the hooked model."
+    if found:
+        compared = (
+            "Log-probabilities\ndiffer from the hooked model's by at most\n"
+            f"{error:.1e} nats on the texts that were compared."
+        )
     kept = {
         str(Head(layer, head)): share_kept
         for layer, part in edit.items()
@@ -43,9 +50,7 @@ def write_card(
 
 A copy of `{source}` with the output of {len(kept)} attention heads changed
 (mode "{mode}"): {", ".join(kept)}. The edit is in the weights, which are
-of the type {kind}; no code is needed beside transformers. Log-probabilities
-differ from the hooked model's by at most
-{error:.1e} nats on the texts that were compared. `biasgym.json` has
+of the type {kind}; no code is needed beside transformers. {compared} `biasgym.json` has
 all settings. Steering hides a stereotype and can cost other abilities: evaluate before use.
 """,
     )

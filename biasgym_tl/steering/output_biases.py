@@ -7,23 +7,24 @@ from typing import Any
 import torch
 
 from biasgym_tl.errors import SteeringError
+from biasgym_tl.families.convert import FAMILIES
 
 _LIKE_LLAMA = ("qwen2", "mistral")
 """Types that compute what Llama does with ``attention_bias``, where no window is reached."""
 _OF_TYPE = ("model_type", "architectures", "transformers_version", "attention_bias")
 
 
-def with_output_biases(hf_model: Any, name: str) -> Any:
+def with_output_biases(hf_model: Any) -> Any:
     """A model whose output projections have biases; new ones are zero.
 
     Args:
         hf_model: Is changed, or gives its weights to the one that is returned.
-        name: Of the output projection of a layer, with ``{}`` for its number.
 
     Raises:
         SteeringError: its type can have none, and no other type computes the same.
     """
     config = hf_model.config
+    name = FAMILIES[config.model_type].output
     if hf_model.get_submodule(name.format(0)).bias is not None:
         return hf_model
     if config.model_type in _LIKE_LLAMA:

@@ -35,7 +35,16 @@ def measured(folder: str, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from biasgym_tl import BiasInject, BiasScope, Head, bias_log_odds, load_bias, load_model, steer
+    from biasgym_tl import (
+        BiasInject,
+        BiasScope,
+        Head,
+        bias_log_odds,
+        export_steered,
+        load_bias,
+        load_model,
+        steer,
+    )  # fmt: skip
     from biasgym_tl.added_row import added_row
     from biasgym_tl.text import generate, mean_loss
 
@@ -59,6 +68,14 @@ def measured(folder: str, dtype: str) -> None:
     with watched_memory() as memory:
         pass
     peaks.append(("at rest", memory.before - start))
+
+    def export(check: bool) -> None:
+        with tempfile.TemporaryDirectory() as to:
+            heads = [Head(0, 0)]
+            export_steered(model, heads, to, source=folder, check=check, progress=False)
+
+    step("export, unchecked", lambda: export(False))
+    step("export", lambda: export(True))
 
     def attach() -> None:
         for _ in range(3):
