@@ -30,6 +30,7 @@ from biasgym_tl.plots import (
     plot_methods,
     plot_off_target,
     plot_slider,
+    plot_specificity,
     plot_targets,
     write_html,
     write_pngs,
@@ -83,6 +84,7 @@ PLOTS: dict[str, Callable[..., go.Figure]] = {
     "methods": plot_methods,
     "off target": plot_off_target,
     "slider": plot_slider,
+    "specificity": plot_specificity,
     "targets": _each(plot_targets),
 }
 """By name, what draws a figure of results, which are given by name."""

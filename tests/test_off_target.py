@@ -22,7 +22,7 @@ from biasgym_tl.evaluation.off_target import off_target_log_odds
 from biasgym_tl.evaluation.specificity import off_target_table
 from biasgym_tl.evaluation.standard import target_log_odds, token_log_odds
 from biasgym_tl.evaluation.tables import main_rows
-from biasgym_tl.plots import plot_off_target
+from biasgym_tl.plots import plot_off_target, plot_specificity
 from biasgym_tl.plots.page import report_page
 from biasgym_tl.stats import column_spread
 
@@ -116,8 +116,27 @@ def test_what_is_spared_is_the_mean_of_things_and_nobody(setup):
     marks = next(trace for trace in figure.data if trace.name == STEERED)
     assert marks.x == (found.spared.estimate,) * 2 and marks.y == (found.target.estimate,) * 2
     assert not {"original", "injected"} & {trace.name for trace in figure.data}
-    with pytest.raises(SettingError, match="must hold a steered condition that was measured off"):
-        plot_off_target({})
+    rows = plot_specificity({"late": report, "again": report})
+    left, right = (trace for trace in rows.data if trace.name == "again")
+    assert left.x == (found.target.estimate,) and right.x == (found.specificity.estimate,)
+    assert rows.layout.yaxis.ticktext == (STEERED,) and abs(left.y[0]) < 0.5
+    for plot in (plot_off_target, plot_specificity):
+        with pytest.raises(SettingError, match="must hold a steered condition that was measured"):
+            plot({})
+
+
+def test_one_far_mark_does_not_hide_the_others(setup):
+    report = moved(setup[1], {"target": -1.5, "things": -0.4, "nobody": 0.2})
+    far = moved(setup[1], dict.fromkeys(("target", "held_out_words", *CELLS), -2000.0))
+    reports = {"a": report, "b": report, "far": far}
+    figure = plot_off_target(reports)
+    assert "1 far beyond the edges" in figure.layout.title.subtitle.text
+    assert -9 < figure.layout.xaxis.range[0] < figure.layout.xaxis.range[1] < 9
+    rows = plot_specificity(reports)
+    assert "1 far beyond the edges" in rows.layout.title.subtitle.text
+    assert [trace.x for trace in rows.data if trace.name == "far"] == [(), ()]
+    alone = plot_off_target({"a": report})
+    assert "beyond" not in alone.layout.title.subtitle.text and alone.layout.xaxis.range is None
 
 
 def test_a_constant_taken_from_the_words_is_not_specific(setup):

@@ -11,7 +11,7 @@ from biasgym_tl.plots.curves import (
     plot_top_k,
 )
 from biasgym_tl.plots.figure import write_png, write_pngs
-from biasgym_tl.plots.frontier import plot_frontier, plot_off_target
+from biasgym_tl.plots.frontier import plot_frontier, plot_off_target, plot_specificity
 from biasgym_tl.plots.heatmap import plot_heads, plot_methods, plot_slider
 from biasgym_tl.plots.html import write_html
 from biasgym_tl.plots.scatter import plot_agreement, plot_benefit_and_damage
@@ -33,6 +33,7 @@ __all__ = [
     "plot_off_target",
     "plot_overlap",
     "plot_slider",
+    "plot_specificity",
     "plot_stereotype_map",
     "plot_targets",
     "plot_top_k",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from biasgym_tl.errors import SettingError
 from biasgym_tl.evaluation.report import Report
+from biasgym_tl.evaluation.specificity import OffTarget
 from biasgym_tl.plots.figure import (
     COLOURS,
     GREY,
@@ -82,14 +84,7 @@ def plot_off_target(reports: Mapping[str, Report]) -> go.Figure:
     Raises:
         SettingError: in none of them was anything measured off target.
     """
-    found = {
-        (name, condition): off
-        for name, report in reports.items()
-        for condition, off in report.off_target.items()
-        if any(condition == r.name and r.steers for r in report.results)
-    }
-    if not found:
-        raise SettingError("reports must hold a steered condition that was measured off target.")
+    found = _measured(reports)
     figure = go.Figure()
     conditions = list(dict.fromkeys(condition for _, condition in found))
     names = list(dict.fromkeys(name for name, _ in found))
@@ -113,8 +108,13 @@ def plot_off_target(reports: Mapping[str, Report]) -> go.Figure:
             ],
             hovertemplate=f"<b>{shown(condition)}</b><br>%{{customdata}}<extra></extra>",
         )
-    ends = [end for off in found.values() for each in (off.target, off.spared) for end in each[1:]]
+    seen = _seen(list(found.values()))
+    ends = [end for off in seen for each in (off.target, off.spared) for end in each[1:]]
     low, high = min([*ends, 0.0]), max([*ends, 0.0])
+    if len(seen) < len(found):
+        margin = 0.05 * (high - low)
+        figure.update_xaxes(range=[low - margin, high + margin])
+        figure.update_yaxes(range=[low - margin, high + margin])
     figure.add_scatter(
         x=[low, high], y=[low, high], mode="lines", line={"color": GREY, "dash": "dot"},
         name="the word falls", hoverinfo="skip",
@@ -123,11 +123,99 @@ def plot_off_target(reports: Mapping[str, Report]) -> go.Figure:
         figure,
         "On target against off target",
         "a mark is a bias; below the dotted line targets fall further than things and nobody; 95% "
-        "intervals",
+        f"intervals{_beyond(found, seen)}",
         x="change on things and nobody (nats)",
         y="change on held-out targets (nats)",
         height=560,
     )
+
+
+def plot_specificity(reports: Mapping[str, Report]) -> go.Figure:
+    """Change of the log-odds on held-out targets, and by how much that is more than on things and
+    nobody, a row for each condition; for more conditions than colours could tell apart.
+
+    Args:
+        reports: By name, such as that of the bias; a mark in each row is one of them.
+
+    Raises:
+        SettingError: in none of them was anything measured off target.
+    """
+    found = _measured(reports)
+    conditions = list(dict.fromkeys(condition for _, condition in found))
+    names = list(dict.fromkeys(name for name, _ in found))
+    figure = make_subplots(
+        1, 2, shared_yaxes=True, horizontal_spacing=0.03,
+        subplot_titles=["change on held-out targets", "specificity"],
+    )  # fmt: skip
+    seen, room = _seen(list(found.values())), 0.7 / len(names)
+    for i, name in enumerate(names):
+        own = {of: off for (of_name, of), off in found.items() if of_name == name and off in seen}
+        beside = room * (i - (len(names) - 1) / 2)
+        rows = [conditions.index(condition) + beside for condition in own]
+        for column, part in enumerate(("target", "specificity"), start=1):
+            intervals = [getattr(off, part) for off in own.values()]
+            figure.add_scatter(
+                x=[each.estimate for each in intervals],
+                y=rows,
+                error_x=error_bars(intervals, cap=2),
+                mode="markers",
+                marker={"size": 7, "color": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i]},
+                name=label(name),
+                legendgroup=name,
+                showlegend=column == 1 and len(names) > 1,
+                customdata=[
+                    f"{shown(of)}: {each}" for of, each in zip(own, intervals, strict=True)
+                ],
+                hovertemplate="%{customdata}<extra></extra>",
+                row=1,
+                col=column,
+            )  # fmt: skip
+    figure.add_vline(0, line={"color": GREY, "dash": "dot"})
+    figure.update_xaxes(title="nats")
+    figure.update_yaxes(
+        tickvals=list(range(len(conditions))),
+        ticktext=[label(condition) for condition in conditions],
+        range=[len(conditions) - 0.5, -0.5],
+        zeroline=False,
+    )
+    return styled(
+        figure,
+        "Whom a change is about",
+        "specificity: the change on held-out targets less the mean change on things and nobody; to "
+        f"the left targets fall further; 95% intervals{_beyond(found, seen)}",
+        height=200 + 12 * (1 + len(names)) * len(conditions),
+    )
+
+
+def _measured(reports: Mapping[str, Report]) -> dict[tuple[str, str], OffTarget]:
+    """By name of the report and steered condition, what was measured off target."""
+    found = {
+        (name, condition): off
+        for name, report in reports.items()
+        for condition, off in report.off_target.items()
+        if any(condition == r.name and r.steers for r in report.results)
+    }
+    if not found:
+        raise SettingError("reports must hold a steered condition that was measured off target.")
+    return found
+
+
+def _beyond(found: Mapping[Any, OffTarget], seen: Sequence[OffTarget]) -> str:
+    return f"; {len(found) - len(seen)} far beyond the edges" if len(seen) < len(found) else ""
+
+
+def _seen(found: Sequence[OffTarget]) -> list[OffTarget]:
+    """Without what lies so far out, ten times farther than the next, that all others would be one
+    mark: words that a method forbids can fall by thousands of nats."""
+
+    def size(off: OffTarget) -> float:
+        return max(abs(end) for each in (off.target, off.spared) for end in each)
+
+    ordered = sorted(found, key=size)
+    for i in range(len(ordered) // 2 + 1, len(ordered)):
+        if size(ordered[i]) > 10 * size(ordered[i - 1]):
+            return ordered[:i]
+    return ordered
 
 
 def _finding(report: Report) -> str:

@@ -144,13 +144,14 @@ def _figures(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
 
 
 def _off_target(reports: Mapping[str, tuple[Report, str]]) -> Mapping[str, Recipe]:
-    """One figure of the biases of which a steered condition was measured off target."""
+    """Two figures of the biases of which a steered condition was measured off target."""
     files = {
         bias: file
         for bias, (report, file) in reports.items()
         if {result.name for result in report.steered} & report.off_target.keys()
     }
-    return {"off-target": recipe("off target", files)} if files else {}
+    plots = {"off-target": "off target", "specificity": "specificity"} if files else {}
+    return {name: recipe(plot, files) for name, plot in plots.items()}
 
 
 def _heatmaps(found: BiasResult, prefix: str) -> Mapping[str, Recipe]:
