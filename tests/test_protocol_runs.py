@@ -418,7 +418,15 @@ def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
 
     write_outputs(result, out)
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    together = {"manifest.json", "table.csv", "plotly.min.js", "off-target.html", "off-target.json"}
+    together = {
+        "manifest.json",
+        "table.csv",
+        "plotly.min.js",
+        "off-target.html",
+        "off-target.json",
+        "specificity.html",
+        "specificity.json",
+    }
     assert names - together == {name for name in names if name.startswith(("late-", "math-"))}
     assert {f"{bias}-{name}" for bias in two.biases for name in (
         "report.json", "report.html", "table.csv", "maps.csv", "row-0.safetensors",
