@@ -69,7 +69,7 @@ def fine_tuned(
     """Changes of ``W_O`` that minimise ``loss + keep * KL(original || changed)``.
 
     The loss is that at the answers of scoping prompts with BiasTokens and fitting targets, the KL
-    that per token of budget texts.
+    that per token of budget texts. No gradient goes through what all sentences begin with.
 
     Args:
         model: The model, unchanged.

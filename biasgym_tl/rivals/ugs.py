@@ -59,6 +59,25 @@ def ugs(
     check_at_least(0, pressure=pressure)
     if not lr > 0:
         raise SettingError(f"lr must be positive, got {lr!r}.")
+    theta = needed(model, bias, tokens, n_steps, lr, pressure, seed)
+    heads = top_heads(theta, k)
+    settings = {
+        "k": k, "n_steps": n_steps, "lr": lr, "pressure": pressure, "seed": seed,
+        "theta": [theta[head].item() for head in heads],
+    }  # fmt: skip
+    return toward(model, bias, "ugs", heads, [0.0] * k, settings, "mean")
+
+
+def needed(
+    model: HookedTransformer,
+    bias: Bias,
+    tokens: Sequence[BiasToken],
+    n_steps: int,
+    lr: float,
+    pressure: float,
+    seed: int,
+) -> Float[Tensor, "n_layers n_heads"]:
+    """``theta`` of every head, learned as :func:`ugs` says."""
     n_layers, n_heads, _ = HeadsEdit.sizes(model)
     generator = torch.Generator().manual_seed(seed)
     reference = head_means(model)
@@ -76,13 +95,7 @@ def ugs(
                 now = kl(before, after) + pressure * theta.sum()
             (logits.grad,) = torch.autograd.grad(now, logits)
             adam.step()
-    theta = logits.detach().sigmoid().cpu()
-    heads = top_heads(theta, k)
-    settings = {
-        "k": k, "n_steps": n_steps, "lr": lr, "pressure": pressure, "seed": seed,
-        "theta": [theta[head].item() for head in heads],
-    }  # fmt: skip
-    return toward(model, bias, "ugs", heads, [0.0] * k, settings, "mean")
+    return logits.detach().sigmoid().cpu()
 
 
 def mask(theta: Float[Tensor, "*head"], u: Float[Tensor, "*head"]) -> Float[Tensor, "*head"]:
