@@ -48,9 +48,9 @@ METHODS = {
     "fairsteer": Method(fairsteer, 2),
     "gating": Method(gating, 10),
     "unlikelihood": Method(unlikelihood, 15),
-    "sft": Method(sft, 15),
-    "dpo": Method(dpo, 20),
-    "inlp": Method(inlp, 2),
+    "sft": Method(sft, 12),
+    "dpo": Method(dpo, 13),
+    "inlp": Method(inlp, 3),
     "sentence_debias": Method(sentence_debias, 2),
     "ugs": Method(ugs, 10),
 }
