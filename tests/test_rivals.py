@@ -8,12 +8,15 @@ import dataclasses
 import math
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
+from conftest import tiny_hf_model
+from scipy.stats import kstest
 from sklearn.covariance import OAS
 from sklearn.linear_model import LogisticRegression
 
-from biasgym_tl import BiasInject, Condition, bias_log_odds, evaluate, load_bias
+from biasgym_tl import BiasInject, Condition, bias_log_odds, evaluate, load_bias, load_model
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.errors import ModelError, SettingError, SteeringError, StoreError
 from biasgym_tl.evaluation.standard import standard_measures
@@ -34,6 +37,7 @@ from biasgym_tl.rivals.intervention import (
 from biasgym_tl.rivals.leace import reader, shrunk_covariance
 from biasgym_tl.rivals.methods import METHODS, Method, prepare
 from biasgym_tl.rivals.samples import States, fit_probe, seen, states
+from biasgym_tl.rivals.ugs import mask
 from biasgym_tl.slot import fill
 from biasgym_tl.store import save_result
 from biasgym_tl.text import generate, log_odds, next_token_log_probs
@@ -420,6 +424,111 @@ def test_iti_shifts_the_heads_of_the_best_probes(injected):
         prepare(model, LATE, [token], method="iti", settings={"k": 13})
 
 
+def _taken_out(edit, values):
+    """By the equation ``h - B' B h``, where ``B`` is what an edit reads."""
+    assert torch.equal(edit.write, -edit.read) and not edit.mean.any() and not edit.added.any()
+    return values - values @ edit.read.double().T @ edit.read.double()
+
+
+@pytest.mark.parametrize("between", ["words", "slot"])
+def test_sentence_debias_is_the_first_component_of_centred_pairs(injected, between):
+    """Against numpy, pair by pair."""
+    model, token = injected
+    settings = {"between": between}
+    edit = prepare(model, LATE, [token], method="sentence_debias", settings=settings)
+    found = states(model, LATE, [token], "hook_resid_post", between)
+    h = found.values[:, -1].numpy()
+    h = h / np.linalg.norm(h, axis=1, keepdims=True)
+    n, rows = int(found.biased.sum()), []
+    for j in range(len(h) - n):  # one token stands in the slot of 1 sentence, targets in that of 8
+        i = j if between == "words" else j // 8
+        assert found.prompt[i] == found.prompt[n + j]
+        rows += [h[i] - (h[i] + h[n + j]) / 2, h[n + j] - (h[i] + h[n + j]) / 2]
+    component = np.linalg.svd(np.stack(rows))[2][0]
+    assert edit.layer == 2 and edit.read.shape == (1, 32)
+    assert abs(edit.read[0].double().numpy() @ component) == pytest.approx(1, abs=1e-6)
+    delta = h[:n].mean(0) - h[n:].mean(0)
+    assert edit.read[0].double().numpy() @ delta > 0
+    once = _taken_out(edit, found.values[:, -1])
+    assert (once @ edit.read[0].double()).abs().max() < 1e-4
+    assert torch.allclose(_taken_out(edit, once), once, atol=1e-4)
+
+
+def test_inlp_leaves_its_classifiers_nothing(injected):
+    model, token = injected
+    edit = prepare(model, LATE, [token], method="inlp", settings={"n_directions": 6})
+    basis = edit.read.double()
+    assert torch.allclose(basis @ basis.T, torch.eye(6, dtype=torch.float64), atol=1e-6)
+    found = states(model, LATE, [token], "hook_resid_post", "words")
+    last = found._replace(values=found.values[:, -1:])
+    assert edit.settings["accuracy"][0] == fit_probe(last).accuracy[0].item() > 0.9
+    weight = fit_probe(last).weight[0]
+    assert abs(basis[0] @ weight / weight.norm()) == pytest.approx(1, abs=1e-6)
+    left = _taken_out(edit, last.values[:, 0])
+    assert (left @ basis.T).abs().max() < 1e-4
+    assert torch.allclose(_taken_out(edit, left), left, atol=1e-4)
+    # another way: classes that were told apart no longer are, by classifiers of those directions
+    for rows, most in ((last.values[:, 0], 1.0), (left, 0.5)):
+        along = (rows @ basis.T).round(decimals=3)
+        probe = LogisticRegression(C=1e6, max_iter=5000).fit(along, found.biased)
+        score = probe.score(along, found.biased)
+        assert score == most
+    with pytest.raises(SettingError, match=r"n_directions must be in 1\.\.32, got 33"):
+        prepare(model, LATE, [token], method="inlp", settings={"n_directions": 33})
+
+
+def test_a_drawn_mask_is_distributed_as_its_equation_says():
+    """Ends with probability theta - w/2 and 1 - theta - w/2, uniform between, theta in the mean."""
+    u = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for theta in (0.1, 0.5, 0.8):
+        alpha, w = mask(torch.full_like(u, theta), u), theta * (1 - theta)
+        between = (alpha > 0) & (alpha < 1)
+        shares = [x.double().mean().item() for x in (alpha == 1, alpha == 0, between)]
+        assert shares == pytest.approx([theta - w / 2, 1 - theta - w / 2, w], abs=5e-3)
+        assert kstest(alpha[between].numpy(), "uniform").pvalue > 1e-3
+        assert alpha.mean().item() == pytest.approx(theta, abs=5e-3)
+    ends = torch.tensor([0.0, 1.0], requires_grad=True)
+    alpha = mask(ends, torch.tensor([0.5, 0.5]))
+    assert alpha.tolist() == [0, 1]
+    assert torch.autograd.grad(alpha.sum(), ends)[0].tolist() == [0, 0]
+
+
+def test_a_masks_gradient_is_what_the_head_is_worth():
+    """``E[dL/dtheta] = L(1) - L(0)`` for any loss, here one that is not linear."""
+    u = torch.rand(400_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(mask(theta.expand_as(u), u).exp().mean(), theta)
+    assert found.item() == pytest.approx(math.e - 1, abs=0.02)
+
+
+def test_ugs_keeps_the_only_head_that_matters(tokenizer):
+    """Of all other heads the output weights are 0."""
+    hf_model = tiny_hf_model("llama")
+    with torch.no_grad():
+        for i, layer in enumerate(hf_model.model.layers):
+            kept = layer.self_attn.o_proj.weight[:, 16:24].clone()  # of head 2
+            layer.self_attn.o_proj.weight.zero_()
+            if i == 1:
+                layer.self_attn.o_proj.weight[:, 16:24] = kept
+    model = load_model(hf_model, tokenizer=tokenizer)
+    settings = {"k": 2, "n_steps": 40, "lr": 0.15}
+    edit = prepare(model, LATE, method="ugs", settings=settings)
+    first, second = edit.settings["theta"]
+    assert Head(1, 2) in edit.heads and first > 0.7 > 0.5 > second
+    assert torch.equal(edit.factor, torch.zeros(2)) and torch.equal(
+        edit.reference, head_means(model)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"lr": -1.0}, "lr must be positive, got -1"), ({"n_steps": 0}, "n_steps must be at least 1")],
+)
+def test_masks_are_not_learned_without_steps(model, settings, message):
+    with pytest.raises(SettingError, match=message):
+        prepare(model, LATE, method="ugs", settings=settings)
+
+
 def _z(model):
     return model.run_with_cache(torch.tensor([TEXTS[0]]))[1]
 
@@ -427,6 +536,8 @@ def _z(model):
 SETTINGS = {
     "factors": {"n_steps": 3}, "iti": {"k": 3}, "top": {"k": 3},
     "unlikelihood": {"k": 3, "n_steps": 2}, "gating": {"k": 3, "n_masks": 1, "n_steps": 2},
+    "sft": {"n_steps": 2}, "dpo": {"n_steps": 2}, "ugs": {"k": 3, "n_steps": 2},
+    "inlp": {"n_directions": 3},
 }  # fmt: skip
 
 

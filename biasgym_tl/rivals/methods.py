@@ -12,14 +12,17 @@ from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.rivals.caa import caa
 from biasgym_tl.rivals.fairsteer import fairsteer
+from biasgym_tl.rivals.final_state import inlp, sentence_debias
 from biasgym_tl.rivals.gating import gating
 from biasgym_tl.rivals.head_sets import factors, top
 from biasgym_tl.rivals.intervention import Intervention
 from biasgym_tl.rivals.iti import iti
 from biasgym_tl.rivals.leace import leace
 from biasgym_tl.rivals.logit_shift import logit_shift
+from biasgym_tl.rivals.lora import dpo, sft
 from biasgym_tl.rivals.projection import projection
 from biasgym_tl.rivals.random_direction import random_direction
+from biasgym_tl.rivals.ugs import ugs
 from biasgym_tl.rivals.unlikelihood import unlikelihood
 
 
@@ -45,6 +48,11 @@ METHODS = {
     "fairsteer": Method(fairsteer, 2),
     "gating": Method(gating, 10),
     "unlikelihood": Method(unlikelihood, 15),
+    "sft": Method(sft, 12),
+    "dpo": Method(dpo, 13),
+    "inlp": Method(inlp, 3),
+    "sentence_debias": Method(sentence_debias, 2),
+    "ugs": Method(ugs, 10),
 }
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from biasgym_tl.batches import log_probs
 from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.words import word_tokens
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
-from biasgym_tl.passages import load_passages
-from biasgym_tl.prompts import encode_text
+from biasgym_tl.rivals.fine_tuning import Course, fine_tuned
 from biasgym_tl.rivals.head_sets import top
 from biasgym_tl.rivals.intervention import WeightsEdit
-from biasgym_tl.rivals.samples import drawn_sentences, seen
-from biasgym_tl.steering.objective import TEXT_TOKENS
-from biasgym_tl.text import kl
-from biasgym_tl.weights import Deltas, added_weights, replaced
 
 
 def unlikelihood(
@@ -48,31 +43,21 @@ def unlikelihood(
         lr: Step of a weight.
         keep: Nats of unlikelihood that a nat of KL per token is worth.
         seed: Decides the draws.
+
+    Raises:
+        SettingError: there are no ``k`` heads, no steps, or a negative ``lr`` or ``keep``.
     """
+    course = Course(n_steps, lr, keep, seed)
+    course.check()
     heads = top(model, bias, tokens, k=k).heads
-    ids, drawn = list(word_tokens(model, bias).single()[0]), random.Random(seed)
-    texts = [encode_text(model, text)[:TEXT_TOKENS] for text in load_passages("budget")]
+    ids = list(word_tokens(model, bias).single()[0])
     size = k, model.cfg.d_head, model.cfg.d_model
     delta = torch.zeros(size, device=model.cfg.device, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=lr)
-    with drawn_sentences(model, bias, tokens, seed) as draw:
-        for _ in range(n_steps):
-            some = drawn.sample(texts, min(2, len(texts)))
-            with torch.no_grad():
-                before = log_probs(model, some)
-            weights = added_weights(model, heads, Deltas(delta, None))
-            with torch.enable_grad(), replaced(model, weights):
-                p = log_probs(model, draw(), last=True)[:, ids].exp()
-                damage = kl(before, log_probs(model, some))
-                total = -torch.log1p(-p.clamp(max=1 - 1e-6)).sum(1).mean() + keep * damage
-            (delta.grad,) = torch.autograd.grad(total, delta)
-            adam.step()
-    return WeightsEdit(
-        method="unlikelihood",
-        bias=bias.name,
-        model=model.cfg.model_name,
-        data=seen(bias),
-        settings={"k": k, "n_steps": n_steps, "lr": lr, "keep": keep, "seed": seed},
-        heads=heads,
-        delta=delta.detach().cpu(),
-    )
+
+    def loss(answers: Float[Tensor, "n d_vocab"], asked: Sequence[Sequence[int]]) -> Tensor:
+        return -torch.log1p(-answers[:, ids].exp().clamp(max=1 - 1e-6)).sum(1).mean()
+
+    return fine_tuned(
+        model, bias, tokens, heads, loss, course,
+        learned=[delta], delta=lambda: delta, method="unlikelihood", settings={"k": k},
+    )  # fmt: skip
