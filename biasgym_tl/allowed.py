@@ -1,6 +1,8 @@
 """Values that settings can have: the command line knows them before it imports what they set."""
 
-from collections.abc import Collection
+import os
+from collections.abc import Mapping
+from pathlib import Path
 
 from biasgym_tl.errors import SettingError
 
@@ -40,16 +42,24 @@ EPOCH_CHOICES = ("similarity", "loss", "last")
 """What chooses the epoch of a training."""
 BENCHMARKS = ("bbq", "blimp", "crows-pairs", "mmlu", "seegull", "unqover")
 """Public sets of questions that a protocol can ask."""
+SUFFIXES = (".csv", ".json", ".jsonl", ".txt")
+"""Of their files."""
 
 
-def check_benchmarks(names: Collection[str], what: str = "benchmarks") -> None:
-    """Refuse unknown benchmarks.
+def check_benchmarks(sources: Mapping[str, str], what: str = "benchmarks") -> None:
+    """Refuse unknown benchmarks, and paths that lead nowhere; what may be the name of a data set is
+    left alone.
 
     Raises:
-        SettingError: there is no benchmark of that name; ``what`` is what the message calls it.
+        SettingError: there is no benchmark of that name, or no such file or folder; ``what`` is
+            what the message calls it.
     """
-    if unknown := sorted(set(names) - set(BENCHMARKS)):
+    if unknown := sorted(set(sources) - set(BENCHMARKS)):
         raise SettingError(f"{what} must be among {list(BENCHMARKS)}, got {unknown}.")
+    for name, source in sources.items():
+        is_path = source.startswith(("/", "./", "../", "~")) or Path(source).suffix in SUFFIXES
+        if is_path and not os.path.exists(os.path.expanduser(source)):
+            raise SettingError(f"{what} {name!r} must be a file or folder, got {source!r}.")
 
 
 def check_judge(judge: str | None, what: str = "judge") -> None:

@@ -280,6 +280,11 @@ QUICK_COMMANDS = (
     (["export", "x", "--heads", "L99H0"], "--heads must lie in L0..L29 and H0..H8"),
     (["repeat", "gone.json", "--out", "x"], "result file must exist, got 'gone.json'"),
     (["run", "--out", "x", "--benchmark", "blimp"], "--benchmark must be NAME=PATH, got 'blimp'"),
+    (
+        ["run", "--out", "x", "--benchmark", "blimp=/no/such"],
+        "--benchmark 'blimp' must be a file or folder, got '/no/such'",
+    ),
+    (["plan", "--benchmark", "bbq=here.csv"], "must be a file or folder, got 'here.csv'"),
     (["run", "--out", "x", "--benchmark", "x=y"], "--benchmark must be among ['bbq', "),
     (["evaluate", "--out", "x", "--heads", "L0H1", "--judge", "gpt"], "--judge must be 'local' or"),
     (["scope", "--out", "x", "--pairs", "gone.csv", "--answers", "a", "b"], "file of prompts must"),
