@@ -52,7 +52,7 @@ METHODS = {
     "dpo": Method(dpo, 13),
     "inlp": Method(inlp, 3),
     "sentence_debias": Method(sentence_debias, 2),
-    "ugs": Method(ugs, 10),
+    "ugs": Method(ugs, 25),
 }
 
 
