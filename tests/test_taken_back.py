@@ -1,6 +1,7 @@
 """Rivals on plants: restoring takes all back (KL 0), strength 0 nothing, minus the plant all."""
 
 import dataclasses
+from pathlib import Path
 from unittest import mock
 
 import pandas as pd
@@ -17,10 +18,13 @@ from biasgym_tl.planting.summary import rivals_table, tables, write_study
 from biasgym_tl.planting.taken_back import CARRIERS, RESTORED, Asked, TakenBack, take_back
 from biasgym_tl.protocol.steering import Rival
 from biasgym_tl.rivals.damage import Damage
+from biasgym_tl.rivals.head_sets import toward
 from biasgym_tl.rivals.intervention import WeightsEdit
 from biasgym_tl.rivals.methods import METHODS, Method
 from biasgym_tl.steps import Steps
+from biasgym_tl.toml import read_toml
 
+ROOT = Path(__file__).parent.parent
 FEW = dataclasses.replace(
     LATE,
     scoping_prompts=LATE.scoping_prompts[:5],
@@ -29,7 +33,7 @@ FEW = dataclasses.replace(
 
 
 @pytest.fixture(scope="module")
-def made(model, target):  # noqa: F811
+def made(model, target, few_facts):  # noqa: F811
     """A small plant of each kind of weights."""
     options = {"dose": 0.5, "limits": ANY, "n_steps": 4, "progress": False}
     return {
@@ -62,7 +66,8 @@ def minus(model, made, monkeypatch):  # noqa: F811
 @pytest.fixture
 def asked(model, made):  # noqa: F811
     def of(planted):
-        return Asked(model, FEW, planted, target_token(model, FEW, planted.target), 0)
+        token = target_token(model, FEW, planted.target)
+        return Asked(model, FEW, planted, token, Steps.of(model), 0)
 
     return of
 
@@ -77,6 +82,16 @@ def test_restoring_takes_all_back_and_strength_0_nothing(asked, made, minus):
         left = each.judged("none", edit.at(0.0))
         assert (left.removed, left.kl) == (0, left.kl_unsteered) and left.kl > 1e-4
         assert left.neighbours == left.neighbours_unsteered
+
+
+def test_random_heads_hold_no_carrier(asked, made, model):  # noqa: F811
+    each = asked(made["rank one"])
+    (carrier,) = made["rank one"].carriers()
+    own = toward(model, FEW, "own", [carrier], [0.0], {}, "mean")
+    assert carrier in {own.random(model, seed).heads[0] for seed in range(40)}
+    for seed in range(8):
+        (drawn,) = dataclasses.replace(each, seed=seed).drawn(own).heads
+        assert drawn != carrier and drawn.layer == carrier.layer
 
 
 def test_what_was_added_is_taken_away_by_its_negative(model, minus):  # noqa: F811
@@ -166,3 +181,12 @@ def test_a_shipped_plant_is_taken_as_it_is(model):  # noqa: F811
     ):
         with pytest.raises(SettingError, match=message):
             PlantStudy.from_mapping({"plants": [one | wrong]})
+
+
+def test_what_is_stored_is_of_the_study_on_the_page():
+    text = (ROOT / "docs" / "plant_rivals.toml").read_text(encoding="utf-8")
+    study = PlantStudy.from_mapping(read_toml(text, "plant_rivals.toml"))
+    stored = pd.read_csv(ROOT / "figures" / "plants" / "rivals.csv")
+    assert {*stored["plant"]} == {each.name for each in study.plants}
+    assert {*stored["rival"]} == {CARRIERS, RESTORED, *study.rivals}
+    assert {*stored["wanted_kl"].dropna()} == {*study.kl}

@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,12 +24,14 @@ from biasgym_tl.planting.sentences import bystanders, target_token
 from biasgym_tl.protocol.steering import Rival
 from biasgym_tl.rivals.damage import Damage, to_kl
 from biasgym_tl.rivals.head_sets import toward
-from biasgym_tl.rivals.intervention import Intervention, LogitShift
+from biasgym_tl.rivals.intervention import HeadsEdit, Intervention, LogitShift
 from biasgym_tl.rivals.methods import METHODS, prepare
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import Result
 from biasgym_tl.text import kl
 
+MOST_DRAWS = 99
+"""Of random heads, until none of them is a carrier."""
 N_FAR = 3
 """Unseen targets that are no neighbours."""
 CARRIERS, RESTORED = "carriers to their mean", "carriers restored"
@@ -59,8 +61,8 @@ class TakenBack(Result):
     others: float
     kl: float
     removed_random: float | None
-    """Of one random control of the same kind, place and size, its dial set likewise; None: there is
-    none, or it does not reach the KL."""
+    """Of one random control of the same kind, place and size, without a carrier among random heads,
+    its dial set likewise; None: there is none, or it does not reach the KL."""
     kl_random: float | None
     neighbours_unsteered: float
     others_unsteered: float
@@ -112,28 +114,19 @@ def take_back(
         rival.check(name)
     check_kls(kls)
     bias = as_bias(bias)
-    asked = Asked(model, bias, planted, target_token(model, bias, planted.target), seed)
     with planted.attached(model):
         steps = Steps.of(model)
-    about = [bias.fingerprint(), planted.weights, planted.target, planted.report["target"]]
+    token = target_token(model, bias, planted.target)
+    asked = Asked(model, bias, planted, token, steps, seed)
     if planted.carriers():
         for name, make in {CARRIERS: asked.to_mean, RESTORED: asked.restored}.items():
-            found = steps.kept(f"{name}, {bias.name}", about, TakenBack, make, take_back)
+            found = asked.kept(name, [], make, take_back)
             say(f"  {found!r}")
             yield found
     for name, rival in rivals.items():
-        uses = [*about, rival.method, rival.settings, list(rival.files().values())]
-        code = METHODS[rival.method].prepare
-        prepared = partial(
-            steps.kept, f"rival {name}, {bias.name}", uses, Intervention,
-            partial(asked.prepared, rival), code,
-        )  # fmt: skip
         for wanted in kls:
-            label = f"taken back by {name} at {wanted:g}, {bias.name}"
-            make = partial(asked.rival, name, prepared, wanted)
-            key = [*uses, name, wanted, seed]
             try:
-                found = steps.kept(label, key, TakenBack, make, (take_back, code))
+                found = asked.rival(name, rival, wanted)
             except SteeringError as error:
                 say(f"  {name} left out at KL {wanted:g}: {error}")
                 continue
@@ -163,6 +156,8 @@ class Asked:
     bias: Bias
     planted: Planted
     token: BiasToken
+    steps: Steps
+    """Of the planted model."""
     seed: int
 
     @cached_property
@@ -193,39 +188,61 @@ class Asked:
         """Of the model with the plant attached, which is the original for whoever asks it."""
         return Damage(self.model)
 
-    def prepared(self, rival: Rival) -> Intervention:
-        """A rival made on the planted model, its dial not set."""
-        with self.planted.attached(self.model):
-            return prepare(
-                self.model, self.bias, [self.token], method=rival.method, settings=rival.settings
-            )
+    def kept(
+        self, name: str, uses: list[Any], make: Callable[[], TakenBack], *code: Any
+    ) -> TakenBack:
+        """A result, made unless it is there."""
+        own = self.planted
+        about = [self.bias.fingerprint(), own.weights, own.target, own.report["target"], self.seed]
+        label = f"taken back by {name}, {self.bias.name}"
+        return self.steps.kept(label, [*about, *uses], TakenBack, make, code)
+
+    def rival(self, name: str, rival: Rival, wanted: float) -> TakenBack:
+        """A rival beside its random control, their dials set."""
+        code = METHODS[rival.method].prepare
+        panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
+        uses = [rival.method, rival.settings, list(rival.files().values()), panel]
+
+        def prepared() -> Intervention:
+            given = self.model, self.bias, [self.token]
+            with self.planted.attached(self.model):
+                return prepare(*given, method=rival.method, settings=rival.settings)
+
+        def make() -> TakenBack:
+            about = [*uses, self.bias.fingerprint(), self.planted.target]
+            label = f"rival {name}, {self.bias.name}"
+            edit, control = self.steps.kept(label, about, Intervention, prepared, code), None
+            with self.planted.attached(self.model):
+                edit = to_kl(self.model, edit, wanted, damage=self.damage)
+                if not isinstance(edit, LogitShift):  # which has none
+                    with contextlib.suppress(SteeringError):
+                        control = to_kl(self.model, self.drawn(edit), wanted, damage=self.damage)
+            return self.judged(name, edit, control=control, wanted=wanted)
+
+        return self.kept(name, [*uses, name, wanted], make, take_back, code)
+
+    def drawn(self, edit: Intervention) -> Intervention:
+        """A random control; of heads, the first draw without a carrier, if one of some is."""
+        for seed in range(self.seed, self.seed + MOST_DRAWS):
+            drawn = edit.random(self.model, seed)
+            if not isinstance(drawn, HeadsEdit) or not {*drawn.heads} & {*self.planted.carriers()}:
+                break
+        return drawn
 
     def to_mean(self) -> TakenBack:
-        """The carriers brought to their mean."""
+        """The carriers brought to their mean, beside other heads of their layers."""
         heads = self.planted.carriers()
         with self.planted.attached(self.model):
             none = [0.0] * len(heads)
             edit = toward(self.model, self.bias, CARRIERS, heads, none, {}, "mean")
             edit = edit.at(1.0, self.damage.kl(edit))
-        return self.judged(CARRIERS, edit, control=edit.random(self.model, self.seed))
+        return self.judged(CARRIERS, edit, control=self.drawn(edit))
 
     def restored(self) -> TakenBack:
         """The carriers' own weights restored."""
         carriers = self.planted.carriers()
         rest = [head for head in self.planted.heads if head not in carriers]
         return self.judged(RESTORED, None, heads=rest)
-
-    def rival(self, name: str, made: Callable[[], Intervention], wanted: float) -> TakenBack:
-        """A rival and its random control, their dials set."""
-        edit = made()
-        control = None
-        with self.planted.attached(self.model):
-            edit = to_kl(self.model, edit, wanted, damage=self.damage)
-            if not isinstance(edit, LogitShift):  # which has none
-                with contextlib.suppress(SteeringError):
-                    drawn = edit.random(self.model, self.seed)
-                    control = to_kl(self.model, drawn, wanted, damage=self.damage)
-        return self.judged(name, edit, control=control, wanted=wanted)
 
     def judged(
         self,
