@@ -271,7 +271,8 @@ class Asked:
             damage_kl=edit.kl if edit else None,
             strength=edit.strength if edit else None,
             **found,
-            **{f"{key}_random": drawn.get(key) for key in ("removed", "kl")},
+            removed_random=drawn.get("removed"),
+            kl_random=drawn.get("kl"),
             **{f"{key}_unsteered": plain[key] for key in ("neighbours", "others", "kl")},
         )
 
