@@ -575,7 +575,7 @@ def taken_back_table() -> str:
             *(f"{of_rival[key].mean():+.2f}" for key in ("neighbours", "others")),
             *(blank_or(f"{x:.2f}", x) for x in some["kl"]),
         ]
-        rows.append([name, *(minus(re.sub(r"-(0%|0.00)$", r"\1", cell)) for cell in cells)])
+        rows.append([name, *(minus(re.sub(r"-(0%|0\.00)(?=$| )", r"\1", cell)) for cell in cells)])
     short = [", ".join(name.split(", ")[1:3]) for name in names]
     heading = ["rival", *(f"taken back: {name}" for name in short), "random", "neighbours",
                "others", *(f"KL: {name}" for name in short)]  # fmt: skip

@@ -32,6 +32,11 @@ FEW = dataclasses.replace(
 )
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("BIASGYM_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def made(model, target, few_facts):  # noqa: F811
     """A small plant of each kind of weights."""
