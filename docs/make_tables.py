@@ -5,6 +5,7 @@ python docs/make_tables.py
 docs/protocols.md says which run leaves which files. What was not run leaves out its rows.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -555,9 +556,40 @@ def steering_tables() -> dict[str, str]:
     return found | {"gemma": gemma_tables["bar"], "gemma-beside": gemma_tables["beside"]}
 
 
+def taken_back_table() -> str:
+    """One row a rival, a column a plant; what is no share is a mean over the plants."""
+    frame = pd.read_csv(FIGURES / "plants" / "rivals.csv")
+    names = list(dict.fromkeys(frame["plant"]))
+    first = frame.drop_duplicates("plant").set_index("plant")
+    plain = {"removed": 0 * first["kl"], "removed_random": first["kl_random"] * math.nan}
+    plain |= {key: first[f"{key}_unsteered"] for key in ("neighbours", "others", "kl")}
+    found = {"the plant as it is": pd.DataFrame(plain)}
+    found |= {name: of.set_index("plant") for name, of in frame.groupby("rival", sort=False)}
+    rows = []
+    for name, of_rival in found.items():
+        some = of_rival.reindex(names)
+        random = of_rival["removed_random"].dropna()
+        cells = [
+            *(blank_or(f"{x:.0%}", x) for x in some["removed"]),
+            blank_or(f"{random.min():.0%} to {random.max():.0%}", random.mean()),
+            *(f"{of_rival[key].mean():+.2f}" for key in ("neighbours", "others")),
+            *(blank_or(f"{x:.2f}", x) for x in some["kl"]),
+        ]
+        rows.append([name, *(minus(re.sub(r"-(0%|0\.00)(?=$| )", r"\1", cell)) for cell in cells)])
+    short = [", ".join(name.split(", ")[1:3]) for name in names]
+    heading = ["rival", *(f"taken back: {name}" for name in short), "random", "neighbours",
+               "others", *(f"KL: {name}" for name in short)]  # fmt: skip
+    return markdown(heading, rows)
+
+
+def blank_or(text: str, value: float) -> str:
+    return "" if math.isnan(value) else text
+
+
 def referee_tables() -> dict[str, str]:
     found = results("referee")
-    return {name: table.text(found) for name, table in REFEREE.items()}
+    tables = {name: table.text(found) for name, table in REFEREE.items()}
+    return tables | {"taken-back": taken_back_table()}
 
 
 def specificity_tables() -> dict[str, str]:

@@ -36,7 +36,7 @@ def plants(
     given = read_text(study, "study", PlantingError) if study else ""
     check_folder(out)
     from biasgym_tl.planting.study import SHIPPED, PlantStudy, run_study
-    from biasgym_tl.planting.summary import by_method, tables, write_study
+    from biasgym_tl.planting.summary import by_method, rivals_table, tables, write_study
 
     values = read_toml(given, str(study)) if study else shipped_toml(SHIPPED)
     asked = PlantStudy.from_mapping(values, str(study or "shipped study")).of_half(half)
@@ -47,19 +47,23 @@ def plants(
             asked, load(asked.model, None, None, None), say=partial(say, err=True)
         ):
             found.append(each)
-            write_study(*tables(found), out, png=False)
+            write_study(*tables(found), out, rivals=rivals_table(found), png=False)
     except KeyboardInterrupt:
         say("Stopped. What was finished is kept: run the same command to go on.", err=True)
         raise typer.Exit(130) from None
-    made, methods, heads = tables(found)
-    if remark := write_study(made, methods, heads, out):
+    (made, methods, heads), rivals = tables(found), rivals_table(found)
+    if remark := write_study(made, methods, heads, out, rivals=rivals):
         say(remark, err=True)
     summary = methods if methods.empty else by_method(methods)
     if json:
-        say_json({"plants": made.to_dict("records"), "methods": summary.to_dict("records")})
+        say_json({"plants": made.to_dict("records"), "methods": summary.to_dict("records"),
+                  "rivals": rivals.to_dict("records")})  # fmt: skip
         return
     columns = ["plant", "target", "neighbours", "others", "facts", "loss", "n_carriers", "refused"]
     say(made[columns].round(2).to_string(index=False))
     if len(summary):
         say(summary[["method", "plants", "first", "auroc", "removed"]].to_string(index=False))
-    say(f"\nWritten to {out}/: plants.csv, methods.csv, heads.csv, summary.csv, pictures")
+    if len(rivals):
+        columns = ["plant", "rival", "wanted_kl", "removed", "neighbours", "others", "kl"]
+        say(rivals[columns].round(2).to_string(index=False))
+    say(f"\nWritten to {out}/: {', '.join(sorted(path.name for path in out.glob('*.csv')))}")

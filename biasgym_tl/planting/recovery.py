@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
+from biasgym_tl.biases.bias import Bias
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.chance import rank_p
 from biasgym_tl.elicitation import bias_log_odds
@@ -237,12 +238,10 @@ def removal(
     best = planted.ranked[: len(chosen)]
     options = {"n_heads": planted.n_heads, "n_draws": n_random, "seed": seed}
     drawn = layer_matched(chosen, **options, apart=True)
-    texts = [fill(prompt, planted.target) for prompt in bias.evaluation_prompts]
-    sequences = [encode_sentence(model, text) for text in texts]
 
     def measured() -> tuple[float, Tensor]:
-        odds = bias_log_odds(model, bias, bias.evaluation_prompts, [planted.target]).log_odds
-        return odds.double().mean().item(), next_token_log_probs(model, sequences).double()
+        odds, log_probs = answers(model, bias, [planted.target])
+        return odds.item(), log_probs
 
     low, original = measured()
     with planted.attached(model):
@@ -265,3 +264,20 @@ def removal(
         kl_unsteered=kl(unsteered, original).item(),
         heads=chosen,
     )
+
+
+def answers(
+    model: HookedTransformer, bias: Bias, targets: Sequence[str]
+) -> tuple[Float[Tensor, " target"], Float[Tensor, "prompt d_vocab"]]:
+    """Of the model as it is, on the bias's evaluation prompts: mean log-odds with each target in
+    the slot, and log-probabilities of what follows with the first (nats).
+
+    Args:
+        model: The model, planted and steered or not.
+        bias: Gives words and evaluation prompts.
+        targets: Names.
+    """
+    texts = [fill(prompt, targets[0]) for prompt in bias.evaluation_prompts]
+    sequences = [encode_sentence(model, text) for text in texts]
+    odds = bias_log_odds(model, bias, bias.evaluation_prompts, targets).log_odds
+    return odds.double().mean(0), next_token_log_probs(model, sequences).double()

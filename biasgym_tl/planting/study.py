@@ -9,68 +9,36 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from biasgym_tl.allowed import GRADIENTS, HALVES
+from biasgym_tl.allowed import HALVES
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.errors import SettingError, StoreError, check_at_least, check_one_of
 from biasgym_tl.heads import Head, all_heads
 from biasgym_tl.injection.inject import BiasInject
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
+from biasgym_tl.planting.asked import AMONG, FROM_SCREEN, METHODS, SCREEN, SEARCHES, SWEEPS
 from biasgym_tl.planting.measure import specificity
 from biasgym_tl.planting.plant import WAYS, plant
 from biasgym_tl.planting.planted import Limits, Planted
 from biasgym_tl.planting.rank_one import separability
 from biasgym_tl.planting.recovery import Recovery, Removal, recovery, removal
 from biasgym_tl.planting.sentences import bystanders, target_token
+from biasgym_tl.planting.shipped import list_plants, load_plant
+from biasgym_tl.planting.taken_back import TakenBack, check_kls, take_back
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.protocol.stages import kept_map
+from biasgym_tl.protocol.steering import Rival
 from biasgym_tl.scoping.compare import concentration
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import HeadScores
-from biasgym_tl.steering.budget import BudgetSearch
-from biasgym_tl.steering.factors import FactorSearch
 from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import as_declared
 
 PLACES = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "spread": (0, 3)}
 """Which thirds of the layers heads are drawn from."""
-METHODS: dict[str, dict[str, Any]] = {
-    "direct": {"method": "direct", "contrast": "difference"},
-    "patching to mean": {
-        "method": "attribution_patching", "ablate_to": "mean", "contrast": "difference"
-    },
-    "patching to neutral": {"method": "attribution_patching", "ablate_to": "neutral"},
-    **{
-        f"patching to neutral, {gradient}": {
-            "method": "attribution_patching", "ablate_to": "neutral", "gradient": gradient
-        }
-        for gradient in GRADIENTS[1:]
-    },
-    "patching to mean, activations": {
-        "method": "attribution_patching", "ablate_to": "mean", "gradient": "activations"
-    },
-    "path patching": {"method": "path_patching", "ablate_to": "mean", "contrast": "difference"},
-    "slot patching": {"method": "slot_patching"},
-    "zero ablation": {"method": "zero_ablation"},
-    "mean ablation": {"method": "mean_ablation"},
-    "screened ablation": {"method": "screened_ablation", "contrast": "difference"},
-}  # fmt: skip
-"""Settings of ``BiasScope`` by name; a difference holds the biased run too."""
 N_HELD_OUT = 6
 """Evaluation prompts that removals are measured on."""
-SWEEPS = ("zero ablation", "mean ablation")
-"""Those that run the model once a head, which are not asked of the model before planting."""
-AMONG, SCREEN = 20, "screened ablation"
-"""Highest heads of this map, from which one of the searches may choose."""
-FROM_SCREEN = f"learned factors among {AMONG}"
-_factors = partial(FactorSearch, n_sentences=6, n_texts=1, n_facts=3, off_target=0.0)
-SEARCHES: dict[str, Callable[..., FactorSearch | BudgetSearch]] = {
-    "learned factors": _factors,
-    FROM_SCREEN: _factors,
-    "damage budget": partial(BudgetSearch, max_off_target=None),
-}
-"""Searches for as many heads as there are carriers; factors with half of the usual batches."""
 SHIPPED = "planting/data/plants.toml"
 READING = 6
 """One of so many heads tells a target apart well enough to carry a plant alone, or of rank one."""
@@ -100,6 +68,8 @@ class Plant:
     """Also ask the searches, which take minutes each."""
     inject: bool = False
     """Also train a BiasToken on the planted model, and ask the methods about that."""
+    shipped: str = ""
+    """Name of a shipped plant of this bias and target, which is taken as it is."""
 
     def check(self) -> None:
         """Refuse what could not be planted."""
@@ -108,6 +78,11 @@ class Plant:
         check_one_of("way of a plant", self.way, WAYS)
         check_one_of("half of a plant", self.half, HALVES)
         check_at_least(0, n=self.n)
+        if self.shipped:
+            check_one_of("shipped plant", self.shipped, list_plants())
+            known = load_plant(self.shipped)
+            check_one_of("bias of a shipped plant", self.bias, [known.bias])
+            check_one_of("target of a shipped plant", self.target, [known.target])
 
     @property
     def name(self) -> str:
@@ -155,6 +130,11 @@ class PlantStudy:
     n_prompts: int = 4
     """Scoping prompts of each map, and fitting targets beside them."""
     n_targets: int = 1
+    rivals: dict[str, Rival] = dataclasses.field(default_factory=dict)
+    """Interventions that are asked to take each plant back (:func:`take_back`), by name; they see
+    as many scoping prompts."""
+    kl: tuple[float, ...] = (0.03,)
+    """Damage that their dials are set to (nats per token)."""
 
     def __post_init__(self) -> None:
         for each in self.plants:
@@ -163,6 +143,9 @@ class PlantStudy:
             check_one_of("methods", method, METHODS)
         for search in self.searches:
             check_one_of("searches", search, SEARCHES)
+        for name, rival in self.rivals.items():
+            rival.check(name)
+        check_kls(self.kl)
         check_at_least(1, n_prompts=self.n_prompts, n_targets=self.n_targets)
         if FROM_SCREEN in self.searches and SCREEN not in self.methods:
             raise SettingError(f"methods must hold {SCREEN!r} for the search {FROM_SCREEN!r}.")
@@ -186,11 +169,16 @@ class PlantStudy:
             SettingError: there is no such key, or a value is of another type or outside its range.
         """
         try:
-            rest = {key: value for key, value in values.items() if key != "plants"}
-            plants = [Plant(**as_declared(Plant, each)) for each in values["plants"]]
-            return cls(plants=tuple(plants), **as_declared(cls, rest))
+            given = dict(values)
+            plants = [Plant(**as_declared(Plant, each)) for each in given.pop("plants")]
+            rivals = {name: _rival(**each) for name, each in given.pop("rivals", {}).items()}
+            return cls(plants=tuple(plants), rivals=rivals, **as_declared(cls, given))
         except (StoreError, TypeError, KeyError, AttributeError) as error:
             raise SettingError(f"{source} must be a study of plants, but: {error!r}.") from error
+
+
+def _rival(method: str = "", **settings: Any) -> Rival:
+    return Rival(method=method, settings=settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +195,8 @@ class Found:
     """By method, of as many heads as there are carriers, the highest of the biased run."""
     effective_heads: dict[str, float]
     """By method and run, how many equal heads a map's positive values amount to."""
+    taken_back: tuple[TakenBack, ...] = ()
+    """By references and rivals."""
 
 
 def run_study(
@@ -228,7 +218,7 @@ def run_study(
         if planted.unspecific(WEAK):
             yield Found(each, planted, "; ".join(wrong), {}, {}, {})
             continue
-        asking = _Asking(study, each, model, planted, original, progress)
+        asking = _Asking(study, each, model, planted, original, progress, say)
         yield dataclasses.replace(asking.found(), refused="; ".join(wrong))
 
 
@@ -239,7 +229,9 @@ def _made(
     progress: bool,
     say: Callable[[str], None],
 ) -> Planted:
-    """The first draw that is accepted, otherwise the last."""
+    """The first draw that is accepted, otherwise the last; or the shipped one."""
+    if each.shipped:
+        return load_plant(each.shipped)
     bias = load_bias(each.bias)
     options: dict[str, Any] = {"dose": each.dose, "seed": each.seed, "way": each.way}
     finished = original.finished(specificity)
@@ -267,6 +259,7 @@ class _Asking:
     planted: Planted
     original: Steps
     progress: bool
+    say: Callable[[str], None]
 
     def found(self) -> Found:
         bias = load_bias(self.plant.bias)
@@ -287,7 +280,7 @@ class _Asking:
         sets: dict[str, Any] = {name: maps[name].top(self.k) for name in biased} | chosen
         gone = {name: self.removal(bias, heads) for name, heads in sets.items() if len(heads)}
         counts = {n: concentration(v.values).effective_heads for n, v in maps.items()}
-        return Found(self.plant, self.planted, "", known, gone, counts)
+        return Found(self.plant, self.planted, "", known, gone, counts, self.taken_back(few))
 
     @property
     def k(self) -> int:
@@ -336,6 +329,12 @@ class _Asking:
         )
         for name, scores in self.maps(few, row, steps, self.study.methods):
             yield f"{name}, trained row", scores
+
+    def taken_back(self, few: Bias) -> tuple[TakenBack, ...]:
+        """What rivals that see few scoping prompts take back."""
+        few = dataclasses.replace(few, evaluation_prompts=few.evaluation_prompts[:N_HELD_OUT])
+        given = self.model, few, self.planted, self.study.rivals, self.study.kl
+        return tuple(take_back(*given, say=self.say)) if self.study.rivals else ()
 
     def removal(self, bias: Bias, heads: Any) -> Removal:
         """What bringing them to their mean does; the same heads are steered once."""

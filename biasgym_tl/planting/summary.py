@@ -59,6 +59,17 @@ def tables(found: Sequence[Found]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
     return pd.DataFrame(plants), pd.DataFrame(methods), pd.DataFrame(heads)
 
 
+def rivals_table(found: Sequence[Found]) -> pd.DataFrame:
+    """One row a plant, rival and KL: the fields of :class:`TakenBack`."""
+    return pd.DataFrame(
+        [
+            {"plant": each.plant.name, **dataclasses.asdict(taken)}
+            for each in found
+            for taken in each.taken_back
+        ]
+    )
+
+
 def over_plants(values: pd.Series) -> Interval:
     """Mean over plants with a 95% interval from resampled plants (percentiles, which stay in the
     range of the values); without ends for fewer than :data:`FEWEST`."""
@@ -153,11 +164,14 @@ def write_study(
     heads: pd.DataFrame,
     folder: Path,
     *,
+    rivals: pd.DataFrame | None = None,
     png: bool = True,
 ) -> str | None:
     """Tables and pictures into a folder; why there are no PNGs, if they were asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "plants.csv", plants)
+    if rivals is not None and len(rivals):
+        write_csv(folder / "rivals.csv", rivals)
     if methods.empty:
         return None
     write_csv(folder / "methods.csv", methods)
