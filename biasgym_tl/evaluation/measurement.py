@@ -24,8 +24,9 @@ from biasgym_tl.replies import Reply, Request
 SENTENCE, FACT, TEXT, GENERATED, ITEM = 12.0, 20.0, 75.0, 5.0, 24.0
 """Of the log-odds of a prompt, a fact with its four answers, a neutral text, a token written, an
 item of a benchmark that does not tell its length."""
-CHARACTERS, REQUEST = 3.3, 45.0
-"""Of a benchmark's text to a token, and tokens that a chat puts around a request."""
+CHARACTERS, REQUEST = 3.3, 10.0
+"""Of a benchmark's text to a token, and tokens that a chat puts after a request; those before it
+are the same for all and run once."""
 Items = dict[str, Any]
 """By key, one number or text per item, or for each prompt one per target."""
 

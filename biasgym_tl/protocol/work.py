@@ -67,7 +67,7 @@ PROBE = Work(1640, 576, 24)
 """The answers that an epoch is chosen by."""
 MAP, LABELS, PAIR = Work(calls=6, attached=3), Work(105, 8, 0.4), Work(60, 1, 0.1)
 """A map; its labels under all targets, which the maps of a seed share; and each pair."""
-PATCHED, ABLATED, SCREENED = Work(104, 0, 0.25), Work(17), Work(12)
+PATCHED, ABLATED, SCREENED = Work(104, 0, 0.25), Work(14), Work(12)
 """What its gradients take, and one head's ablation: half of the layers; fewer where only the heads
 of a screen are tried, which are late ones."""
 SOUGHT, SEARCHED = Work(7600, 1430, 58, 1), Work(1200, 203, 8)
