@@ -28,6 +28,9 @@ FIGURES = ROOT / "figures"
 FIVE, MAPS = load_protocol("study").biases, load_protocol("maps")
 NATURAL = load_protocol("natural").biases
 GEMMA = "gemma-late"
+REDUCED, DIALS = (
+    load_protocol(str(ROOT / "docs" / f"{name}.toml")) for name in ("referee", "referee_dials")
+)
 SEEDS = range(3)
 INTERSECTION = "injection/intersection.json"
 N_ANSWERS = 16
@@ -42,7 +45,7 @@ Cell = Callable[[Found, str], str]
 def files(protocol: str, name: str) -> dict[str, Path]:
     """By bias, the files of a run that are there."""
     own = {"study": FIVE, "maps": MAPS.biases, "specificity": (*FIVE, *NATURAL)}
-    own["referee"] = FIVE
+    own |= {"referee": REDUCED.biases, "referee_dials": DIALS.biases}
     paths = {bias: FIGURES / protocol / f"{bias}-{name}" for bias in own.get(protocol, ())}
     paths = paths or {GEMMA: FIGURES / protocol / name}
     return {bias: path for bias, path in paths.items() if path.exists()}
@@ -227,6 +230,15 @@ def rank_p(found: Found, name: str) -> str:
     return f"{row['rank'] / row['of']:.3f}"
 
 
+def at_kl(kl: float, measure: str, of: str = "change_") -> Cell:
+    """The cell of the same rival with its dial at another KL."""
+
+    def cell(found: Found, name: str) -> str:
+        return column(measure, 2, of=of)(found, f"{name.rsplit(' ', 1)[0]} {kl:g}")
+
+    return cell
+
+
 def mean_change(found: Found, name: str) -> str:
     return column("target_log_odds", 2)(found, name).split(" ")[0]
 
@@ -385,7 +397,6 @@ SPECIFICITY = {
         first="heads changed",
     ),
 }  # fmt: skip
-REDUCED = load_protocol(str(ROOT / "docs" / "referee.toml"))
 RIVALS = {c.label: c.rival or c.label for c in REDUCED.conditions}
 REFEREE = {
     "fell": Table(
@@ -416,6 +427,17 @@ REFEREE = {
         first="rival",
     ),
 }
+KLS = (0.01, 0.03, 0.1)
+AT_KLS = Table(
+    {f"{name}, KL 0.03": name for name in DIALS.rivals},
+    {
+        **{f"targets, KL {kl}": at_kl(kl, "target_log_odds") for kl in KLS},
+        "beyond random, KL 0.03": at_kl(0.03, "target_log_odds", "beyond_random_"),
+        **{f"specificity, KL {kl}": at_kl(kl, "specificity", "") for kl in KLS},
+    },
+    needs="target_log_odds",
+    first="rival",
+)
 HELD_OUT = Table(
     {f"{name}, mean": name for name in MAPS.choices},
     {
@@ -589,6 +611,7 @@ def blank_or(text: str, value: float) -> str:
 def referee_tables() -> dict[str, str]:
     found = results("referee")
     tables = {name: table.text(found) for name, table in REFEREE.items()}
+    tables["dials"] = AT_KLS.text(results("referee_dials"))
     return tables | {"taken-back": taken_back_table()}
 
 
