@@ -58,7 +58,7 @@ def check_benchmarks(sources: Mapping[str, str], what: str = "benchmarks") -> No
         raise SettingError(f"{what} must be among {list(BENCHMARKS)}, got {unknown}.")
     for name, source in sources.items():
         is_path = source.startswith(("/", "./", "../", "~")) or Path(source).suffix in SUFFIXES
-        if is_path and not os.path.exists(os.path.expanduser(source)):
+        if is_path and not (os.path.exists(source) or os.path.exists(source.rpartition(":")[0])):
             raise SettingError(f"{what} {name!r} must be a file or folder, got {source!r}.")
 
 

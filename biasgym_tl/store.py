@@ -155,26 +155,32 @@ def as_declared(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         StoreError: there is no such field, or a value is of another type.
     """
-    from pydantic import ValidationError
-
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise StoreError(f"{kind.__name__} must hold only its fields, got {unknown}")
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        try:
-            raw = json.dumps([value])
-            (found[name],) = _reader(kind, name).validate_json(raw, strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, (name, *first["loc"][1:])))
-            got = f"{first['msg']}, got {first['input']!r:.80}"
-            raise StoreError(f"{where} is not as declared: {got}") from error
+    return {name: read_as(kind, name, value) for name, value in values.items()}
+
+
+def read_as(kind: Any, name: str, value: Any) -> Any:
+    """A value from JSON as a field of a dataclass, or a parameter of a function, is declared.
+
+    Raises:
+        StoreError: it is of another type.
+    """
+    from pydantic import ValidationError
+
+    try:
+        (found,) = _reader(kind, name).validate_json(json.dumps([value]), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (name, *first["loc"][1:])))
+        got = f"{first['msg']}, got {first['input']!r:.80}"
+        raise StoreError(f"{where} is not as declared: {got}") from error
     return found
 
 
 @cache
-def _reader(kind: type, name: str) -> Any:
+def _reader(kind: Any, name: str) -> Any:
     """Reads a list of one value; a dataclass within it must hold only its fields, too."""
     from pydantic import ConfigDict, TypeAdapter
 

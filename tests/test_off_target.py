@@ -135,8 +135,11 @@ def test_one_far_mark_does_not_hide_the_others(setup):
     rows = plot_specificity(reports)
     assert "1 far beyond the edges" in rows.layout.title.subtitle.text
     assert [trace.x for trace in rows.data if trace.name == "far"] == [(), ()]
-    alone = plot_off_target({"a": report})
+    small = moved(setup[1], {"target": -0.02, "things": 0.0, "nobody": 0.0})
+    alone = plot_off_target({"small": small, "a": report})
     assert "beyond" not in alone.layout.title.subtitle.text and alone.layout.xaxis.range is None
+    many = plot_specificity({str(i): report for i in range(8)})
+    assert len(many.data) == 16
 
 
 def test_a_constant_taken_from_the_words_is_not_specific(setup):

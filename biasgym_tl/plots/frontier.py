@@ -24,6 +24,8 @@ from biasgym_tl.plots.figure import (
 )
 from biasgym_tl.stats import Interval
 
+FAR = 50.0
+"""Nats, of which no model holds a preference."""
 _PANELS = {"token_log_odds": "BiasToken", "target_log_odds": "held-out targets"}
 
 
@@ -159,7 +161,11 @@ def plot_specificity(reports: Mapping[str, Report]) -> go.Figure:
                 y=rows,
                 error_x=error_bars(intervals, cap=2),
                 mode="markers",
-                marker={"size": 7, "color": COLOURS[i % len(COLOURS)], "symbol": SYMBOLS[i]},
+                marker={
+                    "size": 7,
+                    "color": COLOURS[i % len(COLOURS)],
+                    "symbol": SYMBOLS[i % len(SYMBOLS)],
+                },
                 name=label(name),
                 legendgroup=name,
                 showlegend=column == 1 and len(names) > 1,
@@ -205,15 +211,15 @@ def _beyond(found: Mapping[Any, OffTarget], seen: Sequence[OffTarget]) -> str:
 
 
 def _seen(found: Sequence[OffTarget]) -> list[OffTarget]:
-    """Without what lies so far out, ten times farther than the next, that all others would be one
-    mark: words that a method forbids can fall by thousands of nats."""
+    """Without what lies so far out that all others would be one mark: beyond :data:`FAR` nats, and
+    ten times farther than the next. Words that a method forbids can fall by thousands of nats."""
 
     def size(off: OffTarget) -> float:
         return max(abs(end) for each in (off.target, off.spared) for end in each)
 
     ordered = sorted(found, key=size)
-    for i in range(len(ordered) // 2 + 1, len(ordered)):
-        if size(ordered[i]) > 10 * size(ordered[i - 1]):
+    for i in range(1, len(ordered)):
+        if size(ordered[i]) > max(FAR, 10 * size(ordered[i - 1])):
             return ordered[:i]
     return ordered
 

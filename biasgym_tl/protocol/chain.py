@@ -92,7 +92,9 @@ def run_protocol(protocol: Protocol, running: Running | None = None) -> Protocol
     running = running or Running()
     opened = open_protocol(protocol, running)
     machine = this_machine(opened.model.cfg.device)
-    planned = planned_steps(protocol, sizes_of_loaded(opened.model), machine)
+    planned = planned_steps(
+        protocol, sizes_of_loaded(opened.model), machine, opened.given.benchmarks
+    )
     with recorded(protocol, running.out, planned) as recorder:
         opened.steps.tell.append(recorder.step)
         if running.ahead:

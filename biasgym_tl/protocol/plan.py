@@ -6,11 +6,12 @@ The model is not loaded: its sizes are read from its configuration.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from biasgym_tl.allowed import METHODS
 from biasgym_tl.api import Price
+from biasgym_tl.benchmarks.benchmark import Benchmark
 from biasgym_tl.biases.bias import Bias, load_bias
 from biasgym_tl.evaluation.condition import BRIEF
 from biasgym_tl.injection.shipped import shipped_row
@@ -124,15 +125,17 @@ def plan(
     Raises:
         ModelError: there is no configuration of the model.
         SettingError: torch cannot use the device here.
+        BenchmarkError: a benchmark cannot be read, whose length is counted.
     """
     biases = [load_bias(name) for name in protocol.biases]
-    sizes, dtype = sizes_of(protocol.model), protocol.dtype
+    sizes, dtype, m = sizes_of(protocol.model), protocol.dtype, protocol.measures
     machine = machine or this_machine(protocol.device)
     read = Work(calls=1).seconds(machine, sizes, dtype) + weights(sizes, dtype) / DISK
     loading = PlannedStep("", "loading", "loading the model", read, peak(sizes, dtype, "loading"))
-    steps = (loading, *planned_steps(protocol, sizes, machine))
-    judged = sum(_n_answers(protocol, bias) for bias in biases) if protocol.measures.judge else 0
-    api = (protocol.measures.judge or "").startswith("api:")
+    benchmarks = load_benchmarks(m.benchmarks, whole=m.whole_benchmarks)
+    steps = (loading, *planned_steps(protocol, sizes, machine, benchmarks))
+    judged = sum(_n_answers(protocol, bias) for bias in biases) if m.judge else 0
+    api = (m.judge or "").startswith("api:")
     cost = price.of(judged * JUDGED, judged * 80) if price and api else None
     return Estimate(
         protocol.model, dtype, machine, weights(sizes, dtype), steps, judged if api else 0, cost
@@ -160,10 +163,11 @@ class _Step(NamedTuple):
     """What it holds beside the weights, of :data:`biasgym_tl.protocol.memory.HELD`."""
 
 
-def planned_steps(protocol: Protocol, sizes: Sizes, machine: Machine) -> tuple[PlannedStep, ...]:
+def planned_steps(
+    protocol: Protocol, sizes: Sizes, machine: Machine, benchmarks: Sequence[Benchmark]
+) -> tuple[PlannedStep, ...]:
     """The steps of a protocol on a model of some size; rows that ship take no time."""
-    dtype, m = protocol.dtype, protocol.measures
-    benchmarks = load_benchmarks(m.benchmarks, whole=m.whole_benchmarks)
+    dtype = protocol.dtype
     asked = together(*map(work.of_benchmark, benchmarks))
     return tuple(
         PlannedStep(

@@ -328,7 +328,7 @@ class WeightsEdit(Intervention):
         return min((head.layer for head in self.heads), default=model.cfg.n_layers)
 
     def random(self, model: HookedTransformer, seed: int) -> WeightsEdit:
-        """The same heads, with a random change of the same size in each."""
+        """The same heads, with a random change of the same size, of full rank, in each."""
         drawn = torch.randn(self.delta.shape, generator=torch.Generator().manual_seed(seed))
         size = self.delta.flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1)
         delta = drawn.to(self.delta) * size.to(self.delta)[:, None, None]

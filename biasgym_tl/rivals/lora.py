@@ -173,6 +173,8 @@ def low_rank(
     for layer in layers:
         check_within("layers", layer, 0, n_layers - 1)
     check_at_least(1, rank=rank)
+    if not alpha > 0:
+        raise SettingError(f"alpha must be positive, got {alpha!r}.")
     course.check()
     width, d_model = n_heads * d_head, model.cfg.d_model
     drawn = torch.randn(

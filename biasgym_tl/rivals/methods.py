@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from biasgym_tl.biases.given import GivenBias, as_bias
-from biasgym_tl.errors import SettingError, check_one_of
+from biasgym_tl.errors import SettingError, StoreError, check_one_of
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer, check_model
 from biasgym_tl.rivals.caa import caa
@@ -24,6 +24,7 @@ from biasgym_tl.rivals.projection import projection
 from biasgym_tl.rivals.random_direction import random_direction
 from biasgym_tl.rivals.ugs import ugs
 from biasgym_tl.rivals.unlikelihood import unlikelihood
+from biasgym_tl.store import read_as
 
 
 class Method(NamedTuple):
@@ -85,13 +86,18 @@ def prepare(
 
 
 def check_settings(method: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a method or setting that there is not.
+    """Refuse a method or setting that there is not, or a setting of another type.
 
     Raises:
-        SettingError: the message names those that there are.
+        SettingError: the message names those that there are, or the type.
     """
     check_one_of("method", method, METHODS)
     known = inspect.signature(METHODS[method].prepare).parameters.values()
     names = [each.name for each in known if each.kind is inspect.Parameter.KEYWORD_ONLY]
     if unknown := sorted(set(settings) - set(names)):
         raise SettingError(f"settings of {method!r} must be among {names}, got {unknown}.")
+    for name, value in settings.items():
+        try:
+            read_as(METHODS[method].prepare, name, value)
+        except (StoreError, TypeError) as error:
+            raise SettingError(f"settings of {method!r} must be as declared: {error}.") from error

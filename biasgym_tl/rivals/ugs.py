@@ -10,7 +10,7 @@ from torch import Tensor
 
 from biasgym_tl.batches import log_probs
 from biasgym_tl.biases.bias import Bias
-from biasgym_tl.errors import SettingError, check_at_least
+from biasgym_tl.errors import SettingError, check_at_least, check_within
 from biasgym_tl.hooks import head_means
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.lens import HookedTransformer
@@ -38,9 +38,9 @@ def ugs(
     Each head writes ``alpha * z + (1 - alpha) * mean`` with a drawn :func:`mask` ``alpha`` of
     ``theta = sigmoid(l)``. Adam minimises, from ``l = 0``, ``KL(original || masked)`` at the
     answers of scoping prompts with BiasTokens and fitting targets ``+ pressure * sum of theta``:
-    what stays is needed for these answers. Other than published, all sentences of a step share a
-    mask, the mean over neutral text stands for what is masked, not a constant that is learned with
-    the mask, and steps are few.
+    what stays is needed for these answers. No gradient goes through what all sentences begin with.
+    Other than published, all sentences of a step share a mask, the mean over neutral text stands
+    for what is masked, not a constant that is learned with the mask, and steps are few.
 
     Args:
         model: The model, unchanged.
@@ -55,6 +55,8 @@ def ugs(
     Raises:
         SettingError: there are no ``k`` heads or no steps, or ``lr`` is not positive.
     """
+    n_layers, n_heads, _ = HeadsEdit.sizes(model)
+    check_within("k", k, 1, n_layers * n_heads)
     check_at_least(1, n_steps=n_steps)
     check_at_least(0, pressure=pressure)
     if not lr > 0:
