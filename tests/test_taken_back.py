@@ -9,6 +9,7 @@ import pytest
 from test_planting import LATE, RELAY, WRITER, model, target  # noqa: F401 - fixtures
 
 from biasgym_tl.errors import SettingError
+from biasgym_tl.heads import Head
 from biasgym_tl.planting import study as studies
 from biasgym_tl.planting import taken_back as module
 from biasgym_tl.planting.plant import plant
@@ -19,7 +20,7 @@ from biasgym_tl.planting.taken_back import CARRIERS, RESTORED, Asked, TakenBack,
 from biasgym_tl.protocol.steering import Rival
 from biasgym_tl.rivals.damage import Damage
 from biasgym_tl.rivals.head_sets import toward
-from biasgym_tl.rivals.intervention import WeightsEdit
+from biasgym_tl.rivals.intervention import HeadsEdit, WeightsEdit
 from biasgym_tl.rivals.methods import METHODS, Method
 from biasgym_tl.steps import Steps
 from biasgym_tl.toml import read_toml
@@ -97,6 +98,23 @@ def test_random_heads_hold_no_carrier(asked, made, model):  # noqa: F811
     for seed in range(8):
         (drawn,) = dataclasses.replace(each, seed=seed).drawn(own).heads
         assert drawn != carrier and drawn.layer == carrier.layer
+
+
+def test_where_random_heads_must_hold_a_carrier_there_is_no_control(asked, made, model):  # noqa: F811
+    each = asked(made["rank one"])
+    (carrier,) = made["rank one"].carriers()
+    layer = [Head(carrier.layer, head) for head in range(model.cfg.n_heads)]
+    most, every = (
+        toward(model, FEW, "own", h, [0.0] * len(h), {}, "mean") for h in (layer[1:], layer)
+    )
+    assert {*each.drawn(most).heads} == {*layer} - {carrier}
+    with mock.patch.object(module, "MOST_DRAWS", 1):
+        found = [dataclasses.replace(each, seed=seed).drawn(most) for seed in range(12)]
+    assert None in found and all(carrier not in one.heads for one in found if one)
+    with mock.patch.object(HeadsEdit, "random", side_effect=AssertionError("was drawn")):
+        assert each.drawn(every) is None
+        all_heads = each.rival("all", Rival(method="top", settings={"k": 12}), 0.01)
+    assert (all_heads.removed_random, all_heads.kl_random) == (None, None)
 
 
 def test_what_was_added_is_taken_away_by_its_negative(model, minus):  # noqa: F811

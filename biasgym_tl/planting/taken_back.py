@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -62,7 +63,8 @@ class TakenBack(Result):
     kl: float
     removed_random: float | None
     """Of one random control of the same kind, place and size, without a carrier among random heads,
-    its dial set likewise; None: there is none, or it does not reach the KL."""
+    its dial set likewise; None: there is none, as where so many heads of a layer are changed that a
+    carrier must be among theirs, no such draw was found, or it does not reach the KL."""
     kl_random: float | None
     neighbours_unsteered: float
     others_unsteered: float
@@ -215,19 +217,23 @@ class Asked:
             with self.planted.attached(self.model):
                 edit = to_kl(self.model, edit, wanted, damage=self.damage)
                 if not isinstance(edit, LogitShift):  # which has none
+                    drawn = self.drawn(edit)
                     with contextlib.suppress(SteeringError):
-                        control = to_kl(self.model, self.drawn(edit), wanted, damage=self.damage)
+                        control = drawn and to_kl(self.model, drawn, wanted, damage=self.damage)
             return self.judged(name, edit, control=control, wanted=wanted)
 
         return self.kept(name, [*uses, name, wanted], make, take_back, code)
 
-    def drawn(self, edit: Intervention) -> Intervention:
-        """A random control; of heads, the first draw without a carrier, if one of some is."""
-        for seed in range(self.seed, self.seed + MOST_DRAWS):
-            drawn = edit.random(self.model, seed)
-            if not isinstance(drawn, HeadsEdit) or not {*drawn.heads} & {*self.planted.carriers()}:
-                break
-        return drawn
+    def drawn(self, edit: Intervention) -> Intervention | None:
+        """A random control; of heads, the first draw without a carrier, None if none is found."""
+        if not isinstance(edit, HeadsEdit):
+            return edit.random(self.model, self.seed)
+        carriers = {*self.planted.carriers()}
+        needed = Counter(head.layer for head in (*edit.heads, *carriers))
+        if any(n > self.model.cfg.n_heads for n in needed.values()):
+            return None  # there is no such draw
+        draws = (edit.random(self.model, self.seed + i) for i in range(MOST_DRAWS))
+        return next((drawn for drawn in draws if not carriers & {*drawn.heads}), None)
 
     def to_mean(self) -> TakenBack:
         """The carriers brought to their mean, beside other heads of their layers."""
