@@ -228,6 +228,11 @@ def test_a_shipped_plant_is_taken_as_it_is(model):  # noqa: F811
         ({"shipped": "one-earl"}, "shipped plant must be one of .*Did you mean 'one-early'"),
         ({"target": "Peru"}, "target of a shipped plant must be one of"),
         ({"bias": "math"}, "bias of a shipped plant must be one of"),
+        ({"way": "rank one"}, r"way of a shipped plant must be one of \['trained'\]"),
+        ({"seed": 7}, r"seed of a shipped plant must be one of \[0\], got 7"),
+        ({"dose": 3.0}, r"dose of a shipped plant must be one of \[5.0\]"),
+        ({"n": 5}, r"n of a shipped plant must be one of \[1\], got 5"),
+        ({"place": "late"}, r"place of a shipped plant must be one of \['early', 'spread'\]"),
     ):
         with pytest.raises(SettingError, match=message):
             PlantStudy.from_mapping({"plants": [one | wrong]})
