@@ -65,8 +65,9 @@ class TakenBack(Result):
     kl: float
     removed_random: float | None
     """Of one random control of the same kind, place and size, without a carrier among random heads,
-    its dial set likewise; None: there is none, as where so many heads of a layer are changed that a
-    carrier must be among theirs, no such draw was found, or it does not reach the KL."""
+    its dial set likewise; that of the carriers at their mean is at strength 1, whatever its KL.
+    None: there is none, as where so many heads of a layer are changed that a carrier must be among
+    theirs, no such draw was found, or it does not reach the KL."""
     kl_random: float | None
     neighbours_unsteered: float
     others_unsteered: float
