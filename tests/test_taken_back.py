@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from test_planting import LATE, RELAY, WRITER, model, target  # noqa: F401 - fixtures
 
-from biasgym_tl.errors import SettingError
+from biasgym_tl.errors import SettingError, SteeringError
+from biasgym_tl.heads import Head
 from biasgym_tl.planting import study as studies
 from biasgym_tl.planting import taken_back as module
 from biasgym_tl.planting.plant import plant
@@ -19,8 +20,10 @@ from biasgym_tl.planting.taken_back import CARRIERS, RESTORED, Asked, TakenBack,
 from biasgym_tl.protocol.steering import Rival
 from biasgym_tl.rivals.damage import Damage
 from biasgym_tl.rivals.head_sets import toward
-from biasgym_tl.rivals.intervention import WeightsEdit
+from biasgym_tl.rivals.intervention import HeadsEdit, WeightsEdit
 from biasgym_tl.rivals.methods import METHODS, Method
+from biasgym_tl.slot import fill
+from biasgym_tl.steering.selection import Selection, fingerprints
 from biasgym_tl.steps import Steps
 from biasgym_tl.toml import read_toml
 
@@ -99,6 +102,24 @@ def test_random_heads_hold_no_carrier(asked, made, model):  # noqa: F811
         assert drawn != carrier and drawn.layer == carrier.layer
 
 
+def test_where_random_heads_must_hold_a_carrier_there_is_no_control(asked, made, model):  # noqa: F811
+    each = asked(made["rank one"])
+    (carrier,) = made["rank one"].carriers()
+    layer = [Head(carrier.layer, head) for head in range(model.cfg.n_heads)]
+    most, every = (
+        toward(model, FEW, "own", h, [0.0] * len(h), {}, "mean") for h in (layer[1:], layer)
+    )
+    assert {*each.drawn(most).heads} == {*layer} - {carrier}
+    with mock.patch.object(module, "MOST_DRAWS", 1):
+        found = [dataclasses.replace(each, seed=seed).drawn(most) for seed in range(12)]
+    assert None in found and all(carrier not in one.heads for one in found if one)
+    with mock.patch.object(HeadsEdit, "random", side_effect=AssertionError("was drawn")):
+        assert each.drawn(every) is None
+        rival = Rival(method="top", settings={"k": 12})
+        all_heads = each.rival("all", rival, each.made("all", rival), 0.01)
+    assert (all_heads.removed_random, all_heads.kl_random) == (None, None)
+
+
 def test_what_was_added_is_taken_away_by_its_negative(model, minus):  # noqa: F811
     planted, edit, given = minus
     with planted.attached(model):
@@ -113,6 +134,30 @@ def test_what_was_added_is_taken_away_by_its_negative(model, minus):  # noqa: F8
     assert abs(found.removed_random) < 0.5 and found.kl_random > 100 * found.kl
     (token,) = given
     assert token.settings == {"row of": planted.target}
+
+
+def test_a_rival_that_has_seen_what_judges_is_refused(asked, made, tmp_path):
+    each, prompt = asked(made["rank one"]), FEW.evaluation_prompts[0]
+    path, data = tmp_path / "sel.json", fingerprints(prompts=FEW.scoping_prompts)
+    chosen = Selection(
+        heads=(WRITER,), method="own", token="own", k=1, mode="mean", reference="", bias="late",
+        model=each.model.cfg.model_name, data=data, settings={}, versions={}, factors=(0.5,),
+    )  # fmt: skip
+    chosen.save(path)
+    rivals, said = {"own": Rival(method="factors", settings={"heads": str(path)})}, []
+    given = each.model, FEW, each.planted, rivals, [1e-3]
+    assert [found.rival for found in take_back(*given)][-1] == "own"
+    near, far = each.targets
+    for kind, seen in (
+        ("prompts", prompt),
+        ("prompts", fill(prompt, each.planted.target)),
+        ("targets", near[0]),
+        ("targets", far[0]),
+    ):
+        dataclasses.replace(chosen, data=fingerprints(**{kind: [seen]})).save(path)
+        with pytest.raises(SteeringError, match=f"{kind} of an evaluation must not be among"):
+            list(take_back(*given, say=said.append))
+    assert not any("left out" in text or "TakenBack(own" in text for text in said)
 
 
 def test_what_is_finished_is_kept(model, made, monkeypatch):  # noqa: F811
@@ -183,6 +228,11 @@ def test_a_shipped_plant_is_taken_as_it_is(model):  # noqa: F811
         ({"shipped": "one-earl"}, "shipped plant must be one of .*Did you mean 'one-early'"),
         ({"target": "Peru"}, "target of a shipped plant must be one of"),
         ({"bias": "math"}, "bias of a shipped plant must be one of"),
+        ({"way": "rank one"}, r"way of a shipped plant must be one of \['trained'\]"),
+        ({"seed": 7}, r"seed of a shipped plant must be one of \[0\], got 7"),
+        ({"dose": 3.0}, r"dose of a shipped plant must be one of \[5.0\]"),
+        ({"n": 5}, r"n of a shipped plant must be one of \[1\], got 5"),
+        ({"place": "late"}, r"place of a shipped plant must be one of \['early', 'spread'\]"),
     ):
         with pytest.raises(SettingError, match=message):
             PlantStudy.from_mapping({"plants": [one | wrong]})

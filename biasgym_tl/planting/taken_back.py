@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from biasgym_tl.rivals.damage import Damage, to_kl
 from biasgym_tl.rivals.head_sets import toward
 from biasgym_tl.rivals.intervention import HeadsEdit, Intervention, LogitShift
 from biasgym_tl.rivals.methods import METHODS, prepare
+from biasgym_tl.slot import fill
+from biasgym_tl.steering.selection import check_held_out
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import Result
 from biasgym_tl.text import kl
@@ -62,7 +65,9 @@ class TakenBack(Result):
     kl: float
     removed_random: float | None
     """Of one random control of the same kind, place and size, without a carrier among random heads,
-    its dial set likewise; None: there is none, or it does not reach the KL."""
+    its dial set likewise; that of the carriers at their mean is at strength 1, whatever its KL.
+    None: there is none, as where so many heads of a layer are changed that a carrier must be among
+    theirs, no such draw was found, or it does not reach the KL."""
     kl_random: float | None
     neighbours_unsteered: float
     others_unsteered: float
@@ -109,6 +114,8 @@ def take_back(
     Raises:
         SettingError: there is no such method or setting, or a KL is not positive.
         PlantingError: the target is several tokens.
+        SteeringError: a rival is of another model, or has seen evaluation prompts or the unseen
+            targets that judge it; the message shows which.
     """
     for name, rival in rivals.items():
         rival.check(name)
@@ -124,9 +131,10 @@ def take_back(
             say(f"  {found!r}")
             yield found
     for name, rival in rivals.items():
+        made = asked.made(name, rival)
         for wanted in kls:
             try:
-                found = asked.rival(name, rival, wanted)
+                found = asked.rival(name, rival, made, wanted)
             except SteeringError as error:
                 say(f"  {name} left out at KL {wanted:g}: {error}")
                 continue
@@ -197,37 +205,53 @@ class Asked:
         label = f"taken back by {name}, {self.bias.name}"
         return self.steps.kept(label, [*about, *uses], TakenBack, make, code)
 
-    def rival(self, name: str, rival: Rival, wanted: float) -> TakenBack:
-        """A rival beside its random control, their dials set."""
-        code = METHODS[rival.method].prepare
+    def _uses(self, rival: Rival) -> list[Any]:
         panel = self.bias.panel and dataclasses.asdict(self.bias.panel)
-        uses = [rival.method, rival.settings, list(rival.files().values()), panel]
+        return [rival.method, rival.settings, list(rival.files().values()), panel]
+
+    def made(self, name: str, rival: Rival) -> Intervention:
+        """A rival of the planted model, its dial not set; one that has seen what judges is refused
+        (SteeringError)."""
+        uses = [*self._uses(rival), self.bias.fingerprint(), self.planted.target]
 
         def prepared() -> Intervention:
             given = self.model, self.bias, [self.token]
             with self.planted.attached(self.model):
                 return prepare(*given, method=rival.method, settings=rival.settings)
 
+        label, code = f"rival {name}, {self.bias.name}", METHODS[rival.method].prepare
+        edit = self.steps.kept(label, uses, Intervention, prepared, code)
+        asked, (near, far) = self.bias.evaluation_prompts, self.targets
+        own = [fill(prompt, self.planted.target) for prompt in asked]
+        check_held_out(edit.data, prompts=(*asked, *own), targets=(*near, *far))
+        return edit
+
+    def rival(self, name: str, rival: Rival, made: Intervention, wanted: float) -> TakenBack:
+        """A rival that was made, beside its random control, their dials set."""
+
         def make() -> TakenBack:
-            about = [*uses, self.bias.fingerprint(), self.planted.target]
-            label = f"rival {name}, {self.bias.name}"
-            edit, control = self.steps.kept(label, about, Intervention, prepared, code), None
+            control = None
             with self.planted.attached(self.model):
-                edit = to_kl(self.model, edit, wanted, damage=self.damage)
+                edit = to_kl(self.model, made, wanted, damage=self.damage)
                 if not isinstance(edit, LogitShift):  # which has none
+                    drawn = self.drawn(edit)
                     with contextlib.suppress(SteeringError):
-                        control = to_kl(self.model, self.drawn(edit), wanted, damage=self.damage)
+                        control = drawn and to_kl(self.model, drawn, wanted, damage=self.damage)
             return self.judged(name, edit, control=control, wanted=wanted)
 
-        return self.kept(name, [*uses, name, wanted], make, take_back, code)
+        uses = [*self._uses(rival), name, wanted]
+        return self.kept(name, uses, make, take_back, METHODS[rival.method].prepare)
 
-    def drawn(self, edit: Intervention) -> Intervention:
-        """A random control; of heads, the first draw without a carrier, if one of some is."""
-        for seed in range(self.seed, self.seed + MOST_DRAWS):
-            drawn = edit.random(self.model, seed)
-            if not isinstance(drawn, HeadsEdit) or not {*drawn.heads} & {*self.planted.carriers()}:
-                break
-        return drawn
+    def drawn(self, edit: Intervention) -> Intervention | None:
+        """A random control; of heads, the first draw without a carrier, None if none is found."""
+        if not isinstance(edit, HeadsEdit):
+            return edit.random(self.model, self.seed)
+        carriers = {*self.planted.carriers()}
+        needed = Counter(head.layer for head in (*edit.heads, *carriers))
+        if any(n > self.model.cfg.n_heads for n in needed.values()):
+            return None  # there is no such draw
+        draws = (edit.random(self.model, self.seed + i) for i in range(MOST_DRAWS))
+        return next((drawn for drawn in draws if not carriers & {*drawn.heads}), None)
 
     def to_mean(self) -> TakenBack:
         """The carriers brought to their mean, beside other heads of their layers."""
