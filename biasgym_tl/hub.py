@@ -195,10 +195,18 @@ def _failing(where: str | Path, must: str = "must be a place to write to") -> It
     """Errors of the hub and of disks as one of ours."""
     try:
         yield
-    except (OSError, ValueError) as error:  # those of huggingface_hub are among these
+    except _faults() as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(
             f"{str(where)!r} {must}, but: {first_line(error)}. Is the name right, and are you "
             "logged in (hf auth login)?"
         ) from error
+
+
+def _faults() -> tuple[Any, ...]:
+    """What disks and huggingface_hub raise; without a network, an error of its HTTP library alone,
+    which is httpx or httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, ValueError, *HfHubHTTPError.__bases__)

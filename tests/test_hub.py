@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from unittest import mock
 
 import huggingface_hub
@@ -147,6 +148,22 @@ def test_without_a_network_or_a_login_it_is_said():
             StoreError, match=r"'me/late' must .*, but: .*logged in \(hf auth login\)"
         ):
             call()
+
+
+def test_a_server_that_is_not_reached_is_no_traceback(tmp_path):
+    """What huggingface_hub raises then is neither an OSError nor a ValueError."""
+    hub, file = Hub(tmp_path), EDIT.save(tmp_path / "edit.safetensors")
+    library = sys.modules[type(huggingface_hub.get_session()).__module__.partition(".")[0]]
+    names = ("create_repo", "list_repo_files", "upload_folder")
+    for name in names:
+        refused = mock.Mock(side_effect=library.ConnectError("Connection refused"))
+        calls = {each: getattr(hub, each) for each in names} | {name: refused}
+        command = "fetch" if name == "list_repo_files" else "share"
+        words = {"fetch": ("me/late", tmp_path / "new.safetensors"), "share": (file, "me/late")}
+        with mock.patch.multiple(huggingface_hub, **calls):
+            done = biasgym(command, *words[command])
+        assert done.returncode == 1 and refused.called
+        assert "'me/late' must be " in done.stderr and "but: Connection refused." in done.stderr
 
 
 @pytest.mark.parametrize("name", RESULTS)
