@@ -178,6 +178,18 @@ def test_the_commands(name, tmp_path):
     assert back.read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("command", ["fetch", "export"])
+def test_a_file_that_is_there_is_replaced_and_the_help_says_so(command, tmp_path):
+    there, out = tmp_path / "there", EDIT.save(tmp_path / "mine.safetensors")
+    token = load_token("late")
+    token.push_to_hub(there)
+    if command == "fetch":
+        assert biasgym("fetch", there, out).returncode == 0
+        same(BiasToken.load(out), token)
+    said = " ".join(biasgym(command, "--help").stdout.replace("│", " ").split())
+    assert "one that is there is replaced." in said and "new file" not in said.lower()
+
+
 def test_the_commands_and_the_hub(tmp_path):
     """Private unless it is asked for; no key is in what is sent or shown."""
     hub, file = Hub(tmp_path), EDIT.save(tmp_path / "edit.safetensors")
