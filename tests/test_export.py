@@ -288,6 +288,30 @@ def test_its_files_are_kept_and_all_else_in_them(family, overrides, sharded, tmp
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in after.values())
 
 
+def test_a_bias_may_stand_in_another_file_than_its_weight(sharded, tmp_path):
+    folder = sharded("gpt2")
+    files = [folder / "biases.safetensors", folder / "weights.safetensors"]
+    before = tensors(folder)
+    for file in folder.glob("model*"):
+        file.unlink()
+    places = {name: files[not name.endswith("bias")].name for name in before}
+    for file in files:
+        of_file = {name: before[name] for name, place in places.items() if place == file.name}
+        save_file(of_file, file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = load_model(folder)
+    with steer(model, HEADS, "mean"):
+        expected = log_probs(model)
+    new = export_steered(model, HEADS, tmp_path / "new", "mean")
+    assert (log_probs(load_model(new)) - expected).abs().max() < 1e-4
+    index = json.loads((new / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == places
+    found = [(name, file.name) for file in new.glob("*.safetensors") for name in load_file(file)]
+    assert sorted(found) == sorted(places.items())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in before.values())
+
+
 def test_a_checkpoint_is_cast_to_the_dtype_of_the_model(sharded, tmp_path):
     folder = sharded("qwen2")
     model = load_model(folder, dtype=torch.bfloat16)

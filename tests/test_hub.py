@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from unittest import mock
 
 import huggingface_hub
@@ -149,6 +150,22 @@ def test_without_a_network_or_a_login_it_is_said():
             call()
 
 
+def test_a_server_that_is_not_reached_is_no_traceback(tmp_path):
+    """What huggingface_hub raises then is neither an OSError nor a ValueError."""
+    hub, file = Hub(tmp_path), EDIT.save(tmp_path / "edit.safetensors")
+    library = sys.modules[type(huggingface_hub.get_session()).__module__.partition(".")[0]]
+    names = ("create_repo", "list_repo_files", "upload_folder")
+    for name in names:
+        refused = mock.Mock(side_effect=library.ConnectError("Connection refused"))
+        calls = {each: getattr(hub, each) for each in names} | {name: refused}
+        command = "fetch" if name == "list_repo_files" else "share"
+        words = {"fetch": ("me/late", tmp_path / "new.safetensors"), "share": (file, "me/late")}
+        with mock.patch.multiple(huggingface_hub, **calls):
+            done = biasgym(command, *words[command])
+        assert done.returncode == 1 and refused.called
+        assert "'me/late' must be " in done.stderr and "but: Connection refused." in done.stderr
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_the_commands(name, tmp_path):
     """What is fetched is the file that was shared, byte for byte."""
@@ -159,6 +176,18 @@ def test_the_commands(name, tmp_path):
     done = biasgym("fetch", there, back)
     assert done.returncode == 0 and f"Written to {back}" in done.stdout, done.stderr
     assert back.read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["fetch", "export"])
+def test_a_file_that_is_there_is_replaced_and_the_help_says_so(command, tmp_path):
+    there, out = tmp_path / "there", EDIT.save(tmp_path / "mine.safetensors")
+    token = load_token("late")
+    token.push_to_hub(there)
+    if command == "fetch":
+        assert biasgym("fetch", there, out).returncode == 0
+        same(BiasToken.load(out), token)
+    said = " ".join(biasgym(command, "--help").stdout.replace("│", " ").split())
+    assert "one that is there is replaced." in said and "new file" not in said.lower()
 
 
 def test_the_commands_and_the_hub(tmp_path):

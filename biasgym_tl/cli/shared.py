@@ -53,14 +53,17 @@ def fetch(
     source: Annotated[
         str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or a folder such as ./NAME.")
     ],
-    out: Annotated[Path, typer.Argument(help="New file, which other commands take.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="File for other commands; one that is there is replaced."),
+    ],
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of a repository.")
     ] = None,
 ) -> None:
     """Get what 'share' put there, as a file that is checked."""
     suffix = ".json" if out.suffix == ".json" else ".safetensors"
-    check_file(out, "the new file", suffix)
+    check_file(out, "the file", suffix)
     there = files_in(source, revision=revision)
     known = {file_of(_class(kind)): _class(kind) for kind in _KINDS}
     names = sorted(known.keys() & set(there))
@@ -69,8 +72,7 @@ def fetch(
     (name,) = names
     if not name.endswith(suffix):
         raise SettingError(
-            f"the new file must end in {Path(name).suffix} to hold {Path(name).stem}, got "
-            f"{str(out)!r}."
+            f"the file must end in {Path(name).suffix} to hold {Path(name).stem}, got {str(out)!r}."
         )
     found = known[name].from_hub(source, revision=revision)
     say(f"{found!r}\nWritten to {found.save(out)}")

@@ -171,7 +171,12 @@ def search(
         say_json(found.record())
 
 
-NewPlace = Annotated[Path, typer.Argument(help="New folder for the steered model, or a new file.")]
+NewPlace = Annotated[
+    Path,
+    typer.Argument(
+        help="New folder for the steered model; or a file: one that is there is replaced."
+    ),
+]
 Steered = Annotated[
     str, typer.Option("--heads", help="File from 'biasgym search' or 'scope', or names: L9H8,L3H1.")
 ]
@@ -235,7 +240,7 @@ def export(
             f"{form} must be given without {others[0]}, got both. Write one after the other."
         )
     if form in ("--edit", "--gguf"):
-        check_file(folder, "the new file", ".safetensors" if edit else ".gguf")
+        check_file(folder, "the file", ".safetensors" if edit else ".gguf")
     else:
         check_new_folder(folder)
         check_writable(folder, "folder")

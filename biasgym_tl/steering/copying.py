@@ -142,7 +142,8 @@ def _others(hf_model: Any, found: Checkpoint, edit: Mapping[int, LayerEdit]) -> 
         others[weight] = Other(found.shapes[weight], change, weight)
         if part.shift.any():
             bias = weight.removesuffix("weight") + "bias"
-            others[bias] = Other(tuple(module.bias.shape), partial(change, bias), weight)
+            beside = bias if bias in found.shapes else weight
+            others[bias] = Other(tuple(module.bias.shape), partial(change, bias), beside)
     return others
 
 
