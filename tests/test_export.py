@@ -366,8 +366,10 @@ def test_without_the_comparison_the_folder_says_so(sharded, tmp_path, monkeypatc
     assert done.returncode == 0 and "It was not compared" in done.stdout, done.stderr
     third = tensors(tmp_path / "third")
     assert all(torch.equal(third[k], other[k]) for k in other)
-    done = biasgym("export", tmp_path / "fourth", *options, "--peft")
-    assert done.returncode == 1 and "--peft must be given without --no-check" in done.stderr
+    for form in ("--peft", "--edit"):
+        done = biasgym("export", tmp_path / "fourth", *options, form)
+        assert done.returncode == 1 and "one after the other" not in done.stderr
+        assert f"--no-check must be given without {form}, which compares no fold" in done.stderr
 
 
 # --- the tokenizer ----------------------------------------------------------------------------

@@ -214,7 +214,13 @@ def test_what_the_commands_refuse_before_the_network(tmp_path):
     edit, other = EDIT.save(tmp_path / "edit.safetensors"), tmp_path / "other.json"
     other.write_text("{}")
     EDIT.push_to_hub(tmp_path / "ours")
-    (tmp_path / "empty").mkdir()
+    for folder, n in (("empty", 0), ("many", 9)):
+        (tmp_path / folder).mkdir()
+        for i in range(n):
+            (tmp_path / folder / f"{i}.txt").touch()
+    shutil.copytree(tmp_path / "many", tmp_path / "two")
+    for name in ("Edit.safetensors", "Report.json"):
+        (tmp_path / "two" / name).touch()
     out = tmp_path / "new.safetensors"
     with mock.patch.multiple(huggingface_hub, create_repo=None, list_repo_files=None):
         for words, message in (
@@ -222,7 +228,9 @@ def test_what_the_commands_refuse_before_the_network(tmp_path):
             (("share", tmp_path / "gone.json", "me/late"), "must exist"),
             (("share", edit, "late"), "must be written 'owner/name', or be a folder such as"),
             (("fetch", "late", out), "must be written 'owner/name'"),
-            (("fetch", "me/late", tmp_path / "new.txt"), "must end in .safetensors"),
+            (("fetch", "me/late", tmp_path / "new.txt"), "must end in .safetensors or .json, got"),
+            (("fetch", tmp_path / "many", out), "'7.txt'] and more."),
+            (("fetch", tmp_path / "two", out), "got ['Edit.safetensors', 'Report.json']."),
             (("fetch", tmp_path / "ours", tmp_path / "new.json"),
              "must end in .safetensors to hold Edit, got"),
             (("fetch", tmp_path / "empty", out), "must hold one of BiasToken.safetensors, "),

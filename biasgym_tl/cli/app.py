@@ -196,12 +196,12 @@ def named_heads(heads: str) -> tuple[Head, ...]:
     return as_heads(heads) if heads and not heads.endswith(".json") else ()
 
 
-def check_file(out: Path, option: str, suffix: str) -> None:
-    """Refuse a file that could not be written."""
+def check_file(out: Path, option: str, *suffixes: str) -> None:
+    """Refuse a file that could not be written, or ends otherwise."""
     from biasgym_tl.files import check_writable
 
-    if out.suffix != suffix:
-        raise SettingError(f"{option} must end in {suffix}, got {str(out)!r}.")
+    if out.suffix not in suffixes:
+        raise SettingError(f"{option} must end in {' or '.join(suffixes)}, got {str(out)!r}.")
     if out.is_dir():
         raise SettingError(f"file must be none that is a folder, got {str(out)!r}. Name another.")
     check_writable(out.parent, "folder of the file")

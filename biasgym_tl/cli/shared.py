@@ -62,15 +62,16 @@ def fetch(
     ] = None,
 ) -> None:
     """Get what 'share' put there, as a file that is checked."""
-    suffix = ".json" if out.suffix == ".json" else ".safetensors"
-    check_file(out, "the file", suffix)
+    check_file(out, "the file", ".safetensors", ".json")
     there = files_in(source, revision=revision)
     known = {file_of(_class(kind)): _class(kind) for kind in _KINDS}
     names = sorted(known.keys() & set(there))
     if len(names) != 1:
-        raise StoreError(f"{source!r} must hold one of {', '.join(known)}, got {there}.")
+        shown = names or there
+        more = " and more" if len(shown) > 8 else ""
+        raise StoreError(f"{source!r} must hold one of {', '.join(known)}, got {shown[:8]}{more}.")
     (name,) = names
-    if not name.endswith(suffix):
+    if not name.endswith(out.suffix):
         raise SettingError(
             f"the file must end in {Path(name).suffix} to hold {Path(name).stem}, got {str(out)!r}."
         )

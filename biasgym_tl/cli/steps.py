@@ -233,11 +233,15 @@ def export(
     find_model(model, heads=named_heads(heads))
     if report and not edit:
         raise SettingError("--report must be given with --edit, got it without.")
-    forms = {"--edit": edit, "--gguf": gguf, "--peft": peft, "--no-check": no_check}
+    forms = {"--edit": edit, "--gguf": gguf, "--peft": peft}
     form, *others = [name for name, given in forms.items() if given] or [""]
     if others:
         raise SettingError(
             f"{form} must be given without {others[0]}, got both. Write one after the other."
+        )
+    if no_check and form:
+        raise SettingError(
+            f"--no-check must be given without {form}, which compares no folder. Leave it out."
         )
     if form in ("--edit", "--gguf"):
         check_file(folder, "the file", ".safetensors" if edit else ".gguf")
@@ -255,7 +259,7 @@ def export(
     mode = mode_of(chosen, mode)
     check_steering(mode, factor)
     find_model(model, heads=chosen)
-    if form and not no_check:
+    if form:
         make = partial(load, model, dtype, device, device_map)
         return _export_edit(folder, chosen, mode, factor, report, gguf, peft, make)
     loaded = load(model, dtype, device, device_map)
