@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from biasgym_tl.errors import check_one_of
 from biasgym_tl.planting.planted import Planted
 
+PLACES = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "spread": (0, 3)}
+"""Which thirds of the layers heads are drawn from."""
 _PLANTS = Path(__file__).parent / "data"
 
 
@@ -21,5 +24,20 @@ def load_plant(name: str) -> Planted:
     Raises:
         SettingError: there is none of this name.
     """
-    check_one_of("plant", name, list_plants())
+    check_one_of("shipped plant", name, list_plants())
     return Planted.load(_PLANTS / f"{name}.safetensors")
+
+
+def told(planted: Planted) -> dict[str, list[Any]]:
+    """By field of a study's plant, what is true of a plant that was made: ``"spread"`` of any."""
+    layers = {head.layer for head in planted.heads}
+    return {
+        **{name: [getattr(planted, name)] for name in ("bias", "target", "way", "dose", "seed")},
+        "n": [len(planted.heads)],
+        "place": [place for place in PLACES if layers <= {*layers_of(place, planted.n_layers)}],
+    }
+
+
+def layers_of(place: str, n_layers: int) -> range:
+    """Layers of one of ``PLACES``."""
+    return range(*(part * n_layers // 3 for part in PLACES[place]))

@@ -23,7 +23,7 @@ from biasgym_tl.planting.planted import Limits, Planted
 from biasgym_tl.planting.rank_one import separability
 from biasgym_tl.planting.recovery import Recovery, Removal, recovery, removal
 from biasgym_tl.planting.sentences import bystanders, target_token
-from biasgym_tl.planting.shipped import list_plants, load_plant
+from biasgym_tl.planting.shipped import PLACES, layers_of, load_plant, told
 from biasgym_tl.planting.taken_back import TakenBack, check_kls, take_back
 from biasgym_tl.progress import Finished, make_now
 from biasgym_tl.protocol.stages import kept_map
@@ -35,8 +35,6 @@ from biasgym_tl.steering.selection import Selection
 from biasgym_tl.steps import Steps
 from biasgym_tl.store import as_declared
 
-PLACES = {"early": (0, 1), "middle": (1, 2), "late": (2, 3), "spread": (0, 3)}
-"""Which thirds of the layers heads are drawn from."""
 N_HELD_OUT = 6
 """Evaluation prompts that removals are measured on."""
 SHIPPED = "planting/data/plants.toml"
@@ -69,7 +67,7 @@ class Plant:
     inject: bool = False
     """Also train a BiasToken on the planted model, and ask the methods about that."""
     shipped: str = ""
-    """Name of a shipped plant of this bias and target, which is taken as it is."""
+    """Name of a shipped plant, which is taken as it is; what is said of it here must be true."""
 
     def check(self) -> None:
         """Refuse what could not be planted."""
@@ -79,10 +77,8 @@ class Plant:
         check_one_of("half of a plant", self.half, HALVES)
         check_at_least(0, n=self.n)
         if self.shipped:
-            check_one_of("shipped plant", self.shipped, list_plants())
-            known = load_plant(self.shipped)
-            check_one_of("bias of a shipped plant", self.bias, [known.bias])
-            check_one_of("target of a shipped plant", self.target, [known.target])
+            for name, true in told(load_plant(self.shipped)).items():
+                check_one_of(f"{name} of a shipped plant", getattr(self, name), true)
 
     @property
     def name(self) -> str:
@@ -98,9 +94,8 @@ class Plant:
         ``finished`` may look up how well each does.
         """
         n_layers, bias = model.cfg.n_layers, load_bias(self.bias)
-        low, high = (part * n_layers // 3 for part in PLACES[self.place])
         every = all_heads(n_layers, model.cfg.n_heads)
-        pool = [h for h in every if low <= h.layer < high]
+        pool = [h for h in every if h.layer in layers_of(self.place, n_layers)]
         if not self.n:
             return [every]
         if self.n == 1 or self.way != "trained":
