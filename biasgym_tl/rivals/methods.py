@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from biasgym_tl.biases.given import GivenBias, as_bias
 from biasgym_tl.errors import SettingError, StoreError, check_one_of
@@ -96,8 +96,10 @@ def check_settings(method: str, settings: Mapping[str, Any]) -> None:
     names = [each.name for each in known if each.kind is inspect.Parameter.KEYWORD_ONLY]
     if unknown := sorted(set(settings) - set(names)):
         raise SettingError(f"settings of {method!r} must be among {names}, got {unknown}.")
+    declared = get_type_hints(METHODS[method].prepare)
     for name, value in settings.items():
         try:
-            read_as(METHODS[method].prepare, name, value)
+            if name in declared:
+                read_as(METHODS[method].prepare, name, value)
         except (StoreError, TypeError) as error:
             raise SettingError(f"settings of {method!r} must be as declared: {error}.") from error
