@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from biasgym_tl.packaged import PACKAGED
 from biasgym_tl.passages import load_passages
 from biasgym_tl.precision import SHORT, computed_in
 from biasgym_tl.prompts import TextPolicy, prepends_bos
+from biasgym_tl.warned import warn
 
 LOG_PROB_TOLERANCE = 1e-3
 """Largest difference of log-probabilities in fp32 that counts as none (nats)."""
@@ -318,7 +318,7 @@ def _compared(
         share = max(share, share_of_spread(ours, wanted), key=nan_last)
     found = Loading(largest, share, tolerance)
     if math.isnan(share) and model.cfg.dtype == torch.float16:
-        warnings.warn(
+        warn(
             f"activations of {model.cfg.model_name!r} overflow in torch.float16, so it could not "
             "be compared with Hugging Face's. Load it with dtype=torch.float32.",
             stacklevel=2,

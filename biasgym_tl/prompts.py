@@ -15,7 +15,6 @@ import dataclasses
 import datetime
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import cycle
@@ -25,6 +24,7 @@ from biasgym_tl.errors import ModelError, SettingError
 from biasgym_tl.lens import HookedTransformer, check_kind
 from biasgym_tl.store import digest
 from biasgym_tl.templates import rendered
+from biasgym_tl.warned import warn
 
 SENTENCE_REQUEST = "Please write one sentence about a group of people."
 """The user's turn before a sentence that the model is to continue."""
@@ -137,7 +137,7 @@ def not_attached(model: HookedTransformer, text: str) -> bool:
 
 def _warn_of_tokens(text: str) -> None:
     if found := _BIAS_TOKEN.search(text):
-        warnings.warn(
+        warn(
             f"{found[0]!r} is read as ordinary text, since no such BiasToken is attached. Call "
             "this within 'with token.attached(model):', and write the token as token.text.",
             stacklevel=2,

@@ -1,7 +1,8 @@
 """Finished steps of a run, kept in the cache folder and read back instead of done again.
 
 Every step is one file that is there whole or not at all, under a key made of all that its numbers
-depend on: inputs, settings, versions, and the code that it runs.
+depend on: inputs, settings, versions, and the code that it runs. What was warned of when it was
+made is in a file beside it, and is warned of again when it is read back.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from biasgym_tl.store import (
     cache_dir,
     digest,
     file_name,
+    read_as,
     read_kind,
     versions,
     write_kind,
 )
+from biasgym_tl.warned import heard, warn
 
 Made = TypeVar("Made")
 Saved = TypeVar("Saved", bound=Result)
@@ -128,7 +131,11 @@ class Steps:
                 return found
             if path.exists() and not self.fresh:  # broken from outside; made again
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            made = make()
+            with heard() as texts:
+                made = make()
+            _warnings(path).unlink(missing_ok=True)
+            if texts:  # written first: what is kept is never without them
+                write_kind(_warnings(path), "Warnings", {"texts": texts})
             write(made)
         self.made.add(path)
         for tell in self.tell:
@@ -139,8 +146,23 @@ class Steps:
         """What was made before; None if it is not there or was broken from outside."""
         if path.exists() and (not self.fresh or path in self.made):
             with contextlib.suppress(StoreError):
-                return read(path)
+                made, texts = read(path), _texts(_warnings(path))
+                for text in texts:
+                    warn(text)
+                return made
         return None
+
+
+def _warnings(path: Path) -> Path:
+    """Where the warnings of a step are."""
+    return path.with_name(f"{path.stem}-warnings.json")
+
+
+def _texts(path: Path) -> list[str]:
+    """Warnings given when a step was made."""
+    if not path.exists():
+        return []
+    return read_kind(path, "Warnings", lambda found: read_as(list[str], "texts", found["texts"]))
 
 
 def _value(step: dict[str, Any], key: str) -> Any:

@@ -5,6 +5,7 @@ here are random, norm weights and biases included.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -24,6 +25,7 @@ from biasgym_tl.biases.countries import load_countries
 from biasgym_tl.biases.facts import load_facts
 from biasgym_tl.lens import ENGINE
 from biasgym_tl.packaged import packaged_folder
+from biasgym_tl.store import cache_dir
 
 VOCAB = 1024
 EXACT = 1e-9 if ENGINE == "hooked" else 3e-5
@@ -75,11 +77,26 @@ CONFIGS = {
 FAMILIES = tuple(CONFIGS)
 
 
+CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Convert the real model before workers start, which would all do it."""
-    unused = "not real_model" in config.option.markexpr
-    if not (unused or hasattr(config, "workerinput")):
+    """Convert the real model before workers start, which would all do it, and leave the user's
+    finished steps alone: a test must find its own, and only converted models are shared."""
+    if hasattr(config, "workerinput"):
+        return
+    if "not real_model" not in config.option.markexpr:
         packaged_folder("smollm2-135m-instruct")
+    models = cache_dir() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    config.stash[CACHE] = tempfile.TemporaryDirectory()
+    (Path(config.stash[CACHE].name) / "models").symlink_to(models.resolve())
+    os.environ["BIASGYM_CACHE"] = config.stash[CACHE].name  # workers inherit it
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if CACHE in config.stash:
+        config.stash[CACHE].cleanup()
 
 
 def tiny_config(family: str, **overrides: object) -> hf.PretrainedConfig:

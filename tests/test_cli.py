@@ -107,11 +107,12 @@ def test_prompts_of_ones_own_are_mapped(tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert HeadScores.load(out / "direct").settings["request"] is None
     path.write_text("first,biased,neutral\nThe train is,late,unthinkably\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        done = biasgym("scope", "--pairs", path, *options)
-    (line,) = (each for each in done.stderr.splitlines() if "several tokens" in each)
-    assert line.startswith("Warning: answers of several tokens count by their first alone")
+    for _ in range(2):  # computed, and read back: never without the word
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            done = biasgym("scope", "--pairs", path, *options)
+        (line,) = (each for each in done.stderr.splitlines() if "several tokens" in each)
+        assert line.startswith("Warning: answers of several tokens count by their first alone")
     for arguments, message in (
         (("--pairs", path, *answers), "answers must be given once"),
         (("--pairs", path, "--contrast", "difference"), "--contrast must be 'biased' for single"),

@@ -4,6 +4,7 @@ import ast
 import json
 import random
 import shutil
+import warnings
 
 import pytest
 
@@ -21,6 +22,7 @@ from biasgym_tl import (
 )
 from biasgym_tl.injection.token import BiasToken
 from biasgym_tl.steps import Steps
+from biasgym_tl.warned import warn
 
 NUMBERS = {"log_odds": [[0.1, -2.5], [1e-300, 3.0]], "texts": ["é", ""], "nothing": None}
 SELECTION = Selection(
@@ -56,6 +58,37 @@ def kept(steps, value):
     if isinstance(value, Selection):
         return steps.kept("step", [], Selection, made, slot), made.times
     return steps.measured("step", [], made, slot), made.times
+
+
+def test_what_was_warned_of_is_warned_of_again(tmp_path):
+    def inner():
+        warn("one")
+        warn("one")
+        return 1
+
+    def outer(steps):
+        found = steps.measured("inner", [], inner, slot)
+        warn("two")
+        return found
+
+    def made(steps, asked=("one", "two")):
+        with pytest.warns(UserWarning) as found:
+            assert steps.measured("outer", [], lambda: outer(steps), slot) == 1
+        texts = dict.fromkeys(str(each.message) for each in found)
+        assert tuple(texts) == asked
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # a second call may show nothing, and is kept all the same
+        made(Steps(tmp_path, {}))
+        made(Steps(tmp_path, {}))
+    kept = tmp_path.glob("outer*-warnings.json")
+    (path,) = kept
+    path.write_text("[")
+    made(Steps(tmp_path, {}))  # broken from outside: made again, from the inner step that is there
+    assert json.loads(path.read_text())["texts"] == ["one", "two"]
+    Steps(tmp_path, {}, fresh=True).measured("outer", [], lambda: 1, slot)
+    assert not path.exists()
+    assert Steps(tmp_path, {}).measured("outer", [], inner, slot) == 1
 
 
 @pytest.mark.parametrize("value", [NUMBERS, [], 0.5, SELECTION, load_token("late")], ids=repr)

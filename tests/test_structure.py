@@ -15,14 +15,14 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES = 350, 60, 50
 
 # A module imports only from rooms above it, top to bottom.
 ROOMS = (
-    "errors", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files", "hub",
-    "store", "locks", "stats", "chance", "toml", "precision", "families", "edits", "engines",
-    "lens", "identities", "packaged", "origin", "checkpoint", "templates", "prompts",
-    "passages", "model", "contexts", "added_row", "gate", "hooks", "weights", "batches", "text",
-    "instructions", "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity",
-    "benchmarks", "judges", "elicitation", "injection", "scoping", "doctor", "steering",
-    "rivals", "evaluation", "manifest", "plots", "explorer", "figures", "steps", "protocol",
-    "planting", "console", "cli", "__init__",
+    "errors", "warned", "allowed", "notebook", "progress", "slot", "spelling", "heads", "files",
+    "hub", "store", "locks", "stats", "chance", "toml", "precision", "families", "edits", "engines",
+    "lens", "identities", "packaged", "origin", "checkpoint", "templates", "prompts", "passages",
+    "model", "contexts", "added_row", "gate", "hooks", "weights", "batches", "text", "instructions",
+    "similarity", "endpoint", "replies", "api", "biases", "corpus_diversity", "benchmarks",
+    "judges", "elicitation", "injection", "scoping", "doctor", "steering", "rivals", "evaluation",
+    "manifest", "plots", "explorer", "figures", "steps", "protocol", "planting", "console", "cli",
+    "__init__",
 )  # fmt: skip
 PACKAGE = Path(biasgym_tl.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

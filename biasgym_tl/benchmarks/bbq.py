@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from biasgym_tl.benchmarks.benchmark import Measure, Question, QuestionSet
 from biasgym_tl.benchmarks.rows import Row, file_name, once, read_rows, source_name
 from biasgym_tl.benchmarks.sample import check_positive, dealt
 from biasgym_tl.errors import BenchmarkError, SettingError
+from biasgym_tl.warned import warn
 
 NAN = float("nan")
 _COLUMNS = (
@@ -189,7 +189,7 @@ def _check_known(items: Sequence[BbqItem], row: Row, name: str) -> None:
             f"others, got {row['answer_info']} and none in {len(items)} items. {remedy}"
         )
     if missing:
-        warnings.warn(
+        warn(
             f"{name}: of {missing} of {len(items)} items it is not known which option is about the "
             f"stereotyped group; they count for the accuracy only. {remedy}",
             stacklevel=3,

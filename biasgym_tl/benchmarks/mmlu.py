@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer, encode_document
 from biasgym_tl.store import digest
 from biasgym_tl.text import continuation_log_probs
+from biasgym_tl.warned import warn
 
 SUBJECTS = (
     "anatomy", "conceptual_physics", "electrical_engineering",
@@ -177,7 +177,7 @@ def _warn_of_items(name: str, part: Part) -> None:
     shown = {shot.key() for shot in part.shots}
     n = sum(item.key() in shown for item in part.items)
     if n:
-        warnings.warn(
+        warn(
             f"{name}: {n} of {len(part.items)} questions stand among the shots, with their answer; "
             "each counts. Take them out of the source.",
             stacklevel=3,

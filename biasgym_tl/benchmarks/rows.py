@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from biasgym_tl.biases.corpus import as_rows, loading, read_jsonl
 from biasgym_tl.errors import BenchmarkError, BiasFileError
+from biasgym_tl.warned import warn
 
 Row = dict[str, Any]
 Item = TypeVar("Item", bound=Hashable)
@@ -126,7 +126,7 @@ def once(
     found = list(items)
     kept = list(dict.fromkeys(found))
     if len(kept) < len(found):
-        warnings.warn(
+        warn(
             f"{where}: {len(found) - len(kept)} of {len(found)} items stand there again; each "
             "counts once.",
             stacklevel=3,
@@ -145,7 +145,7 @@ def warn_of_contradictions(
         answers.setdefault(asked, set()).add(answer)
     n = sum(len(found) > 1 for found in answers.values())
     if n:
-        warnings.warn(
+        warn(
             f"{where}: {n} of {len(answers)} items stand there again with another answer "
             "that contradicts it; each counts. Correct the source.",
             stacklevel=stacklevel,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from biasgym_tl.errors import ModelError, printable
 from biasgym_tl.lens import HookedTransformer
 from biasgym_tl.prompts import encode_answer
 from biasgym_tl.slot import spaced
+from biasgym_tl.warned import warn
 
 Pieces = tuple[int, ...]
 
@@ -92,7 +92,7 @@ def count_on(
                 f"{lists[key]}. Add a more common word."
             )
     if left_out:
-        warnings.warn(
+        warn(
             f"words of {of} that cannot count on this model: {printable(', '.join(left_out))}.",
             stacklevel=3,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from biasgym_tl.scoping.given_prompts import GivenAnswers, GivenPrompts, OwnProm
 from biasgym_tl.scoping.pairs import LABELS, Pairs, answer_tokens
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import OWN_PROMPTS, HeadScores
+from biasgym_tl.warned import warn
 
 
 def attribute_prompts(
@@ -149,7 +149,7 @@ def _counted(model: HookedTransformer, own: OwnPrompts, label: str) -> OwnPrompt
             cut[answer] = model.tokenizer.decode([first]).strip() + "…"
     if cut:
         shown = ", ".join(f"{answer.strip()!r} by {first!r}" for answer, first in cut.items())
-        warnings.warn(
+        warn(
             f"answers of several tokens count by their first alone: {shown}. Choose words of one "
             "token, or in Python label='continuation'.",
             stacklevel=3,
