@@ -1,5 +1,6 @@
 """Heads are added while the jointly measured drop rises and the damage stays within the bounds."""
 
+import dataclasses
 from contextlib import contextmanager
 
 import pytest
@@ -147,5 +148,24 @@ def test_a_stereotype_is_searched_without_a_row(setup):
     found = BudgetSearch(k=2, **FREE).select(model, LATE, progress=False)
     same = BudgetSearch(k=2, serves="targets", **FREE).select(model, LATE, token, progress=False)
     assert found.token == "no injection" and found.heads == same.heads
-    with pytest.raises(SettingError, match="token must be a BiasToken where it is served"):
+    with pytest.raises(SettingError, match="tokens must be one or more BiasTokens where they are"):
         BudgetSearch(serves="token").select(model, LATE)
+
+
+def test_several_rows_are_served_in_their_mean(setup):
+    model, token = setup
+    alone = BudgetSearch(k=2, **FREE).select(model, LATE, token, progress=False)
+    twice = BudgetSearch(k=2, **FREE).select(model, LATE, token, token, progress=False)
+    assert twice.heads == alone.heads and twice.token == f"{token.label}; {token.label}"
+    for one, two in zip(alone.settings["path"], twice.settings["path"], strict=True):
+        assert two == pytest.approx(one, abs=1e-6)
+    other = dataclasses.replace(token, row=-token.row, seed=1)
+    found = BudgetSearch(k=1, serves="token", **FREE).select(
+        model, LATE, token, other, progress=False
+    )
+    falls = []
+    for row in (token, other):
+        before, after = (mean_odds((model, row), heads, "mean")[0] for heads in ((), found.heads))
+        falls.append((before - after).item())
+    assert found.settings["path"][0][0] == pytest.approx(sum(falls) / 2, abs=1e-5)
+    assert falls[0] != pytest.approx(falls[1], abs=1e-3)

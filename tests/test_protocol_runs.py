@@ -386,6 +386,17 @@ def test_a_search_is_controlled_by_other_rows_other_words_and_another_bias(small
             Protocol(choices={"a": Choice(by="factors", **wrong)})
 
 
+def test_a_search_is_given_the_rows_of_all_seeds(small):
+    loose = {"max_loss": 99.0, "max_facts": 1.0, "max_off_target": None}
+    choices = {
+        "factors": Choice(by="factors", settings=SEARCH),
+        "budget": Choice(by="budget", k=1, settings=loose),
+    }
+    protocol = dataclasses.replace(small, seeds=(0, 1), maps={}, choices=choices, conditions=())
+    found = run_protocol(protocol, QUIET).biases["late"].choices
+    assert {of[0].token for of in found.values()} == {"late, seed 0; late, seed 1"}
+
+
 def test_two_biases_share_what_they_can_and_are_pooled(two, tmp_path, measured):
     out, told = tmp_path / "out", []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from biasgym_tl.notebook import described
 from biasgym_tl.passages import load_passages
 from biasgym_tl.scoping.scope import BiasScope
 from biasgym_tl.scoping.scores import top_heads
+from biasgym_tl.steering.factors import attached_together
 from biasgym_tl.steering.reference import off_target_sentences
 from biasgym_tl.steering.selection import Selection, searched
 from biasgym_tl.text import log_odds, mean_loss, next_token_log_probs
@@ -71,8 +72,8 @@ class BudgetSearch:
     """Largest mean size of the change of log-odds on the panel's fitting half: things, nobody,
     rightful uses (nats). None, or a bias without a panel: any."""
     serves: Literal["token", "targets", "both"] = "both"
-    """Whose log-odds are to fall: the BiasToken's (``"token"``), those of ``"targets"``, or their
-    mean (``"both"``). Without a BiasToken: those of targets."""
+    """Whose mean log-odds are to fall: the BiasTokens' (``"token"``), those of ``"targets"``, or
+    both alike (``"both"``). Without a BiasToken: those of targets."""
     mode: Literal["zero", "mean"] = "mean"
     """What heads are replaced with."""
     width: int = 3
@@ -101,8 +102,7 @@ class BudgetSearch:
         self,
         model: HookedTransformer,
         bias: GivenBias,
-        token: BiasToken | None = None,
-        *,
+        *tokens: BiasToken,
         progress: bool = True,
     ) -> Selection:
         """Choose heads.
@@ -110,7 +110,8 @@ class BudgetSearch:
         Args:
             model: A model in fp32, unsteered and without the token.
             bias: Gives scoping prompts, words and fitting targets.
-            token: The BiasToken. None: a stereotype that the model holds by itself.
+            tokens: BiasTokens; of several, such as those of other seeds, log-odds and maps are
+                averaged. None: a stereotype that the model holds by itself.
             progress: Show a bar.
 
         Returns:
@@ -119,14 +120,16 @@ class BudgetSearch:
         Raises:
             SettingError: a BiasToken is to be served, and none is given.
             AttributionError: the model is not supported.
-            TokenError: the token does not fit the model.
+            TokenError: a token does not fit the model.
         """
         check_model(model)
         bias = as_bias(bias)
         bias.needs("scoping")
-        if token is None and self.serves == "token":
-            raise SettingError("token must be a BiasToken where it is served, got None.")
-        search = _Search(model, bias, token, self)
+        if not tokens and self.serves == "token":
+            raise SettingError(
+                "tokens must be one or more BiasTokens where they are served, got none."
+            )
+        search = _Search(model, bias, tokens, self)
         path: list[Step] = []
         with tqdm(total=self.k, desc=f"heads for {bias.name}", disable=not progress) as bar:
             while len(path) < self.k:
@@ -145,7 +148,7 @@ class BudgetSearch:
             {"path": [list(step[1:]) for step in path]},
             heads=tuple(step.head for step in path),
             method="damage budget",
-            token=token.label if token else "no injection",
+            token="; ".join(token.label for token in tokens) or "no injection",
             k=self.k,
             mode=self.mode,
         )
@@ -155,9 +158,13 @@ class _Search:
     """What the search measures while heads are steered, and the values without any."""
 
     def __init__(
-        self, model: HookedTransformer, bias: Bias, token: BiasToken | None, options: BudgetSearch
+        self,
+        model: HookedTransformer,
+        bias: Bias,
+        tokens: Sequence[BiasToken],
+        options: BudgetSearch,
     ) -> None:
-        self.model, self.bias, self.token, self.options = model, bias, token, options
+        self.model, self.bias, self.tokens, self.options = model, bias, tokens, options
         self.reference = head_means(model) if options.mode == "mean" else None
         self.prompts = bias.scoping_prompts[: options.n_prompts]
         self.targets = bias.sample_targets("fitting", options.n_targets, options.seed)
@@ -180,11 +187,16 @@ class _Search:
         """The first heads, highest first, by what they still add when ``heads`` are silent."""
         options = self.options
         scope = BiasScope(method="attribution_patching", ablate_to=options.mode, seed=options.seed)
-        rows: list[BiasToken | None] = []
-        rows += [self.token] if self.token and options.serves != "targets" else []
-        rows += [None] if options.serves != "token" else []
+        served: list[Sequence[BiasToken | None]] = []
+        served += [self.tokens] if self.tokens and options.serves != "targets" else []
+        served += [[None]] if options.serves != "token" else []
         with self._steered(heads):
-            maps = [scope.attribute(self.model, self.bias, row).values for row in rows]
+            maps = [
+                torch.stack(
+                    [scope.attribute(self.model, self.bias, row).values for row in rows]
+                ).mean(0)
+                for rows in served
+            ]
         total = torch.stack(maps).mean(0)
         ranked = top_heads(total, int((total > 0).sum()))
         return [head for head in ranked if head not in heads][:MOST_PROPOSALS]
@@ -214,18 +226,17 @@ class _Search:
     def drop(self, heads: Sequence[Head]) -> float:
         """Fall of the log-odds that are to be served (nats)."""
         falls = (self.plain_odds - self.log_odds(heads)).mean(0)
-        targets = falls[-len(self.targets) :].mean().item()
-        if self.token is None:
+        own, others = falls.split([len(self.tokens), len(self.targets)])
+        targets = others.mean().item()
+        if not self.tokens:
             return targets
-        token = falls[0].item()
+        token = own.mean().item()
         by_served = {"token": token, "targets": targets, "both": (token + targets) / 2}
         return by_served[self.options.serves]
 
     def log_odds(self, heads: Sequence[Head]) -> Float[Tensor, "prompt slot"]:
-        """Of the BiasToken, then of the targets (nats)."""
-        own = (self.token.text,) if self.token else ()
-        attached = self.token.attached(self.model) if self.token else nullcontext()
-        with attached, self._steered(heads):
+        """Of each BiasToken, then of the targets (nats)."""
+        with attached_together(self.model, self.tokens) as own, self._steered(heads):
             found = bias_log_odds(self.model, self.bias, self.prompts, (*own, *self.targets))
         return found.log_odds
 
