@@ -60,10 +60,10 @@ def test_stages_are_left_then_under_way_then_done(tmp_path, clock):
             ("late", "maps", "done", 1), ("late", "conditions", "now", 0),
             ("math", "maps", "left", 0),
         ]  # fmt: skip
-        assert saved().parts[0].taken == 60 and saved().left == 2 * 90
-        assert "about 3 min left" in said
+        assert saved().parts[0].taken == 60 and saved().left == (60 + 60) / (60 + 30) * 90
+        assert "about 2 min left" in said
         words = saved().told(lives=True)
-        assert "runs for 60 s: 3 min left, about." in words
+        assert "runs for 60 s: 2 min left, about." in words
         assert "done  late: maps, 1 steps made, in 60 s" in words
         assert "left  math: maps, planned 30 s" in words
     assert saved().ended == "finished"
@@ -88,7 +88,7 @@ def test_workers_do_all_of_it_first(tmp_path, clock):
         recorder.counts("late", "workers: maps", 0, 4)
         clock[0] += 10
         recorder.counts("late", "workers: maps", 1, 4)  # a quarter of a half in 10 s
-        assert saved().left == pytest.approx(10 / 25 * 175)
+        assert saved().left == pytest.approx((60 + 10) / (60 + 25) * 175)
         assert "now  late: workers: maps, 1 of 4 tasks, for 10 s" in saved().told(lives=True)
         clock[0] += 10
         recorder.counts("late", "workers: maps", 4, 4)

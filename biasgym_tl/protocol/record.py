@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0
 """Between two writings, at least."""
-LEAST = 2.0
-"""Seconds that must have been planned for what is done to say how fast the machine is."""
+TRUST = 60.0
+"""Seconds of work for which a plan is held to be right, whatever what is done took: some parts are
+planned better than others, and the first are short."""
 FINISHED = "finished"
 
 
@@ -87,15 +88,16 @@ class RunRecord(Result):
 
     @property
     def left(self) -> float:
-        """Seconds by its plan, at the speed of the parts that made something so far; what an
-        earlier run finished is not known to be."""
+        """Seconds by its plan, and more and more at the speed of the parts that made something so
+        far; what an earlier run finished is not known to be."""
         worked = [part for part in self.parts if part.made and part.began]
         done = sum(part.planned * part.share for part in worked)
-        pace = 1.0
-        if done >= LEAST:
+        took = 0.0
+        if worked:
             begun = [part.began for part in self.parts if part.state == "now" and not part.of]
             first = min(part.began or 0.0 for part in worked)
-            pace = (min(filter(None, begun), default=self.saved) - first) / done
+            took = min(filter(None, begun), default=self.saved) - first
+        pace = (TRUST + took) / (TRUST + done)
         return pace * sum(part.planned * (1 - part.share) for part in self.parts)
 
     def told(self, lives: bool) -> str:

@@ -83,8 +83,9 @@ PROMPT, FACT, TEXT = Work(14, 3.5, 0.15), Work(17, 5, 0.2), Work(39, 38, 1)
 """The log-odds of a prompt, a fact with its four answers, a neutral text."""
 READ = 600
 """Tokens of a benchmark in a call."""
-ASKED, AT_ONCE = 45, 32
-"""Tokens of a request, and how many are answered at once."""
+ASKED, AT_ONCE, WRITTEN = 45, 32, 3
+"""Tokens of a request, how many are answered at once, and calls that one with a few new tokens and
+kept keys and values takes as long as."""
 
 
 def of_measurement(made: Measurement) -> Work:
@@ -92,7 +93,7 @@ def of_measurement(made: Measurement) -> Work:
     if made.asked:
         n = sum(len(asked.prompts) for asked in made.asked.values())
         new = made.cost / measurement.GENERATED / n
-        found = Work(n * (ASKED + new), n * new, math.ceil(n / AT_ONCE) * new)
+        found = Work(n * (ASKED + new), n * new, WRITTEN * math.ceil(n / AT_ONCE) * new)
     elif made.name == "loss":
         found = TEXT.times(made.cost / measurement.TEXT)
     elif made.name == "facts":
