@@ -226,7 +226,7 @@ class _Search:
     def drop(self, heads: Sequence[Head]) -> float:
         """Fall of the log-odds that are to be served (nats)."""
         falls = (self.plain_odds - self.log_odds(heads)).mean(0)
-        own, others = falls.split([len(self.tokens), len(self.targets)])
+        own, others = falls[: len(self.tokens)], falls[len(self.tokens) :]
         targets = others.mean().item()
         if not self.tokens:
             return targets
